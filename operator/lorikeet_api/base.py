@@ -1,0 +1,73 @@
+"""What every resource model shares: camelCase on the wire, no unknown fields, and bounded types.
+
+Every string, list and map has an upper bound: without one the API server refuses a CRD whose CEL
+rules it cannot cost.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+
+class Model(BaseModel):
+    """Base of all models: camelCase aliases, unknown fields refused, instances immutable."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        strict=True,
+    )
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON-able camelCase form, without fields that are absent."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def cel(rule: str, message: str, **more: str) -> dict[str, str]:
+    """Return one `x-kubernetes-validations` entry (`rule`, `message`, and e.g. `fieldPath`)."""
+    return {"rule": rule, "message": message, **more}
+
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+QUALIFIED_NAME = (
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+)
+LABEL_VALUE = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"
+# What apimachinery's resource.Quantity parses, without a sign: https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
+QUANTITY = r"^([0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][+-]?[0-9]+))?$"
+
+ObjectName = Annotated[str, StringConstraints(pattern=DNS_SUBDOMAIN, min_length=1, max_length=253)]
+LabelKey = Annotated[str, StringConstraints(pattern=QUALIFIED_NAME, min_length=1, max_length=317)]
+LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE, max_length=63)]
+AnnotationValue = Annotated[str, StringConstraints(max_length=4096)]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$", min_length=1, max_length=128)]
+Text = Annotated[str, StringConstraints(max_length=1024)]
+QuantityText = Annotated[str, StringConstraints(pattern=QUANTITY, min_length=1, max_length=32)]
+Quantity = Annotated[
+    QuantityText | Annotated[int, Field(ge=0)],
+    Field(description="A Kubernetes quantity: `2`, `500m`, `16Gi`."),
+]
+Image = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._:/@-]*$", min_length=1, max_length=512),
+]
+# One path segment after the other without blanks, `..` or an empty bucket; the scheme decides who reads it.
+SOURCE_URI = r"^(s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^\s/?#]+)*/?|hf://[^\s/?#]+(/[^\s/?#]+)+|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\s/?#]+)+/?)$"
+S3_URI = r"^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^\s/?#]+)*/?$"
+SourceUri = Annotated[str, StringConstraints(pattern=SOURCE_URI, min_length=6, max_length=1024)]
+S3Uri = Annotated[str, StringConstraints(pattern=S3_URI, min_length=6, max_length=1024)]
+
+
+class NameReference(Model):
+    """A reference to an object in the same namespace (or without one) by its name."""
+
+    name: ObjectName
+    """Name of the object."""

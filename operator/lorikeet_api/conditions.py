@@ -1,0 +1,83 @@
+"""Conditions and their reasons: the vocabulary in which a FineTuneJob tells its story."""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from lorikeet_api.base import Model
+
+Phase = Literal["Pending", "Starting", "Running", "Succeeded", "Failed"]
+ConditionType = Literal["Validated", "Scheduled", "Started", "Complete", "Failed"]
+ConditionStatus = Literal["True", "False", "Unknown"]
+
+OperatorReason = Literal[
+    # Validated
+    "Resolved",
+    "ProfileNotFound",
+    "GpuClassUnknown",
+    "OutputUnknown",
+    "InvalidSpec",
+    "NameTaken",
+    "PodRefused",
+    # Scheduled, Started
+    "Waiting",
+    "Unschedulable",
+    "Bound",
+    "ImagePullFailed",
+    "ContainerConfigInvalid",
+    "ContainerNotStarted",
+    "PullingImage",
+    "TrainerRunning",
+    # Complete, Failed
+    "InProgress",
+    "Published",
+    "Adopted",
+    "RecordLost",
+    "JobDeleted",
+    "RetriesExhausted",
+]
+"""Reasons that the operator finds."""
+
+TrainerReason = Literal[
+    "Published",
+    "Adopted",
+    "InvalidContract",
+    "ModelNotFound",
+    "ModelInvalid",
+    "DataNotFound",
+    "DataInvalid",
+    "StorageRefused",
+    "StorageUnreachable",
+    "OutputConflict",
+    "NoGpu",
+    "MethodNotApplicable",
+    "OutOfMemory",
+    "LossNotFinite",
+    "Preempted",
+    "InternalError",
+]
+"""Reasons that the trainer gives in its record."""
+
+Reason = OperatorReason | TrainerReason
+
+ADVICE_OUT_OF_MEMORY: Final = (
+    "lower training.microBatchSize or dataset.maxLength, turn on training.activationCheckpointing, choose qlora,"
+    " or ask for more memory in compute.resources or a larger compute.gpuClass"
+)
+
+
+class Condition(Model):
+    """One statement about the job. `lastTransitionTime` changes only when `status` does."""
+
+    type: ConditionType
+    """What it is about."""
+    status: ConditionStatus
+    """Whether it holds."""
+    reason: Annotated[str, Field(min_length=1, max_length=64)]
+    """One word for machines."""
+    message: Annotated[str, Field(max_length=4096)]
+    """The cause and the next step, for people."""
+    observed_generation: int
+    """Generation of the spec that this speaks of."""
+    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    """When `status` last changed."""

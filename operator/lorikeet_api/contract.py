@@ -1,0 +1,265 @@
+"""What operator, trainer and agent agree on: the run's contract, its final record, its manifest.
+
+The contract lies in the pod as `/etc/lorikeet/run.json`; the record is the container's termination
+message; the manifest lies in S3 beside the adapter and is written last.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
+
+from lorikeet_api.base import Model, S3Uri, Text
+from lorikeet_api.training import Dataset, Method, ModelSource, Objective, Training
+
+CONTRACT_PATH: Final = "/etc/lorikeet/run.json"
+TERMINATION_PATH: Final = "/dev/termination-log"
+TERMINATION_LIMIT: Final = 4000
+"""Bytes that a termination message may have: the kubelet cuts it at 4,096."""
+WORK_DIR: Final = "/var/lib/lorikeet"
+"""The pod's scratch volume: model, data, caches and outputs."""
+CA_DIR: Final = "/etc/lorikeet/ca"
+"""Where the profile's CA bundle is mounted, as `ca.crt`."""
+
+EXIT_DONE: Final = 0
+EXIT_BAD_REQUEST: Final = 64
+"""The user's request is wrong; the same request fails again."""
+EXIT_BAD_DATA: Final = 65
+"""The data is bad."""
+EXIT_DOES_NOT_FIT: Final = 66
+"""Out of GPU or container memory."""
+EXIT_INTERNAL: Final = 70
+"""A defect or a fault inside; retried within maxRetries."""
+EXIT_PREEMPTED: Final = 75
+"""Asked to stop before the end; retried without counting."""
+FINAL_EXIT_CODES: Final = (EXIT_BAD_REQUEST, EXIT_BAD_DATA, EXIT_DOES_NOT_FIT)
+"""Codes that end the job at once."""
+
+
+class StorageAccess(Model):
+    """How S3 is reached; credentials come by the environment."""
+
+    endpoint: Text | None = None
+    """URL of an S3-compatible store. Absent: AWS."""
+    region: Text | None = None
+    """Region. Absent: us-east-1."""
+
+
+class RunContract(Model):
+    """Everything that a run needs to know; nothing in it depends on the pod that runs it."""
+
+    version: Literal["v1"] = "v1"
+    """Version of this contract."""
+    namespace: str
+    """Namespace of the FineTuneJob."""
+    name: str
+    """Name of the FineTuneJob."""
+    run_id: str
+    """Address of the run below `outputUri`: see `run_id`."""
+    model: ModelSource
+    """Base model."""
+    dataset: Dataset
+    """Training and evaluation data."""
+    method: Method
+    """full, lora or qlora."""
+    objective: Objective
+    """sft."""
+    training: Training
+    """Hyperparameters; every one that has a default is set."""
+    output_uri: S3Uri
+    """The run publishes below `<outputUri>/<runId>/`."""
+    storage: StorageAccess = StorageAccess()
+    """How S3 is reached."""
+    gpus: Annotated[int, Field(ge=0)]
+    """GPUs that the pod asked for; 0 trains on the CPU."""
+    allow_cpu: bool = False
+    """Train on the CPU if the pod asked for GPUs and has none (development clusters)."""
+    grace_period_seconds: Annotated[int, Field(ge=1)] = 120
+    """Seconds between SIGTERM and SIGKILL."""
+    date: str
+    """Day of the FineTuneJob's creation (YYYY-MM-DD): what a chat template that prints today's date prints."""
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the bytes of `value` as JSON with sorted keys and no blanks: equal values, equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def run_id(model: ModelSource, dataset: Dataset, method: Method, objective: Objective, training: Training) -> str:
+    """Return the run's address: 16 hex digits of the sha256 of all that decides its result.
+
+    The same request gives the same id wherever and whenever it is made, so a finished run is found again
+    by a recreated job instead of being trained again.
+    """
+    parts = [part.to_wire() for part in (model, dataset, method, objective, training)]
+    return hashlib.sha256(canonical_json(parts)).hexdigest()[:16]
+
+
+class Metrics(Model):
+    """The run's figures. Losses are means over trained tokens, in nats."""
+
+    train_loss: float | None = None
+    """Training loss, mean over the whole run."""
+    eval_loss: float | None = None
+    """Loss on the held-out examples after training: sum of the tokens' negative log-likelihoods / tokens."""
+    base_eval_loss: float | None = None
+    """The same before training."""
+    perplexity: float | None = None
+    """exp(evalLoss)."""
+    steps: int | None = None
+    """Optimiser steps made."""
+    train_examples: int | None = None
+    """Examples trained on (an epoch's)."""
+    eval_examples: int | None = None
+    """Held-out examples."""
+    dropped_examples: int | None = None
+    """Examples left out because they were longer than maxLength."""
+    trained_tokens: int | None = None
+    """Tokens that the training examples' loss counts, one epoch."""
+    trainable_parameters: int | None = None
+    """Parameters that were trained."""
+    trainable_percent: float | None = None
+    """Their share of all parameters, in percent."""
+    quantized_layers: int | None = None
+    """Linear layers held in 4 bits."""
+    quantized_percent: float | None = None
+    """Share of the base model's parameters held in 4 bits, in percent."""
+    stop_token_percent: float | None = None
+    """Share of the examples whose last trained token is a stop token, in percent."""
+    tokens_per_second: float | None = None
+    """Tokens per second of training, padding not counted."""
+    train_seconds: float | None = None
+    """Seconds of training."""
+    peak_memory_bytes: int | None = None
+    """Peak memory: of the GPU where there is one, else of the process."""
+    device: Text | None = None
+    """What it trained on: the GPU's name, or cpu."""
+
+
+class Artifacts(Model):
+    """What the run published."""
+
+    uri: str
+    """Where it lies: `<output>/<runId>`."""
+    run_id: str
+    """Hash of the resolved request: equal requests have equal ids."""
+    revision: str
+    """First 8 hex digits of `sha256`."""
+    sha256: str
+    """sha256 of the manifest, which holds those of all files."""
+    size_bytes: int
+    """Size of all files together."""
+
+
+class RunRecord(Model):
+    """How a run ended: the container's termination message, at most TERMINATION_LIMIT bytes of JSON."""
+
+    reason: str
+    """A `conditions.Reason`."""
+    message: str
+    """The cause and the next step."""
+    retryable: bool = False
+    """Whether the same run may be tried again."""
+    metrics: Metrics | None = None
+    """The run's figures, if it got so far."""
+    artifacts: Artifacts | None = None
+    """What was published, if anything."""
+
+    def to_message(self) -> str:
+        """Return the termination message; the message text is shortened where the limit demands it."""
+        text = json.dumps(self.to_wire(), ensure_ascii=False)
+        excess = len(text.encode()) - TERMINATION_LIMIT
+        if excess <= 0:
+            return text
+        # Escapes make a character up to 6 bytes long in JSON, so cut by trial from the largest that may fit.
+        keep = len(self.message)
+        while len(text.encode()) > TERMINATION_LIMIT and keep > 0:
+            keep -= max(1, (len(text.encode()) - TERMINATION_LIMIT) // 6)
+            shorter = self.model_copy(update={"message": self.message[: max(keep, 0)] + " …"})
+            text = json.dumps(shorter.to_wire(), ensure_ascii=False)
+        return text
+
+
+class FileDigest(Model):
+    """One file with its content's address."""
+
+    path: str
+    """Path below the manifest's folder, or below the source."""
+    sha256: str
+    """sha256 of the content, hex."""
+    size: int
+    """Bytes."""
+
+
+class SourceDigest(Model):
+    """One source as it was read."""
+
+    uri: str
+    """Where it was read from."""
+    revision: str | None = None
+    """Resolved commit of an `hf://` source."""
+    files: list[FileDigest]
+    """The files read."""
+    rows: int | None = None
+    """Examples in it (data sets)."""
+
+
+class Servable(Model):
+    """Whether an engine can load what was published."""
+
+    lora: bool
+    """Whether it can be served as a LoRA adapter on the original base model."""
+    reason: str | None = None
+    """Why not."""
+
+
+class Template(Model):
+    """The chat template that the examples were rendered with."""
+
+    source: Literal["base", "lorikeet", "none"]
+    """The base model's own, Lorikeet's (the base has none), or none (plain text)."""
+    sha256: str | None = None
+    """sha256 of the template's text."""
+
+
+class Manifest(Model):
+    """What a run published and all that is needed to make it again. `manifest.json`, written last."""
+
+    version: Literal["v1"] = "v1"
+    """Version of this layout."""
+    kind: Literal["adapter", "model"]
+    """adapter (LoRA, QLoRA) or model (full)."""
+    run_id: str
+    """The run's address."""
+    base_model: SourceDigest
+    """The base model as it was read."""
+    data: list[SourceDigest]
+    """Training sources in the spec's order, then the evaluation set."""
+    contract: RunContract
+    """The whole request, resolved."""
+    files: list[FileDigest]
+    """Every published file."""
+    template: Template
+    """The chat template of training, to be used at inference."""
+    rank: int | None = None
+    """LoRA rank of the adapter."""
+    servable: Servable
+    """What an engine can do with it."""
+    metrics: Metrics
+    """The run's figures."""
+    libraries: dict[str, str]
+    """Versions of the libraries that decide the result."""
+
+    def to_bytes(self) -> bytes:
+        """Return the file's bytes; their sha256 is the revision."""
+        return json.dumps(self.to_wire(), indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
+class LatestPointer(Model):
+    """`<output>/latest.json`: the newest run below an output."""
+
+    run_id: str
+    """The run."""
+    sha256: str
+    """sha256 of its manifest."""

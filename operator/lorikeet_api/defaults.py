@@ -1,0 +1,68 @@
+"""Hyperparameters by method and objective: one table, printed in the CRD and resolved into status.
+
+A static CRD default cannot depend on the method, and the workshop's LoRA values would wreck a full
+fine-tune, so these are resolved by the operator when the job starts.
+"""
+
+from typing import Any, Final
+
+from lorikeet_api.training import Method, MethodName, ObjectiveName, Training
+
+_COMMON: Final = Training(
+    epochs=3,
+    batch_size=16,
+    warmup_ratio=0.03,
+    weight_decay=0.0,
+    scheduler="cosine",
+    max_grad_norm=1.0,
+    seed=42,
+    logging_steps=10,
+)
+
+DEFAULTS: Final[dict[tuple[MethodName, ObjectiveName], Training]] = {
+    ("lora", "sft"): _COMMON.model_copy(update={"learning_rate": 2e-4}),
+    ("qlora", "sft"): _COMMON.model_copy(update={"learning_rate": 2e-4}),
+    ("full", "sft"): _COMMON.model_copy(update={"learning_rate": 1e-5}),
+}
+"""Every field that a run needs, by (method, objective)."""
+
+TYPICAL_ADAPTER: Final[dict[str, tuple[float, float]]] = {"rank": (4, 128), "dropout": (0.0, 0.2)}
+TYPICAL_TRAINING: Final[dict[str, tuple[float, float]]] = {"epochs": (1, 5), "batch_size": (4, 256)}
+LEARNING_RATE_FACTOR: Final = 5.0
+
+
+def describe(field: str) -> str | None:
+    """Return a field's defaults as a sentence for its description, or None if the table has none."""
+    values: dict[Any, list[str]] = {}
+    for (method, objective), training in DEFAULTS.items():
+        value = getattr(training, field)
+        if value is not None:
+            values.setdefault(value, []).append(f"{method} {objective}")
+    if not values:
+        return None
+    if len(values) == 1:
+        return f"Default: {next(iter(values))}."
+    return "Default: " + ", ".join(f"{value} ({', '.join(where)})" for value, where in values.items()) + "."
+
+
+def unusual(method: Method, objective: ObjectiveName, training: Training) -> list[str]:
+    """Return a warning for each value outside the range in which such runs usually work."""
+    warnings = []
+    usual_rate = DEFAULTS[method.name, objective].learning_rate
+    if training.learning_rate is not None and usual_rate is not None:
+        low, high = usual_rate / LEARNING_RATE_FACTOR, usual_rate * LEARNING_RATE_FACTOR
+        if not low <= training.learning_rate <= high:
+            warnings.append(
+                f"learningRate {training.learning_rate:g} is unusual for {method.name} {objective}"
+                f" (typical: {low:g} to {high:g})"
+            )
+    checked: list[tuple[object, dict[str, tuple[float, float]]]] = [(training, TYPICAL_TRAINING)]
+    if method.adapter is not None:
+        checked.append((method.adapter, TYPICAL_ADAPTER))
+    for model, ranges in checked:
+        for field, (low, high) in ranges.items():
+            value = getattr(model, field)
+            if value is not None and not low <= value <= high:
+                alias = type(model).model_fields[field].alias or field  # type: ignore[attr-defined]
+                warnings.append(f"{alias} {value:g} is unusual (typical: {low:g} to {high:g})")
+    return warnings

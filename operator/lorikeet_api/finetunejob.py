@@ -1,0 +1,161 @@
+"""FineTuneJob: one fine-tuning run, from a base model and data to a published adapter or model."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lorikeet_api.base import Image, LabelKey, Model, NameReference, ObjectName, S3Uri, cel
+from lorikeet_api.compute import Compute, listed
+from lorikeet_api.conditions import Condition, Phase
+from lorikeet_api.contract import Artifacts, Metrics, RunContract
+from lorikeet_api.names import DEFAULT_PROFILE, MAX_JOB_NAME
+from lorikeet_api.resource import Resource
+from lorikeet_api.training import Dataset, Full, Lora, Method, ModelSource, Objective, QLora, Sft, Training
+
+__all__ = ["FineTuneJob", "FineTuneJobSpec", "FineTuneJobStatus", "Full", "Lora", "Output", "QLora", "Resolved"]
+
+
+class Output(Model):
+    """Where the run publishes."""
+
+    uri: S3Uri
+    """The run publishes below `<uri>/<runId>/` and points to it with `<uri>/latest.json`."""
+
+
+class FineTuneJobSpec(Model):
+    """What to train, how, and on which pod. Immutable but for `maxRetries`."""
+
+    profile_ref: NameReference = NameReference(name=DEFAULT_PROFILE)
+    """TuningProfile with storage, images and defaults."""
+    model: ModelSource
+    """Base model."""
+    dataset: Dataset
+    """Training and evaluation data."""
+    method: Method = Method(qlora=QLora())
+    """How the weights are changed: exactly one of full, lora and qlora."""
+    objective: Objective = Objective(sft=Sft())
+    """What the run optimises."""
+    training: Training = Training()
+    """Hyperparameters."""
+    compute: Compute = Compute()
+    """What the trainer's pod asks for."""
+    output: Output | None = None
+    """Where the run publishes. Absent: below the profile's storage, by namespace and name."""
+    max_retries: Annotated[int, Field(ge=0, le=100)] = 3
+    """How often a failed attempt is made again. A wrong request, bad data and a run that does not fit into
+    memory are never retried."""
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the immutability rules: everything that defines the run is fixed from creation."""
+        return [
+            cel(
+                f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
+                f"{field} cannot change once the job exists: create a new FineTuneJob",
+                fieldPath=f".{field}",
+            )
+            for field in (info.alias or name for name, info in FineTuneJobSpec.model_fields.items())
+            if field != "maxRetries"
+        ]
+
+
+class Resolved(Model):
+    """The request with profile and defaults filled in, fixed before the first pod: later edits of the
+    profile do not touch a started job."""
+
+    profile: ObjectName
+    """The profile that was used."""
+    profile_generation: int
+    """Its generation then."""
+    contract: RunContract
+    """What the trainer was told."""
+    compute: Compute
+    """Pod settings, merged."""
+    image: Image
+    """Trainer image."""
+    gpu_resource: LabelKey
+    """Extended resource of the GPUs."""
+    secret_name: ObjectName | None = None
+    """Secret with the S3 credentials."""
+    ca_config_map_name: ObjectName | None = None
+    """ConfigMap with the CAs to trust."""
+    warnings: Annotated[list[str], listed(0, 32)] = []
+    """Values outside the range in which such runs usually work."""
+
+
+class FineTuneJobStatus(Model):
+    """What became of the job; written by the operator alone."""
+
+    phase: Phase = "Pending"
+    """The job's state in one word."""
+    conditions: Annotated[list[Condition], listed(0, 16, keys=["type"])] = []
+    """Validated, Scheduled, Started, Complete, Failed: each with its reason and a message."""
+    observed_generation: int = 0
+    """Generation of the spec that this status speaks of."""
+    attempts: int = 0
+    """Pods started so far."""
+    job_uid: str | None = None
+    """The batch Job of this run. Once set, no other Job is made: a lost Job is reported, not trained again."""
+    start_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    """When the batch Job was made."""
+    completion_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    """When the run ended."""
+    metrics: Metrics | None = None
+    """The run's figures."""
+    artifacts: Artifacts | None = None
+    """What was published."""
+    resolved: Resolved | None = None
+    """The request with profile and defaults filled in."""
+
+
+class FineTuneJob(Resource):
+    """One fine-tuning run: a base model, data, a method; its adapter or model is published to S3."""
+
+    crd: ClassVar[dict[str, Any]] = {
+        "plural": "finetunejobs",
+        "singular": "finetunejob",
+        "shortNames": ["ftj"],
+        "categories": ["lorikeet"],
+        "scope": "Namespaced",
+        "columns": [
+            {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
+            {"name": "Loss", "type": "number", "jsonPath": ".status.metrics.trainLoss"},
+            {"name": "Eval-Loss", "type": "number", "jsonPath": ".status.metrics.evalLoss"},
+            {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+            {"name": "Model", "type": "string", "jsonPath": ".spec.model.uri", "priority": 1},
+            {"name": "Revision", "type": "string", "jsonPath": ".status.artifacts.revision", "priority": 1},
+            {
+                "name": "Message",
+                "type": "string",
+                "jsonPath": '.status.conditions[?(@.type=="Failed")].message',
+                "priority": 1,
+            },
+        ],
+        "rules": [
+            cel(
+                f"self.metadata.name.size() <= {MAX_JOB_NAME}",
+                f"the name may have at most {MAX_JOB_NAME} characters, so that the names of its pods fit",
+            ),
+            cel(
+                "!self.metadata.name.contains('.')",
+                "the name may not contain dots: it becomes the host name of its pods",
+            ),
+        ],
+    }
+
+    api_version: Literal["lorikeet.dev/v1alpha1"]
+    """Version of this schema."""
+    kind: Literal["FineTuneJob"]
+    """FineTuneJob."""
+    spec: FineTuneJobSpec
+    """What to train, how, and on which pod."""
+    status: FineTuneJobStatus = FineTuneJobStatus()
+    """What became of the job."""
+
+    @model_validator(mode="after")
+    def _name_fits(self) -> Self:
+        if len(self.metadata.name) > MAX_JOB_NAME:
+            raise ValueError(f"the name may have at most {MAX_JOB_NAME} characters, so that the names of its pods fit")
+        if "." in self.metadata.name:
+            raise ValueError("the name may not contain dots: it becomes the host name of its pods")
+        return self

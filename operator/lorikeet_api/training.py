@@ -1,0 +1,290 @@
+"""What a run does: model, data, method, objective and hyperparameters.
+
+These models stand in a FineTuneJob's spec and, resolved, in the trainer's contract.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from lorikeet_api.base import Model, NameReference, SourceUri, cel
+
+MethodName = Literal["full", "lora", "qlora"]
+ObjectiveName = Literal["sft"]
+DataFormat = Literal["auto", "instruction", "chat", "completion", "text"]
+TrainOn = Literal["completion", "assistant", "lastTurn", "all"]
+Overlong = Literal["drop", "truncate", "fail"]
+Scheduler = Literal["cosine", "linear", "constant"]
+
+Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", min_length=1, max_length=128)]
+ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$", min_length=1, max_length=128)]
+
+
+class ModelSource(Model):
+    """Where the base model comes from: safetensors weights, config and tokenizer in one folder."""
+
+    uri: SourceUri
+    """Where the model lies: `s3://bucket/prefix`, `hf://org/name` or `pvc://claim/path`."""
+    revision: Revision | None = None
+    """Commit, tag or branch of an `hf://` model. Name a commit to pin it; absent: the main branch."""
+    secret_ref: NameReference | None = None
+    """Secret in the job's namespace whose key `HF_TOKEN` opens gated `hf://` sources."""
+
+
+class DataSource(Model):
+    """One file, or a folder of files, of examples: .jsonl, .json, .csv or .parquet."""
+
+    uri: SourceUri
+    """Where the examples lie: `s3://bucket/key`, `hf://org/dataset/path/in/repository` or `pvc://claim/path`.
+    A URI without a known file ending is read as a folder, all files of it in name order."""
+    revision: Revision | None = None
+    """Commit, tag or branch of an `hf://` data set. Absent: the main branch."""
+
+
+class WeightedDataSource(DataSource):
+    """A data source with its share of the training mixture."""
+
+    weight: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Relative share of this source in the examples of an epoch. Either every source has one or none has;
+    without weights every example of every source is seen once an epoch."""
+
+
+class Columns(Model):
+    """Which of the data's columns plays which role, where the names differ from the usual ones."""
+
+    prompt: ColumnName | None = None
+    """Column of the prompt (usual name: `prompt`)."""
+    completion: ColumnName | None = None
+    """Column of the completion (usual name: `completion`)."""
+    messages: ColumnName | None = None
+    """Column of the chat messages, a list of `{role, content}` (usual name: `messages`)."""
+    text: ColumnName | None = None
+    """Column of the plain text (usual name: `text`)."""
+    instruction: ColumnName | None = None
+    """Column of the instruction (usual name: `instruction`)."""
+    input: ColumnName | None = None
+    """Column of the instruction's optional input (usual name: `input`)."""
+    output: ColumnName | None = None
+    """Column of the expected output (usual name: `output`)."""
+    system: ColumnName | None = None
+    """Column of an optional system prompt (usual name: `system`)."""
+
+
+FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
+    "instruction": ("instruction", "input", "output", "system"),
+    "chat": ("messages",),
+    "completion": ("prompt", "completion", "system"),
+    "text": ("text",),
+}
+"""The roles that each format's rows have."""
+
+
+def _columns_rule(data_format: str) -> dict[str, str]:
+    foreign = [role for role in Columns.model_fields if role not in FORMAT_COLUMNS[data_format]]
+    absent = " && ".join(f"!has(self.columns.{role})" for role in foreign)
+    return cel(
+        f"self.format != '{data_format}' || !has(self.columns) || ({absent})",
+        f"format {data_format} has only the columns {', '.join(FORMAT_COLUMNS[data_format])}",
+    )
+
+
+class Dataset(Model):
+    """The examples to train on, and how to read them."""
+
+    train: Annotated[
+        list[WeightedDataSource], Field(min_length=1, max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"})
+    ]
+    """Training sources, mixed by weight."""
+    eval: DataSource | None = None
+    """Held-out examples for the evaluation loss. Excludes `evalFraction`."""
+    eval_fraction: Annotated[float, Field(gt=0, le=0.5)] | None = None
+    """Share of the training examples held out for evaluation, chosen by the seed. Excludes `eval`."""
+    format: DataFormat = "auto"
+    """Shape of the rows: `instruction` (instruction, input, output), `chat` (messages), `completion`
+    (prompt, completion), `text`; `auto` tells it from the columns of the first row."""
+    train_on: TrainOn | None = None
+    """Tokens that the loss counts: `completion` (the answer), `assistant` (every assistant turn), `lastTurn`
+    (the last one), `all`. Absent: `completion` for instruction and completion rows, `assistant` for chat,
+    `all` for text."""
+    overlong: Overlong = "drop"
+    """What happens to a row of more than `maxLength` tokens: `drop` (counted in the metrics), `truncate`
+    (at the end), or `fail`."""
+    columns: Columns | None = None
+    """Names of the data's columns where they differ from the usual ones."""
+    max_length: Annotated[int, Field(ge=8, le=1048576)] = 2048
+    """Longest example, in tokens (TRL: `max_length`)."""
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        if self.eval is not None and self.eval_fraction is not None:
+            raise ValueError("give eval or evalFraction, not both")
+        if len({source.weight is None for source in self.train}) == 2:
+            raise ValueError("give every training source a weight, or none")
+        if self.format == "text" and self.train_on not in (None, "all"):
+            raise ValueError("format text has no roles: trainOn can only be all")
+        if self.columns is not None and self.format in FORMAT_COLUMNS:
+            foreign = self.columns.model_fields_set - set(FORMAT_COLUMNS[self.format])
+            if any(getattr(self.columns, role) is not None for role in foreign):
+                raise ValueError(f"format {self.format} has only the columns {', '.join(FORMAT_COLUMNS[self.format])}")
+        return self
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rules of `_cross_checks` for the API server."""
+        return [
+            cel("!(has(self.eval) && has(self.evalFraction))", "give eval or evalFraction, not both"),
+            cel(
+                "self.train.all(s, has(s.weight)) || self.train.all(s, !has(s.weight))",
+                "give every training source a weight, or none",
+            ),
+            cel(
+                "self.format != 'text' || !has(self.trainOn) || self.trainOn == 'all'",
+                "format text has no roles: trainOn can only be all",
+            ),
+            *(_columns_rule(data_format) for data_format in FORMAT_COLUMNS),
+        ]
+
+
+class Full(Model):
+    """Train every weight of the model."""
+
+
+class Lora(Model):
+    """Train low-rank adapters beside frozen weights (LoRA, arXiv:2106.09685)."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """LoRA rank (PEFT: `r`)."""
+    alpha: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Scaling numerator: the update is scaled by alpha / rank (PEFT: `lora_alpha`)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Dropout on the adapters' input while training (PEFT: `lora_dropout`)."""
+    target_modules: Annotated[
+        list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "atomic"})
+    ] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    """Names of the linear layers that get an adapter (PEFT: `target_modules`)."""
+
+
+class QLora(Lora):
+    """LoRA over a base model held in 4 bits (QLoRA, arXiv:2305.14314)."""
+
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    """4-bit data type (bitsandbytes: `bnb_4bit_quant_type`)."""
+    double_quant: bool = True
+    """Quantise the quantisation constants too (bitsandbytes: `bnb_4bit_use_double_quant`)."""
+
+
+def _exactly_one(model: type[Model], what: str) -> dict[str, str]:
+    arms = list(model.model_fields)
+    flags = ", ".join(f"has(self.{arm})" for arm in arms)
+    return cel(f"[{flags}].filter(x, x).size() == 1", f"give exactly one {what}: {', '.join(arms)}")
+
+
+class Method(Model):
+    """How the weights are changed: exactly one of full, lora and qlora."""
+
+    full: Full | None = None
+    """Train every weight."""
+    lora: Lora | None = None
+    """Train low-rank adapters on the base model in 16 bits."""
+    qlora: QLora | None = None
+    """Train low-rank adapters on the base model in 4 bits."""
+
+    @model_validator(mode="after")
+    def _one_arm(self) -> Self:
+        if sum(getattr(self, arm) is not None for arm in Method.model_fields) != 1:
+            raise ValueError(f"give exactly one method: {', '.join(Method.model_fields)}")
+        return self
+
+    @property
+    def name(self) -> MethodName:
+        """The chosen arm's name."""
+        return "full" if self.full is not None else "lora" if self.lora is not None else "qlora"
+
+    @property
+    def adapter(self) -> Lora | None:
+        """The adapter's settings; None for a full fine-tune."""
+        return self.lora or self.qlora
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rule of `_one_arm` for the API server."""
+        return [_exactly_one(Method, "method")]
+
+
+class Sft(Model):
+    """Supervised fine-tuning on examples (TRL: SFTTrainer)."""
+
+
+class Objective(Model):
+    """What the run optimises: exactly one objective."""
+
+    sft: Sft | None = None
+    """Supervised fine-tuning: next-token loss on the tokens that `dataset.trainOn` names."""
+
+    @model_validator(mode="after")
+    def _one_arm(self) -> Self:
+        if sum(getattr(self, arm) is not None for arm in Objective.model_fields) != 1:
+            raise ValueError(f"give exactly one objective: {', '.join(Objective.model_fields)}")
+        return self
+
+    @property
+    def name(self) -> ObjectiveName:
+        """The chosen arm's name."""
+        return "sft"
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rule of `_one_arm` for the API server."""
+        return [_exactly_one(Objective, "objective")]
+
+
+PositiveSteps = Annotated[int, Field(ge=1, le=100_000_000)]
+
+
+class Training(Model):
+    """Hyperparameters. Each absent one comes from the profile, else from the table by method and objective."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Passes over the training examples (TRL: `num_train_epochs`)."""
+    max_steps: PositiveSteps | None = None
+    """Optimiser steps after which the run ends, before its epochs do (TRL: `max_steps`)."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Peak learning rate (TRL: `learning_rate`)."""
+    batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Effective batch: examples per optimiser step, over all GPUs and accumulation steps."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Examples per forward pass on one GPU (TRL: `per_device_train_batch_size`); the rest of `batchSize` is
+    reached by accumulation, so it must divide `batchSize`. Absent: the largest divisor of batchSize up to 4."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the steps in which the learning rate rises to its peak."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    """AdamW's weight decay (TRL: `weight_decay`)."""
+    scheduler: Scheduler | None = None
+    """Course of the learning rate after the warm-up (TRL: `lr_scheduler_type`)."""
+    max_grad_norm: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Gradients are clipped to this norm (TRL: `max_grad_norm`)."""
+    seed: Annotated[int, Field(ge=0, le=2147483647)] | None = None
+    """Seed of initialisation, shuffling, dropout and the evaluation split."""
+    activation_checkpointing: bool | None = None
+    """Recompute activations in the backward pass to save memory. Absent: on where the run has a GPU."""
+    logging_steps: PositiveSteps | None = None
+    """Steps between two logged losses."""
+    eval_steps: PositiveSteps | None = None
+    """Steps between two evaluations. Absent: once an epoch."""
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Self:
+        if self.batch_size is not None and self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError("microBatchSize must divide batchSize")
+        return self
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rules of `_cross_checks` for the API server."""
+        return [
+            cel(
+                "!has(self.batchSize) || !has(self.microBatchSize) || self.batchSize % self.microBatchSize == 0",
+                "microBatchSize must divide batchSize",
+            )
+        ]
