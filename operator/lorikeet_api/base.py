@@ -6,8 +6,10 @@ rules it cannot cost.
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 class Model(BaseModel):
@@ -25,17 +27,53 @@ class Model(BaseModel):
         strict=True,
     )
 
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rules across fields that the API server checks; the model's validators check the same."""
+        return []
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        if rules := cls.cel_rules():
+            handler.resolve_ref_schema(schema)["x-kubernetes-validations"] = rules
+        return schema
+
     def to_wire(self) -> dict[str, Any]:
         """Return the JSON-able camelCase form, without fields that are absent."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
 def cel(rule: str, message: str, **more: str) -> dict[str, str]:
-    """Return one `x-kubernetes-validations` entry (`rule`, `message`, and e.g. `fieldPath`)."""
+    """Return one `x-kubernetes-validations` entry (`rule`, `message`, and for example `fieldPath`)."""
     return {"rule": rule, "message": message, **more}
 
 
-DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+def listed(low: int, high: int) -> Any:
+    """Return the bounds of a list that is replaced as a whole."""
+    return Field(min_length=low, max_length=high, json_schema_extra={"x-kubernetes-list-type": "atomic"})
+
+
+def mapped(key: str, high: int) -> Any:
+    """Return the bounds of a list whose items are merged by `key`, which must be unique."""
+    return Field(
+        max_length=high,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]},
+    )
+
+
+def unique(key: str) -> AfterValidator:
+    """Return a validator that refuses two items with the same `key`, as the API server does."""
+
+    def check(items: list[Any]) -> list[Any]:
+        values = [getattr(item, key) for item in items]
+        if len(set(values)) < len(values):
+            raise ValueError(f"two items have the same {key}")
+        return items
+
+    return AfterValidator(check)
+
+
 DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 QUALIFIED_NAME = (
     r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"

@@ -1,6 +1,6 @@
 """The pod that a run gets: resources, placement, identity. Kubernetes' own shapes, bounded."""
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -16,16 +16,10 @@ from lorikeet_api.base import (
     Quantity,
     Text,
     cel,
+    listed,
+    mapped,
+    unique,
 )
-
-
-def listed(low: int, high: int, *, keys: list[str] | None = None) -> Any:
-    """Return the bounds of a list, atomic or merged by `keys`."""
-    kind: dict[str, Any] = {"x-kubernetes-list-type": "map" if keys else "atomic"}
-    if keys:
-        kind["x-kubernetes-list-map-keys"] = keys
-    return Field(min_length=low, max_length=high, json_schema_extra=kind)
-
 
 RESERVED_ENV: Final = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "HF_TOKEN", "HOME", "USER",
@@ -126,7 +120,10 @@ class Toleration(Model):
         """Return the rules of `_checks` for the API server."""
         return [
             cel("has(self.key) || self.operator == 'Exists'", "a toleration without key needs operator Exists"),
-            cel("self.operator != 'Exists' || !has(self.value) || self.value == ''", "operator Exists takes no value"),
+            cel(
+                "self.operator != 'Exists' || !has(self.value) || self.value == ''",
+                "operator Exists takes no value",
+            ),
             cel(
                 "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
                 "tolerationSeconds needs effect NoExecute",
@@ -154,7 +151,10 @@ class Requirement(Model):
     def cel_rules() -> list[dict[str, str]]:
         """Return the rule of `_checks` for the API server."""
         return [
-            cel("(self.operator in ['In', 'NotIn']) == has(self.values)", "values go with In and NotIn, and only with them")
+            cel(
+                "(self.operator in ['In', 'NotIn']) == has(self.values)",
+                "values go with In and NotIn, and only with them",
+            )
         ]
 
 
@@ -186,7 +186,9 @@ class NodeAffinity(Model):
 
     required_during_scheduling_ignored_during_execution: NodeSelector | None = None
     """Nodes must match."""
-    preferred_during_scheduling_ignored_during_execution: Annotated[list[PreferredNodeTerm], listed(1, 16)] | None = None
+    preferred_during_scheduling_ignored_during_execution: Annotated[list[PreferredNodeTerm], listed(1, 16)] | None = (
+        None
+    )
     """Nodes should match."""
 
 
@@ -274,9 +276,9 @@ class Compute(Model):
     """ServiceAccount of the pod; gives S3 access by workload identity. No API token is mounted."""
     image: Image | None = None
     """Trainer image. Absent: the profile's, else the one that the operator was installed with."""
-    image_pull_secrets: Annotated[list[NameReference], listed(0, 16, keys=["name"])] | None = None
+    image_pull_secrets: Annotated[list[NameReference], mapped("name", 16), unique("name")] | None = None
     """Secrets with which the image is pulled."""
-    env: Annotated[list[EnvVar], listed(0, 64, keys=["name"])] | None = None
+    env: Annotated[list[EnvVar], mapped("name", 64), unique("name")] | None = None
     """More environment of the trainer, such as `HTTPS_PROXY`."""
     pod_labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] | None = None
     """More labels of the pod; those of `app.kubernetes.io` and `lorikeet.dev` stay ours."""

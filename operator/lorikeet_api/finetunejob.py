@@ -4,15 +4,24 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorikeet_api.base import Image, LabelKey, Model, NameReference, ObjectName, S3Uri, cel
-from lorikeet_api.compute import Compute, listed
+from lorikeet_api.base import Image, LabelKey, Model, NameReference, ObjectName, S3Uri, cel, listed, mapped
+from lorikeet_api.compute import Compute
 from lorikeet_api.conditions import Condition, Phase
 from lorikeet_api.contract import Artifacts, Metrics, RunContract
 from lorikeet_api.names import DEFAULT_PROFILE, MAX_JOB_NAME
 from lorikeet_api.resource import Resource
 from lorikeet_api.training import Dataset, Full, Lora, Method, ModelSource, Objective, QLora, Sft, Training
 
-__all__ = ["FineTuneJob", "FineTuneJobSpec", "FineTuneJobStatus", "Full", "Lora", "Output", "QLora", "Resolved"]
+__all__ = [
+    "FineTuneJob",
+    "FineTuneJobSpec",
+    "FineTuneJobStatus",
+    "Full",
+    "Lora",
+    "Output",
+    "QLora",
+    "Resolved",
+]
 
 
 class Output(Model):
@@ -88,7 +97,7 @@ class FineTuneJobStatus(Model):
 
     phase: Phase = "Pending"
     """The job's state in one word."""
-    conditions: Annotated[list[Condition], listed(0, 16, keys=["type"])] = []
+    conditions: Annotated[list[Condition], mapped("type", 16)] = []
     """Validated, Scheduled, Started, Complete, Failed: each with its reason and a message."""
     observed_generation: int = 0
     """Generation of the spec that this status speaks of."""

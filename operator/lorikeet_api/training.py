@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from lorikeet_api.base import Model, NameReference, SourceUri, cel
+from lorikeet_api.base import Model, NameReference, SourceUri, cel, listed
 
 MethodName = Literal["full", "lora", "qlora"]
 ObjectiveName = Literal["sft"]
@@ -92,9 +92,7 @@ def _columns_rule(data_format: str) -> dict[str, str]:
 class Dataset(Model):
     """The examples to train on, and how to read them."""
 
-    train: Annotated[
-        list[WeightedDataSource], Field(min_length=1, max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"})
-    ]
+    train: Annotated[list[WeightedDataSource], listed(1, 32)]
     """Training sources, mixed by weight."""
     eval: DataSource | None = None
     """Held-out examples for the evaluation loss. Excludes `evalFraction`."""
@@ -159,9 +157,7 @@ class Lora(Model):
     """Scaling numerator: the update is scaled by alpha / rank (PEFT: `lora_alpha`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Dropout on the adapters' input while training (PEFT: `lora_dropout`)."""
-    target_modules: Annotated[
-        list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "atomic"})
-    ] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    target_modules: Annotated[list[ModuleName], listed(1, 64)] = ["q_proj", "k_proj", "v_proj", "o_proj"]
     """Names of the linear layers that get an adapter (PEFT: `target_modules`)."""
 
 
@@ -275,7 +271,11 @@ class Training(Model):
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
-        if self.batch_size is not None and self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+        if (
+            self.batch_size is not None
+            and self.micro_batch_size is not None
+            and self.batch_size % self.micro_batch_size
+        ):
             raise ValueError("microBatchSize must divide batchSize")
         return self
 

@@ -4,8 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from lorikeet_api.base import Image, Model, ObjectName, S3Uri, Text, cel
-from lorikeet_api.compute import Compute, GpuClass, listed
+from lorikeet_api.base import Image, Model, ObjectName, S3Uri, Text, cel, mapped, unique
+from lorikeet_api.compute import Compute, GpuClass
 from lorikeet_api.contract import StorageAccess
 from lorikeet_api.resource import Resource
 from lorikeet_api.training import Training
@@ -22,7 +22,7 @@ class Storage(StorageAccess):
     service_account_name: ObjectName | None = None
     """ServiceAccount in each job's namespace that carries the S3 identity (IRSA, Pod Identity)."""
     ca_config_map_name: ObjectName | None = None
-    """ConfigMap in each job's namespace whose key `ca.crt` holds the CAs to trust, beside none other."""
+    """ConfigMap in each job's namespace whose key `ca.crt` holds the CAs to trust, and no others."""
 
     @model_validator(mode="after")
     def _checks(self) -> Self:
@@ -68,7 +68,7 @@ class TuningProfileSpec(Model):
     """Images of the workloads."""
     defaults: Defaults = Defaults()
     """Values for fields that a job leaves out."""
-    gpu_classes: Annotated[list[GpuClass], listed(0, 64, keys=["name"])] = []
+    gpu_classes: Annotated[list[GpuClass], mapped("name", 64), unique("name")] = []
     """GPU kinds that jobs can ask for by name."""
     allow_cpu_fallback: bool = False
     """Let a job that asked for a GPU train on the CPU when its pod finds none. For development clusters
