@@ -19,7 +19,9 @@ TERMINATION_LIMIT: Final = 4000
 """Bytes that a termination message may have: the kubelet cuts it at 4,096."""
 WORK_DIR: Final = "/var/lib/lorikeet"
 """The pod's scratch volume: model, data, caches and outputs."""
-CA_DIR: Final = "/etc/lorikeet/ca"
+PVC_DIR: Final = "/var/lib/lorikeet-pvc"
+"""Where `pvc://<claim>/…` sources are mounted, each claim in a folder of its name, read-only."""
+CA_DIR: Final = "/etc/lorikeet-ca"
 """Where the profile's CA bundle is mounted, as `ca.crt`."""
 
 EXIT_DONE: Final = 0

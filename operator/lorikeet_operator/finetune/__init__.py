@@ -1,0 +1,1 @@
+"""FineTuneJob: what is decided, built and reported for one fine-tuning run."""

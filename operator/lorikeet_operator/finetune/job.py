@@ -1,0 +1,197 @@
+"""Builds the objects of a run from its resolved request (pure: equal input, equal output)."""
+
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from lorikeet_api import names
+from lorikeet_api.compute import Compute
+from lorikeet_api.contract import CA_DIR, CONTRACT_PATH, FINAL_EXIT_CODES, PVC_DIR, TERMINATION_PATH, WORK_DIR
+from lorikeet_api.finetunejob import FineTuneJob, Resolved
+
+CONTRACT_KEY: Final = CONTRACT_PATH.rsplit("/", 1)[1]
+CONTRACT_DIR: Final = CONTRACT_PATH.rsplit("/", 1)[0]
+KILLED: Final = 137
+"""Exit code of a container that the kernel ended for its memory (no disruption: that rule stands before)."""
+
+
+def config_map(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
+    """Return the ConfigMap that holds the run's contract."""
+    contract = resolved.contract.model_dump_json(by_alias=True, exclude_none=True, indent=1)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(job, names.run_config_map(job.metadata.name)),
+        "immutable": True,
+        "data": {CONTRACT_KEY: contract},
+    }
+
+
+def training_job(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
+    """Return the batch Job that runs the trainer.
+
+    Exit codes that cannot change end it at once; a disruption (drain, preemption) does not count as a retry.
+    """
+    final = [*FINAL_EXIT_CODES, KILLED]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _metadata(job, names.training_job(job.metadata.name)),
+        "spec": {
+            "completions": 1,
+            "parallelism": 1,
+            "completionMode": "Indexed",
+            "backoffLimit": job.spec.max_retries,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {
+                            "containerName": names.TRAINER_CONTAINER,
+                            "operator": "In",
+                            "values": final,
+                        },
+                    },
+                ]
+            },
+            "template": {
+                "metadata": {
+                    "labels": {**(resolved.compute.pod_labels or {}), **names.child_labels(job.metadata.name)},
+                    "annotations": dict(resolved.compute.pod_annotations or {}),
+                },
+                "spec": _pod_spec(job, resolved),
+            },
+        },
+    }
+
+
+def _metadata(job: FineTuneJob, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "namespace": job.metadata.namespace,
+        "labels": names.child_labels(job.metadata.name),
+        "ownerReferences": [
+            {
+                "apiVersion": job.api_version,
+                "kind": job.kind,
+                "name": job.metadata.name,
+                "uid": job.metadata.uid,
+                "controller": True,
+            }
+        ],
+    }
+
+
+def _pod_spec(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
+    compute = resolved.compute
+    volumes, mounts = _volumes(job, resolved)
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": resolved.contract.grace_period_seconds,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [
+            {
+                "name": names.TRAINER_CONTAINER,
+                "image": resolved.image,
+                "env": _environment(resolved),
+                "resources": _resources(resolved),
+                "volumeMounts": mounts,
+                "terminationMessagePath": TERMINATION_PATH,
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+            }
+        ],
+        "volumes": volumes,
+    }
+    return {**pod, **_placement(compute)}
+
+
+def _placement(compute: Compute) -> dict[str, Any]:
+    """Return the pod fields that the user's compute names as Kubernetes does, where they are set."""
+    same = compute.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude_none=True,
+        include={
+            "node_selector",
+            "tolerations",
+            "affinity",
+            "priority_class_name",
+            "runtime_class_name",
+            "service_account_name",
+            "image_pull_secrets",
+        },
+    )
+    return {name: value for name, value in same.items() if value not in ({}, [])}
+
+
+def _environment(resolved: Resolved) -> list[dict[str, Any]]:
+    contract = resolved.contract
+    env: list[dict[str, Any]] = []
+    if resolved.secret_name is not None:
+        env += [
+            _from_secret("AWS_ACCESS_KEY_ID", resolved.secret_name),
+            _from_secret("AWS_SECRET_ACCESS_KEY", resolved.secret_name),
+            _from_secret("AWS_SESSION_TOKEN", resolved.secret_name, optional=True),
+        ]
+    if contract.model.secret_ref is not None:
+        env.append(_from_secret("HF_TOKEN", contract.model.secret_ref.name))
+    if resolved.ca_config_map_name is not None:
+        bundle = f"{CA_DIR}/ca.crt"
+        env += [{"name": name, "value": bundle} for name in ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")]
+    return env + [variable.to_wire() for variable in resolved.compute.env or []]
+
+
+def _from_secret(variable: str, secret: str, *, optional: bool = False) -> dict[str, Any]:
+    selector: dict[str, Any] = {"name": secret, "key": variable}
+    if optional:
+        selector["optional"] = True
+    return {"name": variable, "valueFrom": {"secretKeyRef": selector}}
+
+
+def _resources(resolved: Resolved) -> dict[str, Any]:
+    asked = resolved.compute.resources
+    requests = dict((asked.requests if asked else None) or {})
+    limits = dict((asked.limits if asked else None) or {})
+    if resolved.compute.scratch is not None:
+        requests.setdefault("ephemeral-storage", resolved.compute.scratch)
+    if resolved.contract.gpus:
+        limits[resolved.gpu_resource] = requests[resolved.gpu_resource] = resolved.contract.gpus
+    return {kind: values for kind, values in (("requests", requests), ("limits", limits)) if values}
+
+
+def _volumes(job: FineTuneJob, resolved: Resolved) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the pod's volumes and their mounts: contract, scratch, /tmp, /dev/shm, CAs, claims."""
+    work: dict[str, Any] = {}
+    if resolved.compute.scratch is not None:
+        work["sizeLimit"] = resolved.compute.scratch
+    shm = {"medium": "Memory", "sizeLimit": resolved.compute.shared_memory}
+    parts: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"configMap": {"name": names.run_config_map(job.metadata.name)}}, {"name": "run", "mountPath": CONTRACT_DIR}),
+        ({"emptyDir": work}, {"name": "work", "mountPath": WORK_DIR}),
+        ({"emptyDir": {}}, {"name": "tmp", "mountPath": "/tmp"}),  # noqa: S108 - the pod's own
+        ({"emptyDir": shm}, {"name": "shm", "mountPath": "/dev/shm"}),  # noqa: S108 - the pod's own
+    ]
+    if resolved.ca_config_map_name is not None:
+        ca = {"name": resolved.ca_config_map_name, "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+        parts.append(({"configMap": ca}, {"name": "ca", "mountPath": CA_DIR, "readOnly": True}))
+    for number, claim in enumerate(claims(resolved)):
+        volume = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        parts.append((volume, {"name": f"claim-{number}", "mountPath": f"{PVC_DIR}/{claim}", "readOnly": True}))
+    return [{"name": mount["name"], **source} for source, mount in parts], [mount for _, mount in parts]
+
+
+def claims(resolved: Resolved) -> list[str]:
+    """Return the PersistentVolumeClaims that the run reads, by name."""
+    dataset = resolved.contract.dataset
+    sources = [resolved.contract.model.uri, *(source.uri for source in dataset.train)]
+    if dataset.eval is not None:
+        sources.append(dataset.eval.uri)
+    return sorted({urlsplit(uri).netloc for uri in sources if uri.startswith("pvc://")})

@@ -1,0 +1,103 @@
+"""Turns what is known of a job into its status (pure: the clock is an argument)."""
+
+from lorikeet_api.conditions import Condition, ConditionType
+from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
+from lorikeet_operator.finetune.observe import Finding, Observation
+
+CONDITION_ORDER: tuple[ConditionType, ...] = ("Validated", "Scheduled", "Started", "Complete", "Failed")
+
+
+def with_findings(
+    status: FineTuneJobStatus, generation: int, findings: dict[ConditionType, Finding], now: str
+) -> FineTuneJobStatus:
+    """Return `status` with the found conditions set; a condition's time moves only when it flips.
+
+    Args:
+        status: the status so far.
+        generation: generation of the spec that the findings speak of.
+        findings: the conditions that are known now; others stay.
+        now: RFC 3339 time.
+    """
+    conditions = {condition.type: condition for condition in status.conditions}
+    for kind, finding in findings.items():
+        holds = "True" if finding.holds else "False"
+        before = conditions.get(kind)
+        since = before.last_transition_time if before is not None and before.status == holds else now
+        conditions[kind] = Condition(
+            type=kind,
+            status="True" if finding.holds else "False",
+            reason=finding.reason,
+            message=finding.message[:4096],
+            observed_generation=generation,
+            last_transition_time=since,
+        )
+    ordered = [conditions[kind] for kind in CONDITION_ORDER if kind in conditions]
+    return status.model_copy(update={"conditions": ordered, "observed_generation": generation})
+
+
+def refused(job: FineTuneJob, finding: Finding, now: str) -> FineTuneJobStatus:
+    """Return the status of a request that cannot be run as it stands."""
+    findings: dict[ConditionType, Finding] = {
+        "Validated": finding,
+        "Complete": Finding(False, "InProgress", "has not started"),
+        "Failed": Finding(False, "InProgress", "has not started"),
+    }
+    status = with_findings(job.status, job.metadata.generation, findings, now)
+    return status.model_copy(update={"phase": "Pending"})
+
+
+def accepted(job: FineTuneJob, resolved: Resolved, now: str) -> FineTuneJobStatus:
+    """Return the status of a request whose every value is decided."""
+    message = f"resolved with TuningProfile {resolved.profile!r}"
+    if resolved.warnings:
+        message += "; unusual: " + "; ".join(resolved.warnings)
+    findings: dict[ConditionType, Finding] = {
+        "Validated": Finding(True, "Resolved", message),
+        "Complete": Finding(False, "InProgress", "has not finished"),
+        "Failed": Finding(False, "InProgress", "has not failed"),
+    }
+    status = with_findings(job.status, job.metadata.generation, findings, now)
+    return status.model_copy(update={"phase": "Pending", "resolved": resolved})
+
+
+def observed(job: FineTuneJob, observation: Observation, now: str) -> FineTuneJobStatus:
+    """Return the status of a job whose batch Job exists."""
+    findings: dict[ConditionType, Finding] = {
+        "Scheduled": observation.scheduled,
+        "Started": observation.started,
+    }
+    update: dict[str, object] = {"phase": observation.phase, "attempts": observation.attempts}
+    record = observation.record
+    if observation.phase == "Succeeded":
+        if record is None or record.artifacts is None:
+            where = job.status.resolved.contract.output_uri if job.status.resolved else "the output"
+            complete = Finding(
+                True, "RecordLost", f"the run is done but its pod's record is lost: read the manifest below {where}"
+            )
+        else:
+            complete = Finding(True, record.reason, record.message)
+        findings["Complete"] = complete
+        findings["Failed"] = Finding(False, complete.reason, "the run is done")
+    elif observation.phase == "Failed" and record is not None:
+        findings["Failed"] = Finding(True, record.reason, record.message)
+        findings["Complete"] = Finding(False, record.reason, "the run failed")
+    if observation.phase in ("Succeeded", "Failed"):
+        update["completion_time"] = observation.finished_at or now
+    if record is not None and record.metrics is not None:
+        update["metrics"] = record.metrics
+    if record is not None and record.artifacts is not None:
+        update["artifacts"] = record.artifacts
+    return with_findings(job.status, job.metadata.generation, findings, now).model_copy(update=update)
+
+
+def job_deleted(job: FineTuneJob, now: str) -> FineTuneJobStatus:
+    """Return the status of a job whose batch Job somebody deleted: it is not trained again."""
+    finding = Finding(
+        True, "JobDeleted", "the batch Job of this run was deleted: create a new FineTuneJob to train again"
+    )
+    findings: dict[ConditionType, Finding] = {
+        "Failed": finding,
+        "Complete": Finding(False, finding.reason, "the run failed"),
+    }
+    status = with_findings(job.status, job.metadata.generation, findings, now)
+    return status.model_copy(update={"phase": "Failed", "completion_time": now})

@@ -1,0 +1,91 @@
+"""The objects of a run, held against golden files."""
+
+import json
+from typing import Any
+
+import pytest
+
+from lorikeet_api.contract import RunContract
+from lorikeet_operator.finetune.job import config_map, training_job
+from lorikeet_operator.finetune.resolve import resolve
+from tests.golden import check_golden
+from tests.resources import job, profile
+
+EVERYTHING: dict[str, Any] = {
+    "model": {"uri": "hf://mistralai/Mistral-7B-v0.1", "revision": "abc123", "secretRef": {"name": "hf-token"}},
+    "dataset": {
+        "train": [
+            {"uri": "pvc://corpora/chat.jsonl", "weight": 0.9},
+            {"uri": "s3://datasets/general/", "weight": 0.1},
+        ],
+        "evalFraction": 0.05,
+        "format": "chat",
+        "trainOn": "lastTurn",
+    },
+    "method": {"lora": {"rank": 8}},
+    "training": {"batchSize": 6},
+    "compute": {
+        "gpuClass": "a100",
+        "resources": {"requests": {"cpu": 4}, "limits": {"memory": "32Gi"}},
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["b"]}]}]
+                }
+            }
+        },
+        "priorityClassName": "high",
+        "runtimeClassName": "nvidia",
+        "imagePullSecrets": [{"name": "pull"}],
+        "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "podLabels": {"team": "a", "app.kubernetes.io/name": "mine"},
+        "podAnnotations": {"note": "x"},
+        "terminationGracePeriodSeconds": 300,
+        "sharedMemory": "8Gi",
+        "scratch": "100Gi",
+    },
+    "maxRetries": 1,
+}
+CLASSES = [{"name": "a100", "nodeSelector": {"gpu": "a100"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]}]
+
+
+@pytest.mark.parametrize("case", ["minimal", "everything"])
+def test_the_objects_of_a_run_are_the_golden_ones(case: str) -> None:
+    request = job() if case == "minimal" else job(**EVERYTHING)
+    storage = {"uri": "s3://adapters", "secretName": "s3-credentials", "caConfigMapName": "company-ca"}
+    by = profile() if case == "minimal" else profile(storage=storage, gpuClasses=CLASSES)
+    resolved = resolve(request, by, "trainer:test")
+    check_golden(f"finetune/{case}.yaml", [config_map(request, resolved), training_job(request, resolved)])
+
+
+def test_building_twice_gives_equal_objects() -> None:
+    resolved = resolve(job(), profile(), "trainer:test")
+    assert training_job(job(), resolved) == training_job(job(), resolved)
+
+
+def test_the_trainer_reads_the_contract_that_the_operator_resolved() -> None:
+    resolved = resolve(job(), profile(), "trainer:test")
+    text = config_map(job(), resolved)["data"]["run.json"]
+    assert RunContract.model_validate_json(text) == resolved.contract
+
+
+def test_users_cannot_take_over_our_labels() -> None:
+    request = job(compute={"podLabels": {"app.kubernetes.io/managed-by": "me", "lorikeet.dev/finetunejob": "other"}})
+    labels = training_job(request, resolve(request, profile(), "trainer:test"))["spec"]["template"]["metadata"][
+        "labels"
+    ]
+    assert labels["app.kubernetes.io/managed-by"] == "lorikeet"
+    assert labels["lorikeet.dev/finetunejob"] == "sql-v1"
+
+
+def test_no_credential_value_is_ever_in_an_object() -> None:
+    resolved = resolve(job(), profile(), "trainer:test")
+    env = training_job(job(), resolved)["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert all("value" not in variable for variable in env if "KEY" in variable["name"] or "TOKEN" in variable["name"])
+    assert "secretKeyRef" not in json.dumps(config_map(job(), resolved))
+
+
+def test_a_run_without_gpus_asks_for_none() -> None:
+    request = job(compute={"gpus": 0})
+    container = training_job(request, resolve(request, profile(), "t"))["spec"]["template"]["spec"]["containers"][0]
+    assert container["resources"] == {"requests": {"cpu": "1", "memory": "2Gi"}}

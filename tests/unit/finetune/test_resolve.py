@@ -1,0 +1,112 @@
+"""What profile, defaults and request become together."""
+
+import pytest
+
+from lorikeet_operator.finetune.resolve import Refused, largest_divisor, resolve
+from tests.resources import job, profile
+
+IMAGE = "trainer:test"
+
+
+def test_a_short_request_gets_the_workshops_values() -> None:
+    training = resolve(job(), profile(), IMAGE).contract.training
+    assert (training.learning_rate, training.epochs, training.batch_size) == (2e-4, 3, 16)
+    assert (training.warmup_ratio, training.weight_decay, training.micro_batch_size) == (0.03, 0.0, 4)
+
+
+def test_a_full_fine_tune_gets_a_gentler_learning_rate() -> None:
+    assert resolve(job(method={"full": {}}), profile(), IMAGE).contract.training.learning_rate == 1e-5
+
+
+def test_the_request_goes_before_the_profile_and_the_profile_before_the_table() -> None:
+    by_profile = profile(defaults={"training": {"learningRate": 1e-4, "epochs": 2}})
+    training = resolve(job(training={"epochs": 5}), by_profile, IMAGE).contract.training
+    assert (training.learning_rate, training.epochs, training.batch_size) == (1e-4, 5, 16)
+
+
+@pytest.mark.parametrize(
+    ("in_job", "in_profile", "expected"),
+    [(None, None, IMAGE), (None, "profile:1", "profile:1"), ("job:1", "profile:1", "job:1")],
+)
+def test_the_nearest_image_is_taken(in_job: str | None, in_profile: str | None, expected: str) -> None:
+    compute = {"image": in_job} if in_job else {}
+    images = {"trainer": in_profile} if in_profile else {}
+    assert resolve(job(compute=compute), profile(images=images), IMAGE).image == expected
+
+
+def test_a_gpu_class_brings_its_resource_and_its_nodes() -> None:
+    classes = [
+        {
+            "name": "a100",
+            "resourceName": "nvidia.com/mig-1g.10gb",
+            "nodeSelector": {"gpu": "a100"},
+            "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        }
+    ]
+    resolved = resolve(
+        job(compute={"gpuClass": "a100", "nodeSelector": {"zone": "b"}}), profile(gpuClasses=classes), IMAGE
+    )
+    assert resolved.gpu_resource == "nvidia.com/mig-1g.10gb"
+    assert resolved.compute.node_selector == {"gpu": "a100", "zone": "b"}
+    assert [toleration.key for toleration in resolved.compute.tolerations or []] == ["gpu"]
+
+
+def test_an_unknown_gpu_class_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(Refused, match=r"h100.*known: a100") as refused:
+        resolve(job(compute={"gpuClass": "h100"}), profile(gpuClasses=[{"name": "a100"}]), IMAGE)
+    assert refused.value.reason == "GpuClassUnknown"
+
+
+def test_the_output_lies_below_the_profiles_storage_by_namespace_and_name() -> None:
+    assert resolve(job(), profile(), IMAGE).contract.output_uri == "s3://adapters/team-a/sql-v1"
+    own = resolve(job(output={"uri": "s3://mine/here/"}), profile(), IMAGE)
+    assert own.contract.output_uri == "s3://mine/here"
+
+
+def test_without_any_output_the_request_is_refused() -> None:
+    with pytest.raises(Refused, match=r"output\.uri.*storage\.uri") as refused:
+        resolve(job(), profile(storage={}), IMAGE)
+    assert refused.value.reason == "OutputUnknown"
+
+
+def test_a_profiles_micro_batch_that_does_not_divide_the_jobs_batch_is_refused() -> None:
+    with pytest.raises(Refused, match="must divide") as refused:
+        resolve(job(training={"batchSize": 9}), profile(defaults={"training": {"microBatchSize": 2}}), IMAGE)
+    assert refused.value.reason == "InvalidSpec"
+
+
+@pytest.mark.parametrize(("batch", "micro"), [(16, 4), (6, 3), (7, 1), (2, 2), (1, 1)])
+def test_the_automatic_micro_batch_is_the_largest_divisor_up_to_four(batch: int, micro: int) -> None:
+    assert largest_divisor(batch, 4) == micro
+
+
+def test_equal_requests_have_equal_run_ids_wherever_they_are_made() -> None:
+    first, second = resolve(job("a"), profile(), IMAGE), resolve(job("b"), profile("other"), "other:image")
+    assert first.contract.run_id == second.contract.run_id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training": {"seed": 7}},
+        {"method": {"lora": {}}},
+        {"method": {"qlora": {"rank": 8}}},
+        {"dataset": {"train": [{"uri": "s3://datasets/other.jsonl"}]}},
+        {"model": {"uri": "s3://models/other"}},
+    ],
+)
+def test_whatever_changes_the_result_changes_the_run_id(change: dict[str, object]) -> None:
+    assert resolve(job(), profile(), IMAGE).contract.run_id != resolve(job(**change), profile(), IMAGE).contract.run_id
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        ({"training": {"learningRate": 0.01}}, "learningRate 0.01 is unusual for qlora sft (typical: 4e-05 to 0.001)"),
+        ({"method": {"qlora": {"rank": 256}}}, "rank 256 is unusual (typical: 4 to 128)"),
+        ({"training": {"epochs": 50}}, "epochs 50 is unusual (typical: 1 to 5)"),
+    ],
+)
+def test_unusual_values_are_warned_about(change: dict[str, object], warning: str) -> None:
+    assert resolve(job(), profile(), IMAGE).warnings == []
+    assert resolve(job(**change), profile(), IMAGE).warnings == [warning]
