@@ -1,0 +1,61 @@
+"""The one exception by which a run ends on purpose, and how every other failure is told."""
+
+import traceback
+from typing import Final
+
+from lorikeet_api.conditions import ADVICE_OUT_OF_MEMORY, TrainerReason
+from lorikeet_api.contract import (
+    EXIT_BAD_DATA,
+    EXIT_BAD_REQUEST,
+    EXIT_DOES_NOT_FIT,
+    EXIT_INTERNAL,
+    EXIT_PREEMPTED,
+    RunRecord,
+)
+
+EXIT_CODES: Final[dict[TrainerReason, int]] = {
+    "InvalidContract": EXIT_BAD_REQUEST,
+    "ModelNotFound": EXIT_BAD_REQUEST,
+    "ModelInvalid": EXIT_BAD_REQUEST,
+    "DataNotFound": EXIT_BAD_DATA,
+    "DataInvalid": EXIT_BAD_DATA,
+    "StorageRefused": EXIT_BAD_REQUEST,
+    "StorageUnreachable": EXIT_INTERNAL,
+    "OutputConflict": EXIT_BAD_REQUEST,
+    # A node whose GPU is not seen is broken; another pod may land on a sound one.
+    "NoGpu": EXIT_INTERNAL,
+    "MethodNotApplicable": EXIT_BAD_REQUEST,
+    "OutOfMemory": EXIT_DOES_NOT_FIT,
+    "LossNotFinite": EXIT_BAD_REQUEST,
+    "Preempted": EXIT_PREEMPTED,
+    "InternalError": EXIT_INTERNAL,
+}
+"""The exit code of each reason to fail."""
+
+RETRYABLE_CODES: Final = (EXIT_INTERNAL, EXIT_PREEMPTED)
+
+
+class RunError(Exception):
+    """The run cannot go on; `message` names the cause and the next step."""
+
+    def __init__(self, reason: TrainerReason, message: str, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.reason: TrainerReason = reason
+        self.message = message
+        self.exit_code = EXIT_CODES[reason] if exit_code is None else exit_code
+
+    def record(self) -> RunRecord:
+        """Return the run's final record."""
+        return RunRecord(reason=self.reason, message=self.message, retryable=self.exit_code in RETRYABLE_CODES)
+
+
+def out_of_memory(what: str) -> RunError:
+    """Return the end of a run that does not fit; `what` says which memory ran out."""
+    return RunError("OutOfMemory", f"{what} ran out of memory: {ADVICE_OUT_OF_MEMORY}")
+
+
+def internal(error: BaseException) -> RunError:
+    """Return the end of a run that failed in a way nobody foresaw, with the place where it happened."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return RunError("InternalError", f"{type(error).__name__}: {error}{where}; the pod's log has the whole trace")

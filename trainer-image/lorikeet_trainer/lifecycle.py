@@ -1,0 +1,190 @@
+"""The stages of a run, one after the other, and what their ends mean.
+
+`prepare` (fetch and check; no torch, so a typo costs seconds), `train` (one process a rank) and `publish` are
+processes of their own: a stopped run cannot publish, because that stage is never started, and the ranks never
+see the storage's credentials.
+"""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import ValidationError
+
+from lorikeet_api.contract import EXIT_DONE, FINAL_EXIT_CODES, RunContract, RunRecord
+from lorikeet_trainer import cgroup, log
+from lorikeet_trainer.errors import RunError, out_of_memory
+from lorikeet_trainer.processes import Children, Command, End
+from lorikeet_trainer.state import Layout, StageResult
+
+Stage = Literal["prepare", "train", "publish"]
+STAGES: Final[tuple[Stage, ...]] = ("prepare", "train", "publish")
+
+SECRETS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
+AIR_GAP: Final = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+"""Nothing may be asked of the hub once the model is here: trl reports its start, peft looks the base up."""
+
+_RECORD_SECONDS: Final = 5
+"""Kept of the grace period to write the final record."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where the run finds and leaves its things."""
+
+    contract: Path
+    work: Path
+    termination_log: Path
+
+
+def run(options: Options, children: Children) -> int:
+    """Run the contract's stages, write the final record and return the exit code."""
+    log.set_up()
+    try:
+        result = _run_stages(options, children)
+    except RunError as error:
+        result = StageResult(exit_code=error.exit_code, record=error.record())
+    record = result.record or RunError("InternalError", "the last stage left no record").record()
+    write_record(record, options.termination_log)
+    log.event("end", reason=record.reason, message=record.message, exit_code=result.exit_code)
+    return result.exit_code
+
+
+def read_contract(path: Path) -> RunContract:
+    """Return the contract. Raises RunError (InvalidContract)."""
+    try:
+        return RunContract.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RunError("InvalidContract", f"the contract cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RunError(
+            "InvalidContract",
+            f"{path}: {place}: {first['msg']} ({error.error_count()} errors in all): "
+            "operator and trainer image must be of the same release",
+        ) from error
+
+
+def write_record(record: RunRecord, path: Path) -> None:
+    """Write the termination message; without a place for it (outside a pod) the log has it all the same."""
+    try:
+        path.write_text(record.to_message(), encoding="utf-8")
+    except OSError as error:
+        log.event("record", message=f"the termination message could not be written: {error}")
+
+
+def _run_stages(options: Options, children: Children) -> StageResult:
+    contract = read_contract(options.contract)
+    children.grace_seconds = max(1.0, contract.grace_period_seconds - _RECORD_SECONDS)
+    layout = Layout(options.work)
+    result = StageResult(exit_code=EXIT_DONE)
+    for stage in STAGES:
+        if children.stopping:
+            raise preempted()
+        ranks = max(1, contract.gpus) if stage == "train" else 1
+        port = _free_port()
+        commands = [_command(stage, rank, ranks, port, options, layout) for rank in range(ranks)]
+        before = cgroup.oom_kills()
+        ends = children.run(commands)
+        after = cgroup.oom_kills()
+        killed = before is not None and after is not None and after > before
+        results = {rank: _read_result(layout.result(stage, rank)) for rank in range(ranks)}
+        result = judge(ends, results, stopping=children.stopping, oom_killed=killed)
+        if result.record is not None:
+            return result
+    return result
+
+
+def preempted() -> RunError:
+    """Return the end of a run that was asked to stop."""
+    return RunError("Preempted", "stopped by SIGTERM before the end; nothing was published, the run starts again")
+
+
+def judge(
+    ends: Sequence[End], results: Mapping[int, StageResult | None], *, stopping: bool, oom_killed: bool
+) -> StageResult:
+    """Return what the ends of a stage's ranks mean for the run.
+
+    `ends` are in the order in which they came, `results` what each rank wrote before it ended, `oom_killed`
+    whether the kernel killed a process of the container for memory meanwhile. A finding about request, data or
+    memory counts more than the faults that it causes in other ranks; of those the first counts. Raises RunError
+    where no rank could say how it ended.
+    """
+    first = results.get(0)
+    if ends and all(end.status == EXIT_DONE for end in ends) and first is not None:
+        return first
+    if stopping:
+        raise preempted()
+    failed = [end for end in ends if end.status != EXIT_DONE]
+    told = [result for end in failed if (result := results.get(end.index)) and result.record is not None]
+    told.sort(key=lambda result: result.exit_code not in FINAL_EXIT_CODES)
+    if told and told[0].exit_code in FINAL_EXIT_CODES:
+        return told[0]
+    if oom_killed and any(end.status == -signal.SIGKILL for end in failed):
+        raise out_of_memory("the container")
+    if told and results.get(failed[0].index) is not None:
+        return told[0]
+    raise _died(failed[0] if failed else None)
+
+
+def _died(end: End | None) -> RunError:
+    if end is None:
+        return RunError("InternalError", "the stage ended without a result")
+    lines = "\n".join(end.stderr_tail.strip().splitlines()[-12:]) or "(nothing on stderr)"
+    if end.status < 0:
+        how = f"was killed by {signal.Signals(-end.status).name}"
+    else:
+        how = f"ended with exit code {end.status}"
+    return RunError("InternalError", f"rank {end.index} {how} without a result; its last words:\n{lines}")
+
+
+def _read_result(path: Path) -> StageResult | None:
+    try:
+        return StageResult.read(path)
+    except (OSError, ValidationError):
+        return None
+
+
+def _command(stage: Stage, rank: int, ranks: int, port: int, options: Options, layout: Layout) -> Command:
+    layout.result(stage, rank).unlink(missing_ok=True)
+    arguments = [sys.executable, "-P", "-m", "lorikeet_trainer.stage", stage]
+    arguments += ["--contract", str(options.contract), "--work", str(options.work), "--rank", str(rank)]
+    return Command(arguments, environment(stage, rank, ranks, port))
+
+
+def environment(stage: Stage, rank: int, ranks: int, port: int) -> dict[str, str]:
+    """Return the environment of a stage's process.
+
+    Threads come from the CPU quota and are shared by the ranks; torch's rendezvous is set where there are
+    several; secrets go to the stages that reach storage.
+    """
+    values = dict(os.environ) | {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        # transformers' own callback blocks a step for up to 5 s and tells a wrong end at every stop.
+        "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    values.setdefault("OMP_NUM_THREADS", str(max(1, cgroup.cpus() // ranks)))
+    values.setdefault("RAYON_NUM_THREADS", values["OMP_NUM_THREADS"])
+    if stage != "prepare":
+        values |= AIR_GAP
+    if stage == "train":
+        for name in SECRETS:
+            values.pop(name, None)
+    if ranks > 1:
+        values |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return values
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

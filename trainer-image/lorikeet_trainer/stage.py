@@ -1,0 +1,83 @@
+"""Entry of a stage's process: runs it and leaves a result file, whatever happens."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from lorikeet_api.contract import EXIT_DONE, EXIT_INTERNAL, RunContract, RunRecord
+from lorikeet_storage.errors import StorageError
+from lorikeet_trainer import log
+from lorikeet_trainer.errors import EXIT_CODES, RunError, internal, out_of_memory
+from lorikeet_trainer.lifecycle import STAGES, Stage, read_contract
+from lorikeet_trainer.state import Layout, StageResult
+
+Work = Callable[[RunContract, Layout], RunRecord | None]
+"""A stage: returns the run's end, or None if the next stage goes on."""
+
+
+def _prepare() -> Work:
+    from lorikeet_trainer.prepare import prepare
+
+    return prepare
+
+
+def _train() -> Work:
+    from lorikeet_trainer.train import train
+
+    return train
+
+
+def _publish() -> Work:
+    from lorikeet_trainer.publish import publish
+
+    return publish
+
+
+# Each stage loads its own libraries alone: torch stays out of the other two.
+_WORK: Final[dict[Stage, Callable[[], Work]]] = {"prepare": _prepare, "train": _train, "publish": _publish}
+
+
+def run_stage(stage: Stage, contract_path: Path, layout: Layout) -> StageResult:
+    """Run `stage` and return how it ended; no exception leaves this function but those that end Python."""
+    try:
+        record = _WORK[stage]()(read_contract(contract_path), layout)
+        return StageResult(exit_code=EXIT_DONE, record=record)
+    except Exception as error:  # noqa: BLE001 - the one place where every failure becomes a record
+        traceback.print_exc()
+        failure = explain(error)
+        return StageResult(exit_code=failure.exit_code, record=failure.record())
+
+
+def explain(error: Exception) -> RunError:
+    """Return any failure as the one that the record is made of."""
+    if isinstance(error, RunError):
+        return error
+    if isinstance(error, StorageError):
+        return RunError(error.reason, str(error), EXIT_INTERNAL if error.retryable else EXIT_CODES[error.reason])
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return out_of_memory("the process")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not to be imported for this
+        return out_of_memory("the GPU")
+    return internal(error)
+
+
+def main() -> int:
+    """Run one rank of one stage."""
+    parser = argparse.ArgumentParser(prog="lorikeet_trainer.stage")
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--contract", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rank", type=int, default=0)
+    given = parser.parse_args()
+    log.set_up()
+    layout = Layout(given.work)
+    result = run_stage(given.stage, given.contract, layout)
+    result.write(layout.result(given.stage, given.rank))
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

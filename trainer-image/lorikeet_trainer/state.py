@@ -1,0 +1,97 @@
+"""What the stages of a run hand to each other, as JSON files in the work folder."""
+
+from pathlib import Path
+from typing import Self
+
+from lorikeet_api.base import Model
+from lorikeet_api.contract import Metrics, RunRecord, SourceDigest, Template
+
+
+class _File(Model):
+    """A model that lies in a file of its own."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the file's content. Raises OSError or pydantic's ValidationError."""
+        return cls.model_validate_json(path.read_bytes())
+
+    def write(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".tmp")
+        fresh.write_text(self.model_dump_json(exclude_none=True))
+        fresh.replace(path)
+
+
+class StageResult(_File):
+    """How a stage (or one rank of it) ended."""
+
+    exit_code: int
+    """The process's exit code."""
+    record: RunRecord | None = None
+    """The run's end; None if the next stage goes on."""
+
+
+class Prepared(_File):
+    """What `prepare` fetched."""
+
+    model: SourceDigest
+    """The base model as it was read."""
+    data: list[SourceDigest]
+    """The training sources in the contract's order, then the evaluation set."""
+
+
+class LossPoint(Model):
+    """One point of the loss curve."""
+
+    step: int
+    """Optimiser steps made."""
+    loss: float | None = None
+    """Training loss, mean since the point before."""
+    eval_loss: float | None = None
+    """Loss on the held-out examples."""
+    learning_rate: float | None = None
+    """Learning rate of the step."""
+
+
+class MetricsFile(_File):
+    """`metrics.json` beside the manifest: the figures and how they came about."""
+
+    metrics: Metrics
+    """The run's figures."""
+    curve: list[LossPoint]
+    """The loss over the steps."""
+    seconds: dict[str, float]
+    """How long each part took."""
+
+
+class Trained(_File):
+    """What `train` made."""
+
+    metrics: MetricsFile
+    """Figures and curve."""
+    template: Template
+    """The chat template of training."""
+    libraries: dict[str, str]
+    """Versions of the libraries that decide the result."""
+
+
+class Layout:
+    """Where everything lies in the work folder."""
+
+    def __init__(self, work: Path) -> None:
+        self.model = work / "model"
+        self.data = work / "data"
+        self.output = work / "output"
+        """Holds exactly what is published: `adapter/` or `model/`, and `metrics.json`."""
+        self.prepared = work / "prepared.json"
+        self.trained = work / "trained.json"
+        self.results = work / "results"
+
+    def source(self, index: int) -> Path:
+        """Return the folder of the data source `index`: the training sources in order, then the evaluation set."""
+        return self.data / str(index)
+
+    def result(self, stage: str, rank: int) -> Path:
+        """Return the file in which a rank of a stage says how it ended."""
+        return self.results / f"{stage}-{rank}.json"
