@@ -1,0 +1,1 @@
+"""Talking to Kubernetes: client, cache, keyed queue, writes, events. Knows no resource of ours."""

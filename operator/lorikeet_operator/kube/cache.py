@@ -1,0 +1,191 @@
+"""What we know of the cluster: the newest known state of each watched object.
+
+Fed by watch events, by full lists, and by the answers to our own writes, in any order. Resource versions decide:
+the newest wins, and what was deleted at a version stays away until something newer arrives.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from lorikeet_operator.kube.kinds import Key, Kind, Object, key_of, label_of, uid_of, version_of
+
+Index: TypeAlias = Callable[[Object], Iterable[str]]
+"""Returns the values under which `Cache.indexed` finds an object, within its namespace."""
+
+Listener: TypeAlias = Callable[[Kind, Object], None]
+"""Called after each change with the new object, or with the last state of one that is gone."""
+
+_TOMBSTONE_SECONDS = 900.0
+"""Longer than any request and any replay of a watch may take."""
+
+
+def by_label(label: str) -> Index:
+    """Return an index by the value of a label, such as the one that names the owner."""
+
+    def values(obj: Object) -> Iterable[str]:
+        value = label_of(obj, label)
+        return () if value is None else (value,)
+
+    return values
+
+
+@dataclass
+class _Store:
+    index: Index | None
+    registered: float
+    objects: dict[Key, Object] = field(default_factory=dict)
+    indexed: dict[tuple[str, str], set[Key]] = field(default_factory=lambda: defaultdict(set))
+    tombstones: dict[str, tuple[int, float]] = field(default_factory=dict)
+    synced: bool = False
+    listed: float | None = None
+    seen: float | None = None
+
+
+class Cache:
+    """Newest known state of the objects of all watched kinds. Objects are shared: never change one."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._stores: dict[Kind, _Store] = {}
+        self._listeners: list[Listener] = []
+
+    def register(self, kind: Kind, index: Index | None = None) -> None:
+        """Start to keep a kind."""
+        self._stores[kind] = _Store(index, self._now())
+
+    def subscribe(self, listener: Listener) -> None:
+        """Call `listener` after each change, whichever way it came."""
+        self._listeners.append(listener)
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """All kinds that are kept."""
+        return list(self._stores)
+
+    def get(self, kind: Kind, key: Key) -> Object | None:
+        """Return one object."""
+        return self._stores[kind].objects.get(key)
+
+    def all(self, kind: Kind) -> list[Object]:
+        """Return all objects of a kind, in no order."""
+        return list(self._stores[kind].objects.values())
+
+    def indexed(self, kind: Kind, namespace: str, value: str) -> list[Object]:
+        """Return the objects of a namespace that the kind's index files under `value`, sorted by name."""
+        store = self._stores[kind]
+        return [store.objects[key] for key in sorted(store.indexed.get((namespace, value), ()))]
+
+    def put(self, kind: Kind, obj: Object) -> bool:
+        """Take in an object from a watch, a list or the answer to a write; return whether it was news."""
+        store = self._stores[kind]
+        if not self._is_news(store, obj):
+            return False
+        obj = _slim(obj)
+        key = key_of(obj)
+        before = store.objects.get(key)
+        if before is not None:
+            self._unfile(store, key, before)
+            if uid_of(before) != uid_of(obj):
+                self._bury(store, before, version_of(obj))
+        store.objects[key] = obj
+        self._file(store, key, obj)
+        self._tell(kind, obj)
+        return True
+
+    def delete(self, kind: Kind, obj: Object) -> bool:
+        """Take in that an object is gone; `obj` is its last state. Return whether that was news."""
+        store = self._stores[kind]
+        self._bury(store, obj, version_of(obj))
+        key = key_of(obj)
+        held = store.objects.get(key)
+        if held is None or uid_of(held) != uid_of(obj) or version_of(held) > version_of(obj):
+            return False
+        del store.objects[key]
+        self._unfile(store, key, held)
+        self._tell(kind, held)
+        return True
+
+    def replace(self, kind: Kind, items: Iterable[Object], version: int, namespace: str = "") -> int:
+        """Take in a complete list (of one namespace) made at `version`; return how many changes it brought.
+
+        What is not in the list and was not written after it is gone, whether a watch said so or not.
+        """
+        store = self._stores[kind]
+        changes = 0
+        listed: set[str] = set()
+        for item in items:
+            listed.add(uid_of(item))
+            changes += self.put(kind, item)
+        for key, obj in list(store.objects.items()):
+            if namespace and key.namespace != namespace:
+                continue
+            if uid_of(obj) not in listed and version_of(obj) <= version:
+                changes += self.delete(kind, {**obj, "metadata": {**obj["metadata"], "resourceVersion": version}})
+        return changes
+
+    def mark_listed(self, kind: Kind) -> None:
+        """Note that lists of the whole kind have just been taken in: from the first time on it is synced."""
+        store = self._stores[kind]
+        store.synced = True
+        store.listed = store.seen = self._now()
+
+    def mark_seen(self, kind: Kind) -> None:
+        """Note that the watch of a kind is alive."""
+        self._stores[kind].seen = self._now()
+
+    def synced(self, kind: Kind) -> bool:
+        """Return whether a complete list has been taken in."""
+        return self._stores[kind].synced
+
+    def all_synced(self) -> bool:
+        """Return whether every kind is synced."""
+        return all(store.synced for store in self._stores.values())
+
+    def relist_age(self, kind: Kind) -> float:
+        """Return the seconds since the last complete list, or since we started to wait for one."""
+        store = self._stores[kind]
+        return self._now() - (store.registered if store.listed is None else store.listed)
+
+    def watch_age(self, kind: Kind) -> float:
+        """Return the seconds since the last event or list."""
+        store = self._stores[kind]
+        return self._now() - (store.registered if store.seen is None else store.seen)
+
+    def _is_news(self, store: _Store, obj: Object) -> bool:
+        buried = store.tombstones.get(uid_of(obj))
+        if buried is not None and version_of(obj) <= buried[0]:
+            return False
+        held = store.objects.get(key_of(obj))
+        return held is None or version_of(obj) > version_of(held)
+
+    def _bury(self, store: _Store, obj: Object, version: int) -> None:
+        now = self._now()
+        before, _ = store.tombstones.pop(uid_of(obj), (0, 0.0))
+        store.tombstones[uid_of(obj)] = (max(before, version), now)
+        # In order of time, as each is put at the end: the old ones are in front.
+        while now - next(iter(store.tombstones.values()))[1] > _TOMBSTONE_SECONDS:
+            del store.tombstones[next(iter(store.tombstones))]
+
+    def _file(self, store: _Store, key: Key, obj: Object) -> None:
+        for value in store.index(obj) if store.index else ():
+            store.indexed[key.namespace, value].add(key)
+
+    def _unfile(self, store: _Store, key: Key, obj: Object) -> None:
+        for value in store.index(obj) if store.index else ():
+            keys = store.indexed[key.namespace, value]
+            keys.discard(key)
+            if not keys:
+                del store.indexed[key.namespace, value]
+
+    def _tell(self, kind: Kind, obj: Object) -> None:
+        for listener in self._listeners:
+            listener(kind, obj)
+
+
+def _slim(obj: Object) -> Object:
+    """Return the object without `managedFields`, which may be half of it and which nobody here reads."""
+    metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
+    return {**obj, "metadata": metadata}

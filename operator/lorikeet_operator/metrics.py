@@ -1,0 +1,58 @@
+"""What the operator tells Prometheus. No label ever carries the name of an object."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+RECONCILES: Final = Counter(
+    "lorikeet_reconcile_total", "Reconciles by outcome: ok, requeue, conflict, error, stuck", ["controller", "result"]
+)
+RECONCILE_SECONDS: Final = Histogram(
+    "lorikeet_reconcile_seconds",
+    "How long a reconcile took",
+    ["controller"],
+    buckets=(0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120),
+)
+QUEUE_DEPTH: Final = Gauge("lorikeet_queue_depth", "Keys that wait for a worker", ["controller"])
+QUEUE_OLDEST: Final = Gauge(
+    "lorikeet_queue_oldest_key_seconds", "How long the oldest key has waited for a worker", ["controller"]
+)
+QUEUE_IN_FLIGHT: Final = Gauge("lorikeet_queue_in_flight", "Reconciles that run now", ["controller"])
+WATCH_AGE: Final = Gauge("lorikeet_watch_age_seconds", "Time since the last event or list of a kind", ["kind"])
+RELIST_AGE: Final = Gauge("lorikeet_relist_age_seconds", "Time since the last complete list of a kind", ["kind"])
+MISSED: Final = Counter(
+    "lorikeet_watch_missed_total", "Changes that a list found and the watch had not brought", ["kind"]
+)
+CACHED: Final = Gauge("lorikeet_cached_objects", "Objects in the cache", ["kind"])
+API_REQUESTS: Final = Counter(
+    "lorikeet_api_requests_total", "Requests to the API server; code 0: no answer", ["verb", "resource", "code"]
+)
+EVENTS_FAILED: Final = Counter("lorikeet_events_failed_total", "Kubernetes Events that could not be written")
+BUILD: Final = Info("lorikeet_build", "Version of the operator")
+
+
+class _Phases(Collector):
+    """Counts resources by phase when Prometheus asks: nothing to keep in step, nothing to drift."""
+
+    def __init__(self, name: str, help_text: str, count: Callable[[], Mapping[str, int]]) -> None:
+        self._name = name
+        self._help = help_text
+        self._count = count
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(self._name, self._help, labels=["phase"])
+        for phase, count in sorted(self._count().items()):
+            family.add_metric([phase], count)
+        yield family
+
+    def describe(self) -> Iterable[Metric]:
+        """Name the metric without counting, so that registering asks nothing of an empty cache."""
+        return [GaugeMetricFamily(self._name, self._help, labels=["phase"])]
+
+
+def phase_gauge(name: str, help_text: str, count: Callable[[], Mapping[str, int]]) -> None:
+    """Register a gauge by phase, such as `lorikeet_finetunejobs`; `count` is called at every scrape."""
+    REGISTRY.register(_Phases(name, help_text, count))

@@ -1,0 +1,66 @@
+"""Everything that can be set on the operator, each by an environment variable or a flag."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+_PREFIX = "LORIKEET_"
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The operator's settings. `trainer_image` is `--trainer-image` or `LORIKEET_TRAINER_IMAGE`; flags win."""
+
+    trainer_image: str = _setting("", "image of the trainer, unless a TuningProfile names one")
+    namespaces: tuple[str, ...] = _setting((), "namespaces to serve, with commas between; empty: all")
+    workers: int = _setting(16, "reconciles at a time, for each controller")
+    qps: float = _setting(50.0, "requests a second to the API server, in the long run")
+    burst: int = _setting(100, "requests to the API server at once")
+    request_timeout: float = _setting(30.0, "seconds after which a request to the API server is given up")
+    reconcile_timeout: float = _setting(120.0, "seconds after which a reconcile is cancelled and tried again")
+    relist_interval: float = _setting(600.0, "seconds between full lists, which find what a watch has missed")
+    shutdown_grace: float = _setting(10.0, "seconds that running reconciles get to end at SIGTERM")
+    http_host: str = _setting("", "address for /healthz, /readyz and /metrics; empty: all")
+    http_port: int = _setting(8080, "port for /healthz, /readyz and /metrics")
+    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
+
+    def __post_init__(self) -> None:
+        positive = ("workers", "qps", "burst", "request_timeout", "reconcile_timeout", "relist_interval")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise ValueError(f"log_level must be DEBUG, INFO, WARNING or ERROR, not {self.log_level}")
+
+    @classmethod
+    def load(cls, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Self:
+        """Return the settings from flags, then environment, then defaults; exit with a message if one is wrong."""
+        parser = argparse.ArgumentParser("lorikeet-operator", description="Runs Lorikeet's controllers.")
+        for each in fields(cls):
+            variable = _PREFIX + each.name.upper()
+            parser.add_argument(
+                "--" + each.name.replace("_", "-"),
+                default=environment.get(variable, each.default),
+                type=_parser_of(each.default),
+                help=f"{each.metadata['help']} ({variable}, default: {each.default!r})",
+            )
+        try:
+            return cls(**vars(parser.parse_args(list(arguments))))
+        except ValueError as error:
+            parser.error(str(error))
+
+
+def _parser_of(default: Any) -> Any:
+    if isinstance(default, tuple):
+        return _names
+    return type(default)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
