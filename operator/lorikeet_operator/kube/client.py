@@ -54,11 +54,13 @@ class Client:
         """Return one object."""
         return await self._request("get", kind, "GET", kind.path(key.namespace, key.name))
 
-    async def list(self, kind: Kind, namespace: str = "", label_selector: str = "", page: int = 500) -> Listing:
+    async def list(
+        self, kind: Kind, namespace: str = "", label_selector: str = "", field_selector: str = "", page: int = 500
+    ) -> Listing:
         """Return all objects of a kind, read page by page; without a namespace, of the whole cluster."""
         for _ in range(3):
             try:
-                return await self._pages(kind, namespace, label_selector, page)
+                return await self._pages(kind, namespace, label_selector, field_selector, page)
             except ApiError as error:
                 # 410: the pages took longer than the server keeps their version. Start again.
                 if error.status != 410:
@@ -105,10 +107,14 @@ class Client:
         query = {**self._write(), "force": "true"}
         return await self._request(verb, kind, "PATCH", path, query, _named(kind, obj), _APPLY)
 
-    async def _pages(self, kind: Kind, namespace: str, label_selector: str, page: int) -> Listing:
+    async def _pages(
+        self, kind: Kind, namespace: str, label_selector: str, field_selector: str, page: int
+    ) -> Listing:
         query = {"limit": str(page)}
         if label_selector:
             query["labelSelector"] = label_selector
+        if field_selector:
+            query["fieldSelector"] = field_selector
         items: list[Object] = []
         while True:
             answer = await self._request("list", kind, "GET", kind.path(namespace), query)

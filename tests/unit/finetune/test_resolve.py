@@ -1,5 +1,7 @@
 """What profile, defaults and request become together."""
 
+from typing import Any
+
 import pytest
 
 from lorikeet_operator.finetune.resolve import Refused, largest_divisor, resolve
@@ -95,7 +97,7 @@ def test_equal_requests_have_equal_run_ids_wherever_they_are_made() -> None:
         {"model": {"uri": "s3://models/other"}},
     ],
 )
-def test_whatever_changes_the_result_changes_the_run_id(change: dict[str, object]) -> None:
+def test_whatever_changes_the_result_changes_the_run_id(change: dict[str, Any]) -> None:
     assert resolve(job(), profile(), IMAGE).contract.run_id != resolve(job(**change), profile(), IMAGE).contract.run_id
 
 

@@ -1,0 +1,226 @@
+"""Brings one FineTuneJob a step further: reads the cache, decides, writes. Run any number of times."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from pydantic import ValidationError
+
+from lorikeet_api import names
+from lorikeet_api.conditions import OperatorReason
+from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
+from lorikeet_api.tuningprofile import TuningProfile
+from lorikeet_operator.finetune import job as build
+from lorikeet_operator.finetune import status as story
+from lorikeet_operator.finetune.observe import Finding, observe
+from lorikeet_operator.finetune.resolve import Refused, resolve
+from lorikeet_operator.kube.cache import by_label
+from lorikeet_operator.kube.conditions import timestamp
+from lorikeet_operator.kube.controller import Kube, Watch
+from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid, NotFound
+from lorikeet_operator.kube.kinds import (
+    CONFIG_MAP,
+    EVENT,
+    JOB,
+    POD,
+    Key,
+    Kind,
+    Object,
+    controller_uid,
+    key_of,
+    label_of,
+    uid_of,
+)
+from lorikeet_operator.kube.queue import Requeue
+
+FINETUNEJOB: Final = Kind(names.GROUP, names.VERSION, "finetunejobs", "FineTuneJob")
+TUNINGPROFILE: Final = Kind(names.GROUP, names.VERSION, "tuningprofiles", "TuningProfile", namespaced=False)
+OURS: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+
+REFUSED_AGAIN: Final = 30.0
+"""Seconds until a refusal that no watch would see the end of (a taken name, a quota) is tried again."""
+NO_POD_YET: Final = 5.0
+"""Seconds until a Job without a pod is asked why."""
+
+
+class FineTuneController:
+    """The controller of FineTuneJobs."""
+
+    name = "finetunejob"
+    watches = (
+        Watch(FINETUNEJOB),
+        Watch(TUNINGPROFILE),
+        Watch(JOB, label_selector=OURS, index=by_label(names.LABEL_FINETUNEJOB)),
+        Watch(POD, label_selector=OURS, index=by_label(names.LABEL_FINETUNEJOB)),
+    )
+
+    def __init__(self, kube: Kube, trainer_image: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._kube = kube
+        self._trainer_image = trainer_image
+        self._now = now
+
+    def keys_for(self, kind: Kind, obj: Object) -> Iterable[Key]:
+        """Return the FineTuneJobs that a change concerns: itself, its owner, or those that wait for a profile."""
+        if kind == FINETUNEJOB:
+            return [key_of(obj)]
+        if kind == TUNINGPROFILE:
+            name = obj["metadata"]["name"]
+            return [
+                key_of(body)
+                for body in self._kube.cache.all(FINETUNEJOB)
+                if _profile_name(body) == name and not (body.get("status") or {}).get("resolved")
+            ]
+        owner = label_of(obj, names.LABEL_FINETUNEJOB)
+        return [Key(key_of(obj).namespace, owner)] if owner else []
+
+    def phases(self) -> Mapping[str, int]:
+        """Return the number of FineTuneJobs by phase, for the metrics."""
+        return Counter(
+            str((body.get("status") or {}).get("phase") or "Pending") for body in self._kube.cache.all(FINETUNEJOB)
+        )
+
+    async def reconcile(self, key: Key) -> Requeue | None:
+        """Bring the FineTuneJob `key` a step further."""
+        body = self._kube.cache.get(FINETUNEJOB, key)
+        if body is None or body["metadata"].get("deletionTimestamp"):
+            return None  # its children go with it, by their owner references
+        try:
+            job = FineTuneJob.parse(body)
+        except ValidationError as error:
+            await self._unreadable(body, error)
+            return None
+        if job.status.phase in ("Succeeded", "Failed"):
+            # The end is the end, whatever becomes of Job and pods; only say which generation was seen.
+            await self._write(body, story.with_findings(job.status, job.metadata.generation, {}, self._time()))
+            return None
+        if job.status.resolved is None:
+            resolved = self._resolve(job)
+            if isinstance(resolved, Finding):
+                await self._write(body, story.refused(job, resolved, self._time()))
+                return None
+            body = await self._write(body, story.accepted(job, resolved, self._time()))
+            job = FineTuneJob.parse(body)
+        if job.status.job_uid is None:
+            return await self._start(body, job)
+        return await self._follow(body, job)
+
+    def _resolve(self, job: FineTuneJob) -> Resolved | Finding:
+        name = job.spec.profile_ref.name
+        profile = self._kube.cache.get(TUNINGPROFILE, Key("", name))
+        if profile is None:
+            there = sorted(str(key_of(each)) for each in self._kube.cache.all(TUNINGPROFILE))
+            message = (
+                f"TuningProfile {name!r} does not exist (there: {', '.join(there) or 'none'}): have it created, and the"
+                " job starts by itself; or name another one in spec.profileRef of a new job"
+            )
+            return Finding(False, "ProfileNotFound", message)
+        try:
+            return resolve(job, TuningProfile.parse(profile), self._trainer_image)
+        except Refused as refused:
+            return Finding(False, refused.reason, refused.message)
+        except ValidationError as error:
+            return Finding(False, "InvalidSpec", f"TuningProfile {name!r} cannot be read: {_sentence(error)}")
+
+    async def _start(self, body: Object, job: FineTuneJob) -> Requeue | None:
+        """Make the contract and the batch Job, and note the Job's uid: from then on it is never made again."""
+        resolved = job.status.resolved
+        assert resolved is not None  # noqa: S101 - `reconcile` has just written it
+        try:
+            await self._kube.writer.create(CONFIG_MAP, build.config_map(job, resolved))
+            child = await self._kube.writer.create(JOB, build.training_job(job, resolved))
+        except HeldByOther as error:
+            message = f"{error}: delete or rename it, or create the FineTuneJob under another name"
+            return await self._refused(body, job, "NameTaken", message)
+        except (Invalid, Forbidden) as error:
+            message = f"Kubernetes refuses the objects of the run: {error.message}"
+            return await self._refused(body, job, "InvalidSpec", message)
+        made = {"job_uid": uid_of(child), "start_time": child["metadata"]["creationTimestamp"]}
+        status = story.accepted(job, resolved, self._time()).model_copy(update=made)
+        job = job.model_copy(update={"status": status})
+        await self._write(body, story.observed(job, observe(child, []), self._time()))
+        return Requeue(NO_POD_YET)
+
+    async def _refused(self, body: Object, job: FineTuneJob, reason: OperatorReason, message: str) -> Requeue:
+        await self._write(body, story.refused(job, Finding(False, reason, message), self._time()))
+        return Requeue(REFUSED_AGAIN)
+
+    async def _follow(self, body: Object, job: FineTuneJob) -> Requeue | None:
+        """Report on the batch Job and its pods, and keep the Job's retries as the spec has them."""
+        key = Key(job.metadata.namespace or "", names.training_job(job.metadata.name))
+        child = self._kube.cache.get(JOB, key)
+        if child is None or uid_of(child) != job.status.job_uid:
+            child = await self._read_job(key)
+        if child is None or uid_of(child) != job.status.job_uid:
+            await self._write(body, story.job_deleted(job, self._time()))
+            return None
+        child = await self._kube.writer.patch(JOB, child, {"spec": {"backoffLimit": job.spec.max_retries}})
+        pods = [
+            pod
+            for pod in self._kube.cache.indexed(POD, key.namespace, job.metadata.name)
+            if controller_uid(pod) == job.status.job_uid
+        ]
+        refusal = await self._refusal(child) if not pods else None
+        observation = observe(child, pods, refusal)
+        await self._write(body, story.observed(job, observation, self._time()))
+        if pods or observation.phase in ("Succeeded", "Failed"):
+            return None
+        return Requeue(REFUSED_AGAIN if refusal else NO_POD_YET)
+
+    async def _read_job(self, key: Key) -> Object | None:
+        """Ask the API server itself: a cache that lags must not make a running Job look deleted."""
+        try:
+            return await self._kube.client.get(JOB, key)
+        except NotFound:
+            return None
+
+    async def _refusal(self, child: Object) -> str | None:
+        """Return why Kubernetes does not make the Job's pod: it says so (quota, admission) in an Event alone."""
+        selector = f"involvedObject.uid={uid_of(child)},reason=FailedCreate"
+        events = await self._kube.client.list(EVENT, key_of(child).namespace, field_selector=selector)
+        latest = max(events.items, key=lambda event: str(event.get("lastTimestamp") or ""), default=None)
+        return str(latest.get("message", "")) if latest else None
+
+    async def _unreadable(self, body: Object, error: ValidationError) -> None:
+        """Report a resource that the API server let in and this version cannot read."""
+        finding = Finding(False, "InvalidSpec", f"this version of Lorikeet cannot read the job: {_sentence(error)}")
+        generation = int(body["metadata"].get("generation") or 0)
+        status = story.with_findings(FineTuneJobStatus(), generation, {"Validated": finding}, self._time())
+        await self._kube.writer.write_status(FINETUNEJOB, body, status.to_wire())
+
+    async def _write(self, body: Object, status: FineTuneJobStatus) -> Object:
+        """Write the status where it differs, then tell what is new in it as Events."""
+        before = FineTuneJob.parse(body).status
+        written = await self._kube.writer.write_status(FINETUNEJOB, body, status.to_wire())
+        for kind, reason, message in _news(before, status):
+            await self._kube.recorder.event(body, kind, reason, message)
+        return written
+
+    def _time(self) -> str:
+        return timestamp(self._now())
+
+
+def _news(before: FineTuneJobStatus, after: FineTuneJobStatus) -> list[tuple[Literal["Normal", "Warning"], str, str]]:
+    """Return the Events that tell how `after` differs from `before`: each change of a condition's reason, once."""
+    known = {condition.type: (condition.status, condition.reason) for condition in before.conditions}
+    told: list[tuple[Literal["Normal", "Warning"], str, str]] = []
+    for condition in after.conditions:
+        if known.get(condition.type) == (condition.status, condition.reason):
+            continue
+        if condition.reason in ("InProgress", "Waiting"):
+            continue
+        if condition.type in ("Complete", "Failed") and condition.status == "False":
+            continue  # the other one of the two tells it
+        bad = (condition.status == "True") == (condition.type == "Failed") and condition.reason != "PullingImage"
+        told.append(("Warning" if bad else "Normal", condition.reason, condition.message))
+    return told
+
+
+def _profile_name(body: Object) -> str:
+    reference = body.get("spec", {}).get("profileRef") or {}
+    return str(reference.get("name") or names.DEFAULT_PROFILE)
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
