@@ -1,0 +1,137 @@
+"""Bring a model or a data set into the pod, with the digest of every file."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from lorikeet_api.contract import SourceDigest, StorageAccess
+from lorikeet_api.training import DataSource, ModelSource
+from lorikeet_storage.errors import StorageError
+from lorikeet_storage.sources import Source, open_source
+from lorikeet_storage.uri import HubLocation, parse
+
+DATA_ENDINGS: Final = (".jsonl", ".json", ".csv", ".parquet")
+_MODEL_ENDINGS: Final = (".json", ".model", ".jinja", ".txt", ".tiktoken")
+_WEIGHTS: Final = ".safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A source in the pod."""
+
+    path: Path
+    """Folder of the files; for a model what `from_pretrained` takes."""
+    files: tuple[Path, ...]
+    """The files below it, in the order of `digest.files`."""
+    digest: SourceDigest
+    """Where it came from and what it was: URI, resolved revision, each file's path, sha256 and size."""
+
+
+def fetch_model(source: ModelSource, into: Path, access: StorageAccess) -> Fetched:
+    """Bring a transformers model into the folder `into`: weights, configuration, tokenizer, chat template.
+
+    Only safetensors are taken, never pickles; where an index names the shards, only those. Files of a claim
+    are linked, not copied. Raises StorageError: ModelNotFound if nothing is there, ModelInvalid if it is no
+    such model, StorageRefused or StorageUnreachable if it cannot be read.
+    """
+    location = parse(source.uri)
+    if isinstance(location, HubLocation) and location.path:
+        raise StorageError("InvalidContract", f"{source.uri}: a model is a whole repository, hf://organisation/name")
+    origin = open_source(location, "model", access, source.revision)
+    found = origin.entries(recursive=False)
+    names = {entry.name for entry in found}
+    _check_model(origin, names)
+    small = [entry for entry in found if entry.name.endswith(_MODEL_ENDINGS)]
+    into.mkdir(parents=True, exist_ok=True)
+    digests = origin.fetch(small, into)
+    shards = _shards(origin, names, into)
+    digests += origin.fetch([entry for entry in found if entry.name in shards], into)
+    return _fetched(origin, source.uri, into, SourceDigest(uri=source.uri, files=digests))
+
+
+def fetch_data(source: DataSource, into: Path, access: StorageAccess) -> Fetched:
+    """Bring one file, or all .jsonl, .json, .csv and .parquet files of a folder, into the folder `into`.
+
+    Hidden files and folders (`.x`, `_x`) and empty files are left out. Raises StorageError: DataNotFound if
+    nothing is there, DataInvalid if no file of a known kind has content, StorageRefused or StorageUnreachable
+    if it cannot be read.
+    """
+    location = parse(source.uri)
+    if isinstance(location, HubLocation) and not location.path:
+        raise StorageError(
+            "DataInvalid",
+            f"{source.uri} names a whole repository, in which splits would mix: add the path of a file or folder",
+        )
+    origin = open_source(location, "data", access, source.revision)
+    found = origin.entries(recursive=True)
+    if not found:
+        raise origin.place.missing(
+            f"{origin.place.uri} does not exist or is an empty folder: upload the data or correct it"
+        )
+    kept = [entry for entry in found if entry.name.endswith(DATA_ENDINGS) and not _hidden(entry.name)]
+    if not kept:
+        raise origin.place.invalid(
+            f"{origin.place.uri} holds no {', '.join(DATA_ENDINGS)} file, only {_some(e.name for e in found)}"
+        )
+    kept = [entry for entry in kept if entry.size]
+    if not kept:
+        raise origin.place.invalid(f"{origin.place.uri} is empty (0 bytes): upload the examples again")
+    into.mkdir(parents=True, exist_ok=True)
+    return _fetched(origin, source.uri, into, SourceDigest(uri=source.uri, files=origin.fetch(kept, into)))
+
+
+def _fetched(origin: Source, uri: str, into: Path, digest: SourceDigest) -> Fetched:
+    files = tuple(into / file.path for file in digest.files)
+    return Fetched(into, files, digest.model_copy(update={"revision": origin.revision}))
+
+
+def _check_model(origin: Source, names: set[str]) -> None:
+    place = origin.place
+    if not names:
+        raise place.missing(
+            f"{place.uri} does not exist or is an empty folder: upload the model or correct {place.field}"
+        )
+    if "config.json" not in names:
+        adapter = "; this is an adapter, name its base model" if "adapter_config.json" in names else ""
+        raise place.invalid(
+            f"{place.uri} is a model path without a config: config.json is missing, found {_some(names)}{adapter}"
+        )
+    if not any(name.endswith(_WEIGHTS) for name in names):
+        raise place.invalid(
+            f"{place.uri} has no .safetensors file, found {_some(names)}: only safetensors are loaded, since pickles"
+            " (.bin, .pt) can run code; save the model again with safe_serialization"
+        )
+
+
+def _shards(origin: Source, names: set[str], folder: Path) -> set[str]:
+    """Return the weight files that transformers would load, so that a second copy of them is not fetched."""
+    weights = {name for name in names if name.endswith(_WEIGHTS)}
+    if "model.safetensors" in names:
+        return {"model.safetensors"}
+    if _INDEX not in names:
+        return weights
+    try:
+        shards = {str(name) for name in json.loads((folder / _INDEX).read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise origin.place.invalid(
+            f"{_INDEX} of {origin.place.uri} cannot be read ({error!r}): upload it again"
+        ) from error
+    if absent := shards - weights:
+        raise origin.place.invalid(
+            f"{origin.place.uri} is incomplete: {_INDEX} names {_some(absent)}, not there: upload the missing files"
+        )
+    return shards
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith((".", "_")) for part in PurePosixPath(name).parts)
+
+
+def _some(names: Iterable[str], limit: int = 8) -> str:
+    """Return the first names of a list for a message."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return ", ".join(ordered[:limit]) + more

@@ -1,0 +1,233 @@
+"""Publishing: atomic, and addressed by the run.
+
+Below `<output>/<runId>/` lie `run.json` (whose folder this is), the files, and `manifest.json`, written last.
+Two pods of one run may publish at the same time, such as one on a node that the cluster has given up and its
+successor; their files can differ by rounding. So each uploads to a staging folder of its own, `commit.json`
+(written by the first, by no second) decides whose files count, and whoever comes by copies those into place
+inside the store. Any number of writers then write the same bytes, and an end at any point leaves nothing half.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from lorikeet_api.contract import (
+    Artifacts,
+    LatestPointer,
+    Manifest,
+    RunContract,
+    StorageAccess,
+    run_id,
+)
+from lorikeet_storage.errors import Conflict, StorageError
+from lorikeet_storage.s3 import S3
+from lorikeet_storage.sources import file_digest
+from lorikeet_storage.uri import S3Location, parse_s3, safe_relative
+
+MANIFEST: Final = "manifest.json"
+RUN: Final = "run.json"
+COMMIT: Final = "commit.json"
+LATEST: Final = "latest.json"
+STAGING: Final = "staging"
+_RESERVED: Final = {MANIFEST, RUN, COMMIT, LATEST, STAGING}
+
+
+def find_manifest(output_uri: str, run_id: str, access: StorageAccess) -> tuple[Manifest, str] | None:
+    """Return the manifest of a finished run with its sha256, or None if the run has published nothing.
+
+    Every file that it names is looked up in the store: a manifest whose files are gone is no result. Raises
+    StorageError: OutputConflict if the manifest is unreadable, of another run or without its files.
+    """
+    store = S3(access, "output")
+    folder = _run_folder(output_uri, run_id)
+    location = folder.child(MANIFEST)
+    data = store.read(location)
+    if data is None:
+        return None
+    manifest = _parse(data, location, run_id)
+    stored = {info.name: info.size for info in store.objects(folder)}
+    lost = [file.path for file in manifest.files if stored.get(file.path) != file.size]
+    if lost:
+        raise Conflict(
+            "OutputConflict",
+            f"{location} names files that are missing or of another size ({', '.join(lost[:5])}): restore them,"
+            f" or delete {folder} to train again",
+        )
+    return manifest, hashlib.sha256(data).hexdigest()
+
+
+def check_free(contract: RunContract) -> None:
+    """Take the run's folder, or find that it is ours already: an earlier attempt, or this call before.
+
+    Writes `run.json`, so it also proves the right to write. Raises StorageError: OutputConflict if the folder
+    belongs to another run or holds files that no run of ours put there.
+    """
+    store = S3(contract.storage, "output")
+    folder = _run_folder(contract.output_uri, contract.run_id)
+    marker = folder.child(RUN)
+    owner = store.read(marker)
+    if owner is None:
+        foreign = [info.name for info, _ in zip(store.objects(folder), range(5), strict=False)]
+        if foreign:
+            raise Conflict(
+                "OutputConflict",
+                f"{folder} holds files that are not of this run ({', '.join(foreign)}): move them away or choose"
+                " another spec.output.uri",
+            )
+        data = json.dumps(contract.to_wire(), indent=1, sort_keys=True, ensure_ascii=False).encode()
+        if store.put_if_absent(marker, data):
+            return
+        owner = store.read(marker) or b""
+    if not _same_run(owner, contract):
+        raise Conflict(
+            "OutputConflict",
+            f"{marker} describes another run than this one: move {folder} away or choose another spec.output.uri",
+        )
+
+
+def publish(folder: Path, draft: Manifest) -> Artifacts:
+    """Publish all files of `folder` under the run of `draft.contract`, the manifest last, and point `latest` at it.
+
+    `draft.files` is filled in here. If another pod of the same run was first, its result stands and is returned.
+    Raises StorageError; a retry of the same call is safe.
+    """
+    contract = draft.contract
+    found = find_manifest(contract.output_uri, contract.run_id, contract.storage)
+    if found is not None:
+        return artifacts_of(*found)
+    digests = [file_digest(path, name) for name, path in _published_files(folder)]
+    if not digests:
+        raise StorageError("InternalError", f"{folder} holds no file to publish")
+    manifest = draft.model_copy(update={"files": digests})
+    store = S3(contract.storage, "output")
+    run = _run_folder(contract.output_uri, contract.run_id)
+    attempt = uuid.uuid4().hex[:12]
+    _stage(store, folder, manifest, run.child(f"{STAGING}/{attempt}"))
+    try:
+        return _commit(store, run, contract, attempt)
+    finally:
+        _sweep(store, run)
+
+
+def artifacts_of(manifest: Manifest, sha256: str) -> Artifacts:
+    """Return what a run's record says of a published manifest."""
+    contract = manifest.contract
+    return Artifacts(
+        uri=str(_run_folder(contract.output_uri, contract.run_id)),
+        run_id=manifest.run_id,
+        revision=sha256[:8],
+        sha256=sha256,
+        size_bytes=sum(file.size for file in manifest.files),
+    )
+
+
+def _stage(store: S3, folder: Path, manifest: Manifest, staging: S3Location) -> None:
+    for file in manifest.files:
+        store.upload(folder / file.path, staging.child(file.path))
+    store.put(staging.child(MANIFEST), manifest.to_bytes())
+
+
+def _commit(store: S3, run: S3Location, contract: RunContract, attempt: str) -> Artifacts:
+    """Put the committed attempt's files into place, ours or that of the pod that was first."""
+    store.put_if_absent(run.child(COMMIT), json.dumps({"attempt": attempt}).encode())
+    committed = _committed(store, run)
+    staging = run.child(f"{STAGING}/{committed}")
+    data = store.read(staging.child(MANIFEST))
+    if data is not None:
+        manifest = _parse(data, staging.child(MANIFEST), contract.run_id)
+        try:
+            for file in manifest.files:
+                store.copy(staging.child(file.path), run.child(file.path), file.size)
+        except StorageError:
+            # The other pod sweeps the staging folders once it has published: then nothing is left to do.
+            if store.head(run.child(MANIFEST)) is None:
+                raise
+        else:
+            store.put_if_absent(run.child(MANIFEST), data)
+    return _point(store, run, contract)
+
+
+def _committed(store: S3, run: S3Location) -> str:
+    location = run.child(COMMIT)
+    try:
+        attempt = json.loads(store.read(location) or b"")["attempt"]
+        return safe_relative(str(attempt))
+    except (ValueError, KeyError, TypeError, StorageError) as error:
+        raise Conflict("OutputConflict", f"{location} cannot be read ({error}): delete it and run again") from error
+
+
+def _point(store: S3, run: S3Location, contract: RunContract) -> Artifacts:
+    location = run.child(MANIFEST)
+    data = store.read(location)
+    if data is None:
+        raise Conflict(
+            "OutputConflict",
+            f"{run.child(COMMIT)} names an attempt whose files are gone: delete {run} and run again",
+        )
+    manifest = _parse(data, location, contract.run_id)
+    sha256 = hashlib.sha256(data).hexdigest()
+    pointer = LatestPointer(run_id=contract.run_id, sha256=sha256)
+    store.put(parse_s3(contract.output_uri).child(LATEST), json.dumps(pointer.to_wire()).encode())
+    return artifacts_of(manifest, sha256)
+
+
+def _sweep(store: S3, run: S3Location) -> None:
+    """Remove the staging folders of all attempts once the manifest stands; what stays behind does no harm."""
+    staging = run.child(STAGING)
+    try:
+        if store.head(run.child(MANIFEST)) is None:
+            return  # committed and not yet in place: the next attempt needs the files
+        for info in list(store.objects(staging)):
+            store.delete(staging.child(info.name))
+    except StorageError:
+        return  # no right to delete, say: the run is published all the same
+
+
+def _run_folder(output_uri: str, run: str) -> S3Location:
+    if not run.isalnum():
+        raise StorageError("InvalidContract", f"{run!r} is no run id")
+    return parse_s3(output_uri).child(run)
+
+
+def _parse(data: bytes, location: S3Location, run: str) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Conflict(
+            "OutputConflict",
+            f"{location} is no readable manifest ({'.'.join(map(str, first['loc']))}: {first['msg']}): restore it, or"
+            " delete the run's folder to train again",
+        ) from error
+    if manifest.run_id != run:
+        raise Conflict("OutputConflict", f"{location} belongs to run {manifest.run_id}: move it away")
+    for file in manifest.files:
+        safe_relative(file.path)
+    return manifest
+
+
+def _same_run(data: bytes, contract: RunContract) -> bool:
+    """Whether a `run.json` asks for the same result; who asks, when and on which machine may differ."""
+    try:
+        other = RunContract.model_validate_json(data)
+    except ValidationError:
+        return False
+    ids = {run_id(c.model, c.dataset, c.method, c.objective, c.training) for c in (other, contract)}
+    return len(ids) == 1 and other.run_id == contract.run_id
+
+
+def _published_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield name and path of every file below `folder`; nothing from outside gets in through a link."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise StorageError("InternalError", f"{name} is a symbolic link, which is not published")
+        if path.is_file():
+            if name.partition("/")[0] in _RESERVED:
+                raise StorageError("InternalError", f"{name} is a reserved name of the run's folder")
+            yield safe_relative(name), path
