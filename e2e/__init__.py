@@ -1,0 +1,1 @@
+"""The development cluster, its images and the scenarios that run on it."""
