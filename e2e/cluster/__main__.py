@@ -65,9 +65,7 @@ def _exec(state: State, argv: list[str]) -> None:
         raise ClusterError("exec needs a command.", "For instance: python -m e2e.cluster exec -- kubectl get pods -A")
     os.environ["KUBECONFIG"] = str(state.kubeconfig)
     os.environ["PATH"] = f"{state.bin}:{os.environ['PATH']}"
-    pid = str(record.processes[0].pid)
-    namespaces = ["--mount", "--net", "--pid", "--ipc", "--uts"]
-    os.execvp("nsenter", ["nsenter", "--target", pid, *namespaces, f"--wd={Path.cwd()}", "--", *argv])
+    os.execvp("nsenter", cluster.inside(record, "env", f"--chdir={Path.cwd()}", *argv))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -101,6 +101,10 @@ def up(state: State, say: Say) -> Record:
 
 
 def _up_tags(say: Say) -> dict[str, str]:
+    """The images that a cluster cannot do without, built if they are not there."""
+    # Another checkout may be building for minutes; do not wait for it when there is nothing to do.
+    if tags := images.pushed(images.FOR_UP, say):
+        return tags
     with images.building():
         return images.Builder(say).build(images.FOR_UP)
 
@@ -223,8 +227,9 @@ def _finish(state: State, record: Record, tags: dict[str, str], say: Say) -> Non
     wait = Waiter(state, record)
     host, _, port = record.registry.rpartition(":")
     wait("the registry answers", lambda: _answers(host, int(port)))
-    with images.building():
-        images.Builder(say).push(tags, record.registry)
+    if images.pushed(images.FOR_UP, say) != tags:
+        with images.building():
+            images.Builder(say).push(tags, record.registry)
     _write_image_refs(state, tags)
     with Api(record.api, state.node / "pki") as api:
         wait("the API server is ready", api.ready)
@@ -297,7 +302,25 @@ def build_images(state: State, names: list[str], say: Say) -> dict[str, str]:
         builder.push(tags, record.registry)
         builder.prune()
     _write_image_refs(state, tags)
+    if dropped := _prune_node(record):
+        say(f"dropped {dropped} references to old images from the node")
     return {name: images.reference(name, its_tag) for name, its_tag in tags.items()}
+
+
+def inside(record: Record, *command: str) -> list[str]:
+    """A command line that runs ``command`` in the namespaces of the node."""
+    namespaces = ["--mount", "--net", "--pid", "--ipc", "--uts"]
+    return ["nsenter", "--target", str(record.processes[0].pid), *namespaces, "--", *command]
+
+
+def _prune_node(record: Record) -> int:
+    """Drop images from the node that the registry no longer has; returns how many references."""
+    ctr = inside(record, "ctr", "--address", config.CONTAINERD_SOCKET, "--namespace", "k8s.io", "images")
+    listing = subprocess.run([*ctr, "ls"], capture_output=True, text=True, check=True).stdout
+    refs = images.unused_refs(listing, images.in_registry)
+    if refs:
+        subprocess.run([*ctr, "rm", *refs], capture_output=True, check=True)
+    return len(refs)
 
 
 def _last_lines(log: Path, count: int = 12) -> str:

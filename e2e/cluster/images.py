@@ -45,7 +45,14 @@ class Image:
     context: tuple[str, ...] = ()
 
 
-_COMMON = ("pyproject.toml", "LICENSE", "README.md", "requirements", "operator", "trainer-image")
+# A change of the operator must not rebuild the trainer's image, hence each names only what its COPY lines take.
+_TRAINER = (
+    "requirements/trainer.txt",
+    "operator/lorikeet_api",
+    "operator/lorikeet_storage",
+    "trainer-image/lorikeet_trainer",
+)
+_OPERATOR = ("pyproject.toml", "LICENSE", "README.md", "requirements/operator.txt", "operator")
 
 # One row an image; a base stands before what is built on it.
 IMAGES = (
@@ -53,8 +60,8 @@ IMAGES = (
     Image("coredns", "e2e/images/Containerfile.coredns", component="coredns"),
     Image("s3", "e2e/images/Containerfile.s3", component="versitygw"),
     Image("base", "e2e/images/Containerfile.base", packages=("python3", "python3-venv", "ca-certificates", "libnuma1")),
-    Image("operator", "operator/Containerfile", base="base", context=_COMMON),
-    Image("trainer", "trainer-image/Containerfile", base="base", context=_COMMON),
+    Image("operator", "operator/Containerfile", base="base", context=_OPERATOR),
+    Image("trainer", "trainer-image/Containerfile", base="base", context=_TRAINER),
 )
 BY_NAME = {image.name: image for image in IMAGES}
 FOR_UP = ("pause", "coredns", "s3")
@@ -120,6 +127,23 @@ def stale(names: Iterable[tuple[str, float]], keep: int = KEEP) -> list[str]:
     return [name for name, _ in newest_first[keep:]]
 
 
+def unused_refs(listing: str, wanted: Callable[[str, str], bool]) -> list[str]:
+    """Of `ctr images ls`, every reference to an image of ours of which no tag is ``wanted`` any more.
+
+    Kubernetes' part of containerd keeps three references an image: by tag, by digest and by id. All three must
+    go, or the layers stay.
+    """
+    rows = [line.split()[:3] for line in listing.splitlines()[1:] if line.strip()]
+    used: set[str] = set()
+    unused: set[str] = set()
+    for ref, _, digest in rows:
+        host, _, rest = ref.partition("/")
+        name, colon, its_tag = rest.partition(":")
+        if host == config.REGISTRY_HOST and colon and "@" not in name:
+            (used if wanted(name, its_tag) else unused).add(digest)
+    return [ref for ref, _, digest in rows if digest in unused - used]
+
+
 class Builder:
     """Builds images into a store of its own with buildah, and pushes them to a cluster's registry."""
 
@@ -165,15 +189,16 @@ class Builder:
         for name in names:
             tags[name] = self.tag(name)
             if not in_registry(name, tags[name]) and not self._has(name, tags[name]):
-                self._build(BY_NAME[name], tags[name])
+                tags[name] = self._build(BY_NAME[name])
         return tags
 
-    def _build(self, image: Image, its_tag: str) -> None:
+    def _build(self, image: Image) -> str:
+        """Build one image; returns the tag of what really went in."""
         if image.base:
             self._need_base(image.base)
         self.say(f"building image {image.name}")
         began = time.monotonic()
-        with self._context(image) as folder:
+        with self._context(image) as (folder, its_tag):
             arguments = ["bud", "--layers", "--pull=never", "--network", "host", *self._registry_access()]
             if image.base:
                 arguments += ["--build-arg", f"BASE={reference(image.base, self.tag(image.base))}"]
@@ -182,12 +207,12 @@ class Builder:
             # Installing torch takes minutes: let people see that it moves.
             self._buildah(*arguments, show=bool(image.base))
         self.say(f"built image {image.name} in {time.monotonic() - began:.0f} s")
+        return its_tag
 
     def _need_base(self, name: str) -> None:
         """Have the base in the build store, where the FROM line finds it."""
-        its_tag = self.tag(name)
-        if not self._has(name, its_tag):
-            self._build(BY_NAME[name], its_tag)
+        if not self._has(name, self.tag(name)):
+            self._build(BY_NAME[name])
 
     def _registry_access(self) -> list[str]:
         """The host's certificate authorities and package indexes, for the build alone.
@@ -204,20 +229,30 @@ class Builder:
         return arguments
 
     @contextmanager
-    def _context(self, image: Image) -> Iterator[Path]:
-        """A folder with just what the image's row names."""
+    def _context(self, image: Image) -> Iterator[tuple[Path, str]]:
+        """A folder with just what the image's row names, and the tag of exactly that."""
         self._store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="context-", dir=self._store) as temporary:
             folder = Path(temporary)
-            for file in context_files(image, self.root):
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(self.root / file, folder / file)
+            its_tag = self._copy(image, folder)
             if image.component:
                 source = components.build([image.component], self.say)[image.component]
                 shutil.copy2(source, folder / image.component)
             if image.packages:
                 self._make_rootfs(image.packages, folder / "rootfs.tar")
-            yield folder
+            yield folder, its_tag
+
+    def _copy(self, image: Image, folder: Path) -> str:
+        """Copy the files, again if somebody saved one meanwhile: a tag must not stand for a mixture."""
+        while True:
+            before = self.tag(image.name)
+            for file in context_files(image, self.root):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self.root / file, folder / file)
+            if self.tag(image.name) == before:
+                return before
+            shutil.rmtree(folder)
+            folder.mkdir()
 
     def _make_rootfs(self, packages: tuple[str, ...], target: Path) -> None:
         began = time.monotonic()
@@ -271,6 +306,13 @@ class Builder:
             file.flush()
             command = ["docker-registry", "garbage-collect", "--delete-untagged", file.name]
             subprocess.run(command, check=True, capture_output=True)
+
+
+def pushed(names: Iterable[str], say: Say, root: Path = paths.CHECKOUT) -> dict[str, str] | None:
+    """The tags of these images if the registry has all of them, else None. Takes no lock: builds take minutes."""
+    builder = Builder(say, root)
+    tags = {name: builder.tag(name) for name in names}
+    return tags if all(in_registry(name, its_tag) for name, its_tag in tags.items()) else None
 
 
 def building() -> AbstractContextManager[None]:
