@@ -44,7 +44,7 @@ _ENDPOINT: Final = "check the profile's storage.endpoint, the store itself, and 
 _SCRATCH: Final = "raise compute.scratch: model, data and outputs must fit into it together"
 
 _NOT_FOUND_CODES: Final = {"NoSuchKey", "404", "NotFound", "NoSuchVersion"}
-_BAD_KEY_CODES: Final = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure"}
+_BAD_KEY_CODES: Final = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "XAdminUserNotFound"}
 _FORBIDDEN_CODES: Final = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
 _EXPIRED_CODES: Final = {"ExpiredToken", "TokenRefreshRequired", "RequestExpired"}
 _REGION_CODES: Final = {
@@ -235,6 +235,11 @@ def no_credentials(place: Place, cause: str = "none found") -> Refused:
     return Refused("StorageRefused", f"no S3 credentials for {place.uri} ({cause}): {_CREDENTIALS}")
 
 
+def bad_ca_bundle(path: str, error: OSError) -> Refused:
+    """Return the error for an AWS_CA_BUNDLE that cannot be loaded."""
+    return Refused("StorageRefused", f"the CA bundle {path} holds no certificate that can be read ({error}): {_CA}")
+
+
 def bad_endpoint(place: Place) -> Refused:
     """Return the error for an endpoint that is no URL."""
     return Refused(
@@ -246,8 +251,6 @@ def bad_endpoint(place: Place) -> Refused:
 def _file_error(error: OSError, place: Place) -> StorageError | None:
     if error.errno == errno.ENOSPC:
         return Refused("StorageRefused", f"no space left for {place.uri} in the pod's scratch volume: {_SCRATCH}")
-    if "CA certificate bundle" in str(error):
-        return Refused("StorageRefused", f"the CA bundle for {place.uri} cannot be read ({error}): {_CA}")
     if error.errno in (errno.EACCES, errno.EPERM):
         return Refused(
             "StorageRefused",

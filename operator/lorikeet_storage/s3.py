@@ -8,6 +8,7 @@ endpoint is given, and only those checksums that the protocol demands.
 import hashlib
 import os
 import random
+import ssl
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from boto3.session import Session
 from botocore.config import Config
 
 from lorikeet_api.contract import StorageAccess
-from lorikeet_storage.errors import Place, Role, Unreachable, bad_endpoint, no_credentials, translated
+from lorikeet_storage.errors import Place, Role, Unreachable, bad_ca_bundle, bad_endpoint, no_credentials, translated
 from lorikeet_storage.uri import S3Location
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class S3:
     def _connect(self) -> "S3Client":
         place = Place("S3", self._role, self._endpoint)
         region = self._access.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        check_ca_bundle(os.environ.get("AWS_CA_BUNDLE"))
         with translated(place):
             session = Session()
             if session.get_credentials() is None:
@@ -274,6 +276,15 @@ class S3:
         """Remove one object; one that is absent is no error."""
         with translated(self.place(location)):
             self._client.delete_object(Bucket=location.bucket, Key=location.key)
+
+
+def check_ca_bundle(path: str | None) -> None:
+    """Raise StorageError if there is a CA bundle and it cannot be loaded: botocore's own words would mislead."""
+    if path:
+        try:
+            ssl.create_default_context(cafile=None if Path(path).is_dir() else path, capath=path)
+        except OSError as error:  # ssl.SSLError is one too
+            raise bad_ca_bundle(path, error) from error
 
 
 def write_file(path: Path, parts: Iterator[bytes | bytearray]) -> str:
