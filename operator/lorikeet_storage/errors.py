@@ -142,7 +142,7 @@ def translate(error: Exception, place: Place) -> StorageError | None:
         return _client_error(error, place)
     if isinstance(error, aws.BotoCoreError | aws.HTTPClientError):
         return _transport_error(error, place)
-    if type(error).__module__.partition(".")[0] in ("huggingface_hub", "httpx", "httpcore"):
+    if type(error).__module__.partition(".")[0] in ("huggingface_hub", "httpx", "httpx2"):
         from lorikeet_storage.hub_errors import hub_error  # huggingface_hub is loaded where it is used
 
         return hub_error(error, place)

@@ -1,16 +1,17 @@
 """The hub's exceptions in the user's words. Apart from `errors`, so that S3 users do not load huggingface_hub."""
 
-import httpx
 import huggingface_hub.errors as hub
 
 from lorikeet_storage.errors import Place, Refused, StorageError, Unreachable
 
+# The client that the hub's library uses has changed its package before; its base class is reached through this one.
+_Transport = hub.HfHubHTTPError.__bases__[0]
 _TOKEN = "put a token into HF_TOKEN of the Secret that spec.model.secretRef names"  # noqa: S105 - advice, no secret
 _MIRROR = "copy it to S3 and name that in {field}, or let the pod reach the hub (HTTPS_PROXY, HF_ENDPOINT)"
 
 
 def hub_error(error: Exception, place: Place) -> StorageError | None:
-    """Return an exception of huggingface_hub or httpx as a StorageError, or None if it is none of the known."""
+    """Return an exception of the hub's library or of its HTTP client as a StorageError, or None if unknown."""
     uri, field = place.uri, place.field
     mirror = _MIRROR.format(field=field)
     if isinstance(error, hub.OfflineModeIsEnabled):
@@ -29,7 +30,7 @@ def hub_error(error: Exception, place: Place) -> StorageError | None:
         return Refused("InvalidContract", f"{uri} is no name of a repository ({error}): write hf://organisation/name")
     if isinstance(error, hub.HfHubHTTPError):
         return _http_error(error, place)
-    if isinstance(error, httpx.HTTPError | hub.LocalEntryNotFoundError | hub.FileMetadataError | hub.XetDownloadError):
+    if isinstance(error, _Transport | hub.LocalEntryNotFoundError | hub.FileMetadataError | hub.XetDownloadError):
         return Unreachable(
             "StorageUnreachable", f"the hub does not answer for {uri} ({error}): {mirror}", retryable=True
         )
