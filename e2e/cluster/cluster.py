@@ -23,6 +23,7 @@ from e2e.cluster.record import Record
 Say = Callable[[str], None]
 GPUS = "8"
 READY_S = 90.0
+SETTLE_S = 45.0
 CRASHES = 4
 """A component that has ended this often while the cluster comes up will not come up."""
 POLL_S = 0.05
@@ -45,6 +46,8 @@ class Health:
 
     ok: bool
     why: str = ""
+    passing: bool = False
+    """True for what mends itself in a while: a component that is being started again, a busy API server."""
 
 
 def health(state: State) -> Health:
@@ -61,11 +64,19 @@ def health(state: State) -> Health:
         return Health(False, f"{', '.join(gone)} is missing from {state.root}")
     down = [name for name, c in component_states(state).items() if not c["pid"]]
     if down:
-        return Health(False, f"{', '.join(down)} is not running (see {state.log})")
+        return Health(False, f"{', '.join(down)} is not running (see {state.log})", passing=True)
     with Api(record.api, state.node / "pki") as api:
         if not api.ready():
-            return Health(False, "its API server does not answer")
+            return Health(False, "its API server does not answer", passing=True)
     return Health(True)
+
+
+def settled_health(state: State, seconds: float = SETTLE_S) -> Health:
+    """The health once it no longer changes by itself: a busy cluster must not be mistaken for a broken one."""
+    deadline = time.monotonic() + seconds
+    while (now := health(state)).passing and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return now
 
 
 def component_states(state: State) -> dict[str, dict[str, str]]:
@@ -82,7 +93,7 @@ def up(state: State, say: Say) -> Record:
     checks.check_packages()
     state.root.mkdir(parents=True, exist_ok=True)
     with paths.lock(state.root / "lock"):
-        now = health(state)
+        now = settled_health(state)
         record = Record.load(state)
         if now.ok and record is not None:
             say("the cluster is up already; making sure that everything in it is ready")
@@ -290,7 +301,7 @@ def _write_image_refs(state: State, tags: dict[str, str]) -> None:
 def build_images(state: State, names: list[str], say: Say) -> dict[str, str]:
     """Build images, push them to the running cluster's registry, and write images.json."""
     record = Record.load(state)
-    if record is None or not health(state).ok:
+    if record is None or not settled_health(state).ok:
         raise ClusterError(
             "The cluster is not up, and images are pushed to its registry.", "Run python -m e2e.cluster up first."
         )

@@ -162,17 +162,21 @@ class Builder:
         """The images whose Containerfile exists."""
         return [image.name for image in IMAGES if (self.root / image.containerfile).exists()]
 
-    def _buildah(self, *arguments: str, show: bool = False) -> str:
+    def _buildah(self, *arguments: str, log: Path | None = None) -> str:
         """Run buildah in a mount namespace of its own, so that it leaves no mount behind."""
         command = ["unshare", "--mount", "buildah", "--root", str(self._store / "root")]
         command += ["--runroot", str(self._store / "run"), "--storage-driver", "overlay", *arguments]
         environment = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
-        result = subprocess.run(command, env=environment, capture_output=not show, text=True)
+        with (log or Path(os.devnull)).open("w") as file:
+            output = file if log else subprocess.PIPE
+            errors = subprocess.STDOUT if log else subprocess.PIPE
+            result = subprocess.run(command, env=environment, stdout=output, stderr=errors, text=True)
         if result.returncode != 0:
+            said = log.read_text(errors="replace") if log else result.stderr
             raise ClusterError(
                 f"`buildah {arguments[0]}` failed.",
                 "Read the lines above. If a download failed, the package registry was out of reach: run it again.",
-                "\n".join((result.stderr or "").splitlines()[-20:]),
+                "\n".join(said.splitlines()[-20:]),
             )
         return (result.stdout or "").strip()
 
@@ -196,7 +200,8 @@ class Builder:
         """Build one image; returns the tag of what really went in."""
         if image.base:
             self._need_base(image.base)
-        self.say(f"building image {image.name}")
+        log = self._store / f"{image.name}.log"
+        self.say(f"building image {image.name} (follow it with: tail -f {log})")
         began = time.monotonic()
         with self._context(image) as (folder, its_tag):
             arguments = ["bud", "--layers", "--pull=never", "--network", "host", *self._registry_access()]
@@ -204,8 +209,7 @@ class Builder:
                 arguments += ["--build-arg", f"BASE={reference(image.base, self.tag(image.base))}"]
             arguments += ["--tag", reference(image.name, its_tag)]
             arguments += ["--file", str(self.root / image.containerfile), str(folder)]
-            # Installing torch takes minutes: let people see that it moves.
-            self._buildah(*arguments, show=bool(image.base))
+            self._buildah(*arguments, log=log)
         self.say(f"built image {image.name} in {time.monotonic() - began:.0f} s")
         return its_tag
 

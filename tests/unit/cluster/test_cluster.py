@@ -100,6 +100,23 @@ def test_what_is_wrong_with_a_cluster_is_told(
     assert why in health.why
 
 
+def test_a_cluster_that_mends_itself_is_given_time(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([cluster.Health(False, "busy", passing=True)] * 3 + [cluster.Health(True)])
+    monkeypatch.setattr(cluster, "health", lambda state: next(answers))
+
+    assert cluster.settled_health(state).ok
+
+
+def test_a_cluster_that_does_not_mend_itself_is_given_up(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "health", lambda state: cluster.Health(False, "busy", passing=True))
+
+    assert not cluster.settled_health(state, seconds=0).ok
+
+
+def test_a_cluster_that_is_gone_is_not_waited_for(state: State) -> None:
+    assert cluster.settled_health(state, seconds=1e9).why == "there is no record of it"
+
+
 def test_the_record_is_read_as_it_was_written_and_is_for_its_owners_eyes_only(state: State, record: Record) -> None:
     record.save(state)
 
