@@ -1,0 +1,140 @@
+"""Write the demo's data: questions and the SQL that answers them. The same seed gives the same bytes.
+
+train.jsonl has the examples; heldout.jsonl asks about tables and columns of which no training row has one, so
+that a right answer there shows the skill, not a memory. Script and data are dedicated to the public domain (CC0).
+
+    python examples/text-to-sql/make_data.py FOLDER
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+TRAIN_ROWS = 400
+HELDOUT_ROWS = 60
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: columns of numbers, and columns of words with some of their values."""
+
+    name: str
+    numbers: tuple[str, ...]
+    words: dict[str, tuple[str, ...]]
+
+
+_CITIES = ("Oslo", "Lima", "Cairo", "Quito", "Perth", "Turin")
+
+TRAIN_TABLES = (
+    Table("users", ("age", "logins"), {"city": _CITIES, "plan": ("basic", "team", "trial")}),
+    Table("orders", ("total", "discount"), {"status": ("open", "paid", "sent"), "currency": ("EUR", "USD", "JPY")}),
+    Table("products", ("price", "stock"), {"category": ("toys", "tools", "shoes"), "brand": ("Acme", "Zenith")}),
+    Table(
+        "employees", ("salary", "overtime"), {"department": ("sales", "legal", "support"), "role": ("lead", "clerk")}
+    ),
+    Table("books", ("pages", "edition"), {"author": ("Woolf", "Achebe", "Borges"), "genre": ("crime", "poetry")}),
+    Table("movies", ("rating", "budget"), {"director": ("Varda", "Kurosawa"), "studio": ("Ghibli", "Gaumont")}),
+    Table("flights", ("distance", "delay"), {"origin": _CITIES, "airline": ("Condor", "Iberia")}),
+    Table("hotels", ("rooms", "stars"), {"chain": ("Regent", "Astoria"), "country": ("Peru", "Kenya", "Japan")}),
+    Table("students", ("grade", "absences"), {"school": ("North", "Hillside"), "hobby": ("chess", "judo")}),
+    Table("songs", ("duration", "plays"), {"artist": ("Bjork", "Prince"), "album": ("Vespertine", "Purple")}),
+    Table("tickets", ("priority", "replies"), {"agent": ("Amira", "Jonas"), "channel": ("phone", "chat")}),
+    Table("loans", ("amount", "interest"), {"branch": ("East", "Harbour"), "purpose": ("house", "study")}),
+)
+HELDOUT_TABLES = (
+    Table("parcels", ("weight", "volume"), {"courier": ("Hermes", "Falcon"), "depot": ("Ghent", "Bergen")}),
+    Table("trains", ("speed", "wagons"), {"operator": ("Renfe", "Trenitalia"), "gauge": ("narrow", "broad")}),
+    Table("lakes", ("depth", "area"), {"region": ("Karelia", "Patagonia"), "basin": ("glacial", "volcanic")}),
+    Table("invoices", ("tax", "balance"), {"customer": ("Globex", "Initech"), "term": ("weekly", "monthly")}),
+    Table("sensors", ("voltage", "humidity"), {"vendor": ("Bosch", "Omron"), "location": ("roof", "cellar")}),
+    Table("recipes", ("calories", "servings"), {"cuisine": ("Thai", "Basque"), "chef": ("Ducasse", "Bocuse")}),
+)
+
+
+def _count(table: Table, rng: random.Random) -> tuple[str, str]:
+    return f"How many {table.name} are there?", f"SELECT COUNT(*) FROM {table.name};"
+
+
+def _column(table: Table, rng: random.Random) -> tuple[str, str]:
+    column = rng.choice([*table.numbers, *table.words])
+    return f"List the {column} of all {table.name}.", f"SELECT {column} FROM {table.name};"
+
+
+def _number_is(table: Table, rng: random.Random) -> tuple[str, str]:
+    column, value = rng.choice(table.numbers), rng.randint(1, 99)
+    return f"Find {table.name} where {column} is {value}.", f"SELECT * FROM {table.name} WHERE {column} = {value};"
+
+
+def _word_is(table: Table, rng: random.Random) -> tuple[str, str]:
+    column = rng.choice(list(table.words))
+    value = rng.choice(table.words[column])
+    return f"Find {table.name} where {column} is {value}.", f"SELECT * FROM {table.name} WHERE {column} = '{value}';"
+
+
+def _extreme(table: Table, rng: random.Random) -> tuple[str, str]:
+    word, function = rng.choice((("maximum", "MAX"), ("minimum", "MIN"), ("average", "AVG")))
+    column = rng.choice(table.numbers)
+    return f"What is the {word} {column} of {table.name}?", f"SELECT {function}({column}) FROM {table.name};"
+
+
+def _count_above(table: Table, rng: random.Random) -> tuple[str, str]:
+    column, value = rng.choice(table.numbers), rng.randint(1, 99)
+    query = f"SELECT COUNT(*) FROM {table.name} WHERE {column} > {value};"
+    return f"Count {table.name} with {column} above {value}.", query
+
+
+def _top(table: Table, rng: random.Random) -> tuple[str, str]:
+    column, number = rng.choice(table.numbers), rng.randint(2, 9)
+    query = f"SELECT * FROM {table.name} ORDER BY {column} DESC LIMIT {number};"
+    return f"Show the top {number} {table.name} by {column}.", query
+
+
+# Every kind of question has its own first words: half a minute of training on two cores tells them apart.
+KINDS = (_count, _column, _number_is, _word_is, _extreme, _count_above, _top)
+
+
+def rows(tables: tuple[Table, ...], number: int, seed: int) -> Iterator[dict[str, str]]:
+    """Yield up to `number` different rows (`prompt`, `completion`), every kind of question as often as it can be."""
+    rng = random.Random(seed)
+    made: dict[str, str] = {}
+    # A kind with few different questions, such as the plain count, runs out: more turns than rows.
+    for turn in range(20 * number):
+        if len(made) == number:
+            break
+        prompt, completion = KINDS[turn % len(KINDS)](rng.choice(tables), rng)
+        made.setdefault(prompt, completion)
+    shuffled = list(made.items())
+    rng.shuffle(shuffled)
+    for prompt, completion in shuffled:
+        yield {"prompt": prompt, "completion": completion}
+
+
+def write(folder: Path) -> list[Path]:
+    """Write both files to `folder` and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, tables, number in (
+        ("train.jsonl", TRAIN_TABLES, TRAIN_ROWS),
+        ("heldout.jsonl", HELDOUT_TABLES, HELDOUT_ROWS),
+    ):
+        path = folder / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows(tables, number, SEED)))
+        written.append(path)
+    return written
+
+
+def main(arguments: list[str]) -> None:
+    """Write the data and print where it is."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    for path in write(parser.parse_args(arguments).folder):
+        print(f"{path} ({len(path.read_text().splitlines())} rows)")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
