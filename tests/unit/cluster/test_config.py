@@ -19,7 +19,7 @@ PAIRS = {
 @pytest.fixture
 def settings() -> Settings:
     return Settings(
-        state=State(Path("/work/.cluster")),
+        state=State(Path("/checkout/.cluster")),
         addresses=Addresses(33, "lk-00000021"),
         pause_image="lorikeet.local/pause:1",
         registry_storage=Path("/cache/registry"),

@@ -8,16 +8,16 @@ from e2e.cluster.paths import State
 
 MOUNTS = """\
 22 1 0:20 / / rw - ext4 /dev/a rw
-30 22 0:30 / /work/.cluster/node/x rw - tmpfs tmpfs rw
-31 30 0:31 / /work/.cluster/node/x/y\\040z rw - tmpfs tmpfs rw
-32 22 0:32 / /work/.cluster-two rw - tmpfs tmpfs rw
+30 22 0:30 / /checkout/.cluster/node/x rw - tmpfs tmpfs rw
+31 30 0:31 / /checkout/.cluster/node/x/y\\040z rw - tmpfs tmpfs rw
+32 22 0:32 / /checkout/.cluster-two rw - tmpfs tmpfs rw
 """
 
 
 def test_mounts_below_a_folder_come_deepest_first() -> None:
-    found = teardown.mounts_below(Path("/work/.cluster"), MOUNTS)
+    found = teardown.mounts_below(Path("/checkout/.cluster"), MOUNTS)
 
-    assert found == [Path("/work/.cluster/node/x/y z"), Path("/work/.cluster/node/x")]
+    assert found == [Path("/checkout/.cluster/node/x/y z"), Path("/checkout/.cluster/node/x")]
 
 
 def test_a_folder_with_a_mount_in_it_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
