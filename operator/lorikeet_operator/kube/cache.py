@@ -4,6 +4,7 @@ Fed by watch events, by full lists, and by the answers to our own writes, in any
 the newest wins, and what was deleted at a version stays away until something newer arrives.
 """
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -51,6 +52,7 @@ class Cache:
         self._now = now
         self._stores: dict[Kind, _Store] = {}
         self._listeners: list[Listener] = []
+        self._all_synced = asyncio.Event()
 
     def register(self, kind: Kind, index: Index | None = None) -> None:
         """Start to keep a kind."""
@@ -59,6 +61,10 @@ class Cache:
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` after each change, whichever way it came."""
         self._listeners.append(listener)
+
+    def keeps(self, kind: Kind) -> bool:
+        """Return whether the kind is watched; of any other kind the cache knows nothing."""
+        return kind in self._stores
 
     @property
     def kinds(self) -> list[Kind]:
@@ -131,6 +137,8 @@ class Cache:
         store = self._stores[kind]
         store.synced = True
         store.listed = store.seen = self._now()
+        if all(each.synced for each in self._stores.values()):
+            self._all_synced.set()
 
     def mark_seen(self, kind: Kind) -> None:
         """Note that the watch of a kind is alive."""
@@ -140,9 +148,9 @@ class Cache:
         """Return whether a complete list has been taken in."""
         return self._stores[kind].synced
 
-    def all_synced(self) -> bool:
-        """Return whether every kind is synced."""
-        return all(store.synced for store in self._stores.values())
+    async def wait_synced(self) -> None:
+        """Return once every kind is synced."""
+        await self._all_synced.wait()
 
     def relist_age(self, kind: Kind) -> float:
         """Return the seconds since the last complete list, or since we started to wait for one."""

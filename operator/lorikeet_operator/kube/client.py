@@ -107,9 +107,7 @@ class Client:
         query = {**self._write(), "force": "true"}
         return await self._request(verb, kind, "PATCH", path, query, _named(kind, obj), _APPLY)
 
-    async def _pages(
-        self, kind: Kind, namespace: str, label_selector: str, field_selector: str, page: int
-    ) -> Listing:
+    async def _pages(self, kind: Kind, namespace: str, label_selector: str, field_selector: str, page: int) -> Listing:
         query = {"limit": str(page)}
         if label_selector:
             query["labelSelector"] = label_selector

@@ -22,12 +22,12 @@ class Writer:
         `desired` carries a controller ownerReference. `HeldByOther` if the name is taken by an object that
         this owner does not control.
         """
-        held = self._cache.get(kind, key_of(desired))
+        held = self._cache.get(kind, key_of(desired)) if self._cache.keeps(kind) else None
         if held is None:
             try:
                 return self._keep(kind, await self._client.create(kind, desired))
             except AlreadyExists:
-                # The cache lags, or the object lacks the labels by which we watch.
+                # The kind is not watched, the cache lags, or the object lacks the labels by which we watch.
                 held = self._keep(kind, await self._client.get(kind, key_of(desired)))
         if controller_uid(held) != controller_uid(desired):
             raise HeldByOther(kind.resource, str(key_of(desired)))
@@ -83,7 +83,8 @@ class Writer:
         return self._keep(kind, answer)
 
     def _keep(self, kind: Kind, answer: Object) -> Object:
-        self._cache.put(kind, answer)
+        if self._cache.keeps(kind):
+            self._cache.put(kind, answer)
         return answer
 
     async def _refresh(self, kind: Kind, obj: Object) -> None:
@@ -91,7 +92,8 @@ class Writer:
         try:
             self._keep(kind, await self._client.get(kind, key_of(obj)))
         except NotFound:
-            self._cache.delete(kind, obj)
+            if self._cache.keeps(kind):
+                self._cache.delete(kind, obj)
 
 
 def contains(live: Any, wanted: Any) -> bool:

@@ -1,0 +1,177 @@
+"""The process: starts the parts, joins them, and stops them in order."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from kubernetes.aio.client.configuration import Configuration
+
+from lorikeet_api.names import FIELD_MANAGER
+from lorikeet_operator import logs, metrics
+from lorikeet_operator.finetune.reconcile import FineTuneController
+from lorikeet_operator.kube import config, probes, watches
+from lorikeet_operator.kube.cache import Cache
+from lorikeet_operator.kube.client import Client
+from lorikeet_operator.kube.controller import Controller, Kube, Watch
+from lorikeet_operator.kube.events import Recorder
+from lorikeet_operator.kube.kinds import Kind, Object, key_of
+from lorikeet_operator.kube.queue import KeyedQueue
+from lorikeet_operator.kube.relist import Relister
+from lorikeet_operator.kube.throttle import TokenBucket
+from lorikeet_operator.kube.writer import Writer
+from lorikeet_operator.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+def controllers(kube: Kube, settings: Settings) -> list[Controller]:
+    """Return every controller that this operator runs."""
+    finetune = FineTuneController(kube, settings.trainer_image)
+    metrics.phase_gauge("lorikeet_finetunejobs", "FineTuneJobs by phase", finetune.phases)
+    return [finetune]
+
+
+class Operator:
+    """Controllers with their queues, over one cache."""
+
+    def __init__(
+        self,
+        client: Client,
+        settings: Settings,
+        make: Callable[[Kube, Settings], Sequence[Controller]] = controllers,
+    ) -> None:
+        self.settings = settings
+        self.cache = Cache()
+        kube = Kube(self.cache, Writer(client, self.cache), Recorder(client, FIELD_MANAGER), client)
+        self.controllers = list(make(kube, settings))
+        self.watches = watches.merge([watch for each in self.controllers for watch in each.watches])
+        self.queues = [self._queue(each) for each in self.controllers]
+        for watch in self.watches:
+            self._register(watch)
+        self.cache.subscribe(self._enqueue)
+        self.relister = Relister(client, self.cache, self.watches, settings.namespaces, settings.relist_interval)
+
+    def _queue(self, controller: Controller) -> KeyedQueue:
+        return KeyedQueue(
+            controller.name,
+            controller.reconcile,
+            workers=self.settings.workers,
+            timeout=self.settings.reconcile_timeout,
+        )
+
+    def _register(self, watch: Watch) -> None:
+        kind = watch.kind
+        self.cache.register(kind, watch.index)
+        metrics.WATCH_AGE.labels(kind.resource).set_function(lambda: self.cache.watch_age(kind))
+        metrics.RELIST_AGE.labels(kind.resource).set_function(lambda: self.cache.relist_age(kind))
+        metrics.CACHED.labels(kind.resource).set_function(lambda: len(self.cache.all(kind)))
+
+    def _enqueue(self, kind: Kind, obj: Object) -> None:
+        for controller, queue in zip(self.controllers, self.queues, strict=True):
+            if any(watch.kind == kind for watch in controller.watches):
+                try:
+                    keys = list(controller.keys_for(kind, obj))
+                except Exception:  # noqa: BLE001  one odd object must not end the watch of all the others
+                    _log.exception("%s does not know whom %s %s concerns", controller.name, kind, key_of(obj))
+                    continue
+                for key in keys:
+                    queue.add(key)
+
+    async def work(self) -> None:
+        """Work for ever, once every kind is listed: before, a child that is not in the cache may well exist."""
+        await self.cache.wait_synced()
+        _log.info("caches are synced")
+        for queue in self.queues:
+            queue.start()
+        await asyncio.Event().wait()
+
+    def unhealthy(self) -> list[str]:
+        """Return why the process should be restarted."""
+        return probes.unhealthy(self.cache, self.queues, self.settings.relist_interval)
+
+    async def drain(self) -> None:
+        """Let running reconciles end, within the grace period all together."""
+        ended = await asyncio.gather(*(queue.stop(self.settings.shutdown_grace) for queue in self.queues))
+        if not all(ended):
+            _log.warning("reconciles were cancelled: they did not end within %.0f s", self.settings.shutdown_grace)
+
+
+async def run(settings: Settings, make: Callable[[Kube, Settings], Sequence[Controller]] = controllers) -> None:
+    """Run until SIGTERM or SIGINT; raise if the operator cannot go on."""
+    configuration = await config.load()
+    bucket = TokenBucket(settings.qps, settings.burst)
+    async with Client(configuration, FIELD_MANAGER, bucket, settings.request_timeout) as client:
+        operator = Operator(client, settings, make)
+        server = await probes.serve(
+            settings.http_host, settings.http_port, operator.unhealthy, lambda: probes.unready(operator.cache)
+        )
+        try:
+            await _work(operator, configuration)
+        finally:
+            await server.cleanup()
+
+
+async def _work(operator: Operator, configuration: Configuration) -> None:
+    stopping = asyncio.Event()
+    stop_watches = asyncio.Event()
+
+    def take_signals() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+
+    take_signals()
+    parts = [
+        asyncio.create_task(stopping.wait(), name="signal"),
+        asyncio.create_task(operator.relister.run(), name="lists"),
+        asyncio.create_task(operator.work(), name="work"),
+    ]
+    streams = asyncio.create_task(
+        watches.run(
+            operator.watches,
+            operator.settings.namespaces,
+            operator.cache,
+            configuration,
+            stop=stop_watches,
+            on_listing=operator.relister.hint,
+            on_started=take_signals,
+        ),
+        name="watches",
+    )
+    try:
+        done, _ = await asyncio.wait([*parts, streams], return_when=asyncio.FIRST_COMPLETED)
+        # Reconciles end before the streams do: kopf cancels all that runs beside it when it goes.
+        await operator.drain()
+    finally:
+        for part in parts:
+            part.cancel()
+        stop_watches.set()
+        ends = await asyncio.gather(*parts, streams, return_exceptions=True)
+    if not stopping.is_set() and not any(isinstance(end, Exception) for end in ends):
+        raise RuntimeError(f"{', '.join(part.get_name() for part in done)} ended without a reason")
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end
+
+
+def main() -> int:
+    """Run the operator: `lorikeet-operator`. Return 0 after SIGTERM, 1 if it could not go on."""
+    settings = Settings.load(sys.argv[1:])
+    logs.set_up(settings.log_level)
+    metrics.BUILD.info({"version": version("lorikeet")})
+    try:
+        asyncio.run(run(settings))
+    except Exception as error:  # noqa: BLE001  whatever it was, the kubelet starts us again
+        _log.critical("the operator ends, to be started again: %s", _cause(error), exc_info=True)
+        return 1
+    _log.info("the operator has ended as asked")
+    return 0
+
+
+def _cause(error: BaseException) -> str:
+    """Return what went wrong first, out of the groups that task groups wrap it in."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
