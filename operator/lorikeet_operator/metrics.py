@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+# A series of start times for every counter doubles the scrape and is read by nobody.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 RECONCILES: Final = Counter(
     "lorikeet_reconcile_total", "Reconciles by outcome: ok, requeue, conflict, error, stuck", ["controller", "result"]

@@ -16,7 +16,6 @@ from lorikeet_operator.finetune import status as story
 from lorikeet_operator.finetune.observe import Finding, observe
 from lorikeet_operator.finetune.resolve import Refused, resolve
 from lorikeet_operator.kube.cache import by_label
-from lorikeet_operator.kube.conditions import timestamp
 from lorikeet_operator.kube.controller import Kube, Watch
 from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid, NotFound
 from lorikeet_operator.kube.kinds import (
@@ -33,6 +32,7 @@ from lorikeet_operator.kube.kinds import (
     uid_of,
 )
 from lorikeet_operator.kube.queue import Requeue
+from lorikeet_operator.kube.times import timestamp
 
 FINETUNEJOB: Final = Kind(names.GROUP, names.VERSION, "finetunejobs", "FineTuneJob")
 TUNINGPROFILE: Final = Kind(names.GROUP, names.VERSION, "tuningprofiles", "TuningProfile", namespaced=False)

@@ -11,7 +11,7 @@ import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from lorikeet_operator.kube.errors import ApiError, Conflict, Invalid, Unavailable, error_of
+from lorikeet_operator.kube.errors import ApiError, Unavailable, error_of
 from lorikeet_operator.kube.kinds import Key, Kind, Object, key_of
 from lorikeet_operator.kube.throttle import TokenBucket
 from lorikeet_operator.metrics import API_REQUESTS
@@ -76,27 +76,21 @@ class Client:
         """Server-side apply of what we want to own of an object.
 
         Fields that we owned and that are no longer there are removed. A field of ours that somebody else set
-        is taken back; fields that are not in `obj` are left alone. With `metadata.uid` or
-        `metadata.resourceVersion` in `obj`, `Conflict` if the object is another one, or gone; without them, an
-        object that does not exist is made.
+        is taken back; fields that are not in `obj` are left alone. With `metadata.uid` in `obj`, `Conflict` if
+        the object is another one, or gone; with `metadata.resourceVersion` in it, if it has changed. Without
+        a uid, an object that does not exist is made.
         """
         return await self._apply("apply", kind, obj)
 
     async def apply_status(self, kind: Kind, obj: Object) -> Object:
-        """Server-side apply of `obj["status"]`; preconditions as in `apply`."""
+        """Server-side apply of `obj["status"]`; preconditions as in `apply`, `NotFound` if it is gone."""
         return await self._apply("apply_status", kind, obj, "status")
 
     async def patch(self, kind: Kind, key: Key, body: Mapping[str, Any], uid: str) -> Object:
         """Merge-patch a single field of the object with this uid; `Conflict` if it is another one by now."""
         body = {**body, "metadata": {**body.get("metadata", {}), "uid": uid}}
         path = kind.path(key.namespace, key.name)
-        try:
-            return await self._request("patch", kind, "PATCH", path, self._write(), body, _MERGE)
-        except Invalid as error:
-            # A merge patch has no precondition: the server sees an attempt to change the uid.
-            if any(cause.startswith("metadata.uid") for cause in error.causes):
-                raise Conflict(409, "Conflict", f"{kind} {key} is no longer {uid}") from error
-            raise
+        return await self._request("patch", kind, "PATCH", path, self._write(), body, _MERGE)
 
     def _write(self) -> dict[str, str]:
         return {"fieldManager": self._field_manager, "fieldValidation": "Strict"}

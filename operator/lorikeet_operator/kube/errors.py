@@ -75,10 +75,13 @@ def error_of(status: int, body: Any, retry_after: str | None = None) -> ApiError
     causes = [f"{cause.get('field', '')}: {cause.get('message', '')}" for cause in details.get("causes") or []]
     seconds = retry_after or details.get("retryAfterSeconds")
     wait = float(str(seconds)) if str(seconds).isdigit() else None
-    return _class_of(status, reason)(status, reason, message, causes, wait)
+    return _class_of(status, reason, causes)(status, reason, message, causes, wait)
 
 
-def _class_of(status: int, reason: str) -> type[ApiError]:
+def _class_of(status: int, reason: str, causes: Sequence[str]) -> type[ApiError]:
+    # A uid in a patch is no precondition to the server: it sees an attempt to change the object's uid.
+    if status == 422 and any(cause.startswith("metadata.uid:") for cause in causes):
+        return Conflict
     match status:
         case 404:
             return NotFound

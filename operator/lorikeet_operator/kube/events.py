@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from lorikeet_operator.kube.client import Client
-from lorikeet_operator.kube.conditions import timestamp
 from lorikeet_operator.kube.errors import AlreadyExists, ApiError
 from lorikeet_operator.kube.kinds import EVENT, Object, key_of, uid_of
+from lorikeet_operator.kube.times import timestamp
 from lorikeet_operator.metrics import EVENTS_FAILED
 
 _log = logging.getLogger(__name__)

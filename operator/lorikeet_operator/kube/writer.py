@@ -44,7 +44,7 @@ class Writer:
         update = {**desired, "metadata": {**desired["metadata"], "uid": uid_of(held)}}
         try:
             return self._keep(kind, await self._client.apply(kind, update))
-        except Conflict:
+        except (Conflict, NotFound):
             await self._refresh(kind, held)
             raise
 
@@ -54,7 +54,7 @@ class Writer:
             return obj
         try:
             return self._keep(kind, await self._client.patch(kind, key_of(obj), body, uid_of(obj)))
-        except Conflict:
+        except (Conflict, NotFound):
             await self._refresh(kind, obj)
             raise
 
@@ -63,8 +63,8 @@ class Writer:
     ) -> Object:
         """Bring the status to `status` in one request, or send nothing if it is that already.
 
-        The write is for the very version that the status was computed from: `Conflict` if it has moved on;
-        the cache then has the newer one, and the reconcile is to run again. `others` names the top-level
+        The write is for the very version that the status was computed from: `Conflict` or `NotFound` if it has
+        moved on; the cache then has what is there now, and the reconcile is to run again. `others` names the top-level
         fields of the status that another writer owns: they are neither compared nor touched.
         """
         wanted = _without_null(status)
@@ -77,7 +77,7 @@ class Writer:
             metadata["namespace"] = key.namespace
         try:
             answer = await self._client.apply_status(kind, {"metadata": metadata, "status": wanted})
-        except Conflict:
+        except (Conflict, NotFound):
             await self._refresh(kind, obj)
             raise
         return self._keep(kind, answer)
