@@ -73,7 +73,13 @@ def test_fetches_what_a_model_needs_and_no_pickle(s3: S3Server, bucket: str, tmp
         "chat_template.jinja": b"{{ x }}",
         "model.safetensors": b"weights",
     }
-    others = {"pytorch_model.bin": b"pickle", "training_args.bin": b"pickle", "onnx/model.json": b"{}", "run.py": b"x"}
+    others = {
+        "pytorch_model.bin": b"pickle",
+        "consolidated.safetensors": b"again",
+        "training_args.bin": b"pickle",
+        "onnx/model.json": b"{}",
+        "run.py": b"x",
+    }
     for name, data in {**files, **others}.items():
         s3.put(bucket, f"m/tiny/{name}", data)
     s3.put(bucket, "m/tiny-other/config.json", b"not mine")
@@ -409,10 +415,13 @@ def test_publishes_files_first_and_leaves_nothing_else(s3: S3Server, bucket: str
     assert found[1] == artifacts.sha256
 
 
-def test_the_second_publisher_adopts_the_first_ones_result(s3: S3Server, bucket: str, folder: Path) -> None:
+def test_the_second_publisher_adopts_the_first_ones_result(
+    s3: S3Server, bucket: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     contract = runs.contract(f"s3://{bucket}/o", s3.access)
     first = publish(folder, runs.draft(contract))
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"others!" * 1000)
+    monkeypatch.delattr(S3, "upload")  # nothing is sent
     assert publish(folder, runs.draft(contract)) == first
     stored = s3.data / bucket / "o" / contract.run_id / "adapter/adapter_model.safetensors"
     assert stored.read_bytes() == b"weights" * 1000
@@ -485,10 +494,16 @@ def test_foreign_files_in_the_way(s3: S3Server, bucket: str) -> None:
     assert s3.keys(bucket) == [f"o/{contract.run_id}/thesis.pdf"]
 
 
-@pytest.mark.parametrize("change", [{"seed": 2}, None])
-def test_another_runs_marker_in_the_way(s3: S3Server, bucket: str, change: dict[str, int] | None) -> None:
+@pytest.mark.parametrize("what", ["another run", "the same id for another request", "no contract"])
+def test_another_runs_marker_in_the_way(s3: S3Server, bucket: str, what: str) -> None:
     contract = runs.contract(f"s3://{bucket}/o", s3.access)
-    other = runs.contract(f"s3://{bucket}/o", s3.access, **change).to_wire() if change else "no contract"
+    other = {
+        "another run": runs.contract(f"s3://{bucket}/o", s3.access, seed=2).to_wire(),
+        "the same id for another request": runs.contract(
+            f"s3://{bucket}/o", s3.access, seed=2, run_id=contract.run_id
+        ).to_wire(),
+        "no contract": "no contract",
+    }[what]
     s3.put(bucket, f"o/{contract.run_id}/run.json", json.dumps(other).encode())
     with pytest.raises(StorageError, match="describes another run") as caught:
         check_free(contract)
@@ -526,3 +541,15 @@ def test_a_manifest_whose_files_are_gone_is_no_result(s3: S3Server, bucket: str,
     (s3.data / bucket / "o" / contract.run_id / "adapter" / "adapter_config.json").unlink()
     with pytest.raises(StorageError, match=r"adapter_config\.json"):
         find_manifest(contract.output_uri, contract.run_id, s3.access)
+
+
+def test_a_link_and_a_reserved_name_are_not_published(s3: S3Server, bucket: str, folder: Path, tmp_path: Path) -> None:
+    contract = runs.contract(f"s3://{bucket}/o", s3.access)
+    (folder / "adapter" / "passwd").symlink_to("/etc/passwd")
+    with pytest.raises(StorageError, match="symbolic link"):
+        publish(folder, runs.draft(contract))
+    (folder / "adapter" / "passwd").unlink()
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(StorageError, match="reserved name"):
+        publish(folder, runs.draft(contract))
+    assert s3.keys(bucket) == []
