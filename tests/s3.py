@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 START_SECONDS = 20
+_numbers = count(1)
 
 
 class S3Server:
@@ -142,3 +144,11 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
     """The session's server, with its keys in the environment."""
     with credentials(monkeypatch, s3_server) as server:
         yield server
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> str:
+    """A bucket of the test's own."""
+    name = f"bucket-{next(_numbers)}"
+    s3.client().create_bucket(Bucket=name)
+    return name
