@@ -16,6 +16,7 @@ from lorikeet_operator.kube import config, probes, watches
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.client import Client
 from lorikeet_operator.kube.controller import Controller, Kube, Watch
+from lorikeet_operator.kube.errors import ApiError
 from lorikeet_operator.kube.events import Recorder
 from lorikeet_operator.kube.kinds import Kind, Object, key_of
 from lorikeet_operator.kube.queue import KeyedQueue
@@ -128,18 +129,7 @@ async def _work(operator: Operator, configuration: Configuration) -> None:
         asyncio.create_task(operator.relister.run(), name="lists"),
         asyncio.create_task(operator.work(), name="work"),
     ]
-    streams = asyncio.create_task(
-        watches.run(
-            operator.watches,
-            operator.settings.namespaces,
-            operator.cache,
-            configuration,
-            stop=stop_watches,
-            on_listing=operator.relister.hint,
-            on_started=take_signals,
-        ),
-        name="watches",
-    )
+    streams = asyncio.create_task(_stream(operator, configuration, stop_watches, take_signals), name="watches")
     try:
         done, _ = await asyncio.wait([*parts, streams], return_when=asyncio.FIRST_COMPLETED)
         # Reconciles end before the streams do: kopf cancels all that runs beside it when it goes.
@@ -149,11 +139,35 @@ async def _work(operator: Operator, configuration: Configuration) -> None:
             part.cancel()
         stop_watches.set()
         ends = await asyncio.gather(*parts, streams, return_exceptions=True)
-    if not stopping.is_set() and not any(isinstance(end, Exception) for end in ends):
+    errors = [end for end in ends if isinstance(end, Exception)]
+    if stopping.is_set():
+        for error in errors:
+            _log.warning("while stopping: %s", _cause(error))
+    elif errors:
+        raise errors[0]
+    else:
         raise RuntimeError(f"{', '.join(part.get_name() for part in done)} ended without a reason")
-    for end in ends:
-        if isinstance(end, Exception):
-            raise end
+
+
+async def _stream(
+    operator: Operator, configuration: Configuration, stop: asyncio.Event, on_started: Callable[[], None]
+) -> None:
+    """Watch once the first lists are in: they fail in clear words where kopf would go on trying."""
+    waits = [asyncio.create_task(operator.cache.wait_synced()), asyncio.create_task(stop.wait())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    if stop.is_set():
+        return
+    await watches.run(
+        operator.watches,
+        operator.settings.namespaces,
+        operator.cache,
+        configuration,
+        stop=stop,
+        on_listing=operator.relister.hint,
+        on_started=on_started,
+    )
 
 
 def main() -> int:
@@ -164,14 +178,17 @@ def main() -> int:
     try:
         asyncio.run(run(settings))
     except Exception as error:  # noqa: BLE001  whatever it was, the kubelet starts us again
-        _log.critical("the operator ends, to be started again: %s", _cause(error), exc_info=True)
+        cause = _cause(error)
+        # What the API server says needs no traceback; anything else does.
+        trace = None if isinstance(cause, ApiError) else error
+        _log.critical("the operator ends, to be started again: %s", cause, exc_info=trace)
         return 1
     _log.info("the operator has ended as asked")
     return 0
 
 
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException) -> BaseException:
     """Return what went wrong first, out of the groups that task groups wrap it in."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
+    return error

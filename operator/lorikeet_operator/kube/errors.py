@@ -70,7 +70,7 @@ def error_of(status: int, body: Any, retry_after: str | None = None) -> ApiError
     """Return the error for a response that is not 2xx; `body` is the parsed `Status`, or text."""
     answer = body if isinstance(body, dict) else {}
     reason = str(answer.get("reason") or "")
-    message = str(answer.get("message") or (body if isinstance(body, str) else "") or "no message")
+    message = str(answer.get("message") or (body.strip() if isinstance(body, str) else "") or "no message")
     details = answer.get("details") or {}
     causes = [f"{cause.get('field', '')}: {cause.get('message', '')}" for cause in details.get("causes") or []]
     seconds = retry_after or details.get("retryAfterSeconds")

@@ -15,8 +15,10 @@ from lorikeet_operator.metrics import MISSED
 _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
-_FRESH_SECONDS = 60.0
-"""A list that is younger needs no repeat on a hint."""
+_SETTLE_SECONDS = 5.0
+"""How long a watch that starts afresh gets to bring its news before a list looks for what it has missed."""
+_SECOND_LIST_SECONDS = 30.0
+"""When the second list comes: what went between the first list and the start of the watch, no watch tells."""
 
 
 class Relister:
@@ -34,8 +36,7 @@ class Relister:
 
     def hint(self, kind: Kind) -> None:
         """Have a kind listed soon: its watch has started afresh, and deletions may have fallen in the gap."""
-        if self._cache.synced(kind) and self._cache.relist_age(kind) > _FRESH_SECONDS:
-            self._wake[kind].set()
+        self._wake[kind].set()
 
     async def run(self) -> None:
         """List for ever; raise if a kind cannot be listed for a reason that waiting does not cure."""
@@ -54,6 +55,7 @@ class Relister:
         return changes
 
     async def _keep_listing(self, kind: Kind) -> None:
+        pause = min(_SECOND_LIST_SECONDS, self._interval)
         while True:
             synced = self._cache.synced(kind)
             try:
@@ -61,20 +63,27 @@ class Relister:
             except ApiError as error:
                 # Without the kind or the right to read it there is nothing to run on: end, and be restarted.
                 if not synced and not error.retryable:
+                    _log.error("%s cannot be listed: are the CRDs installed, and may this account list it?", kind)
                     raise
-                _log.warning("%s could not be listed: %s", kind, error)
+                _log.warning("%s could not be listed and will be tried again: %s", kind, error)
                 await asyncio.sleep(error.retry_after or _RETRY_SECONDS)
                 continue
             if synced and changes:
                 MISSED.labels(kind.resource).inc(changes)
                 _log.info("a list of %s brought %d changes before the watch did", kind, changes)
-            await self._pause(kind)
+            await self._pause(kind, pause)
+            pause = self._interval
 
-    async def _pause(self, kind: Kind) -> None:
-        """Wait for the next turn; the jitter keeps kinds and replicas from listing all at once."""
+    async def _pause(self, kind: Kind, seconds: float) -> None:
+        """Wait for the next turn, or for a hint; the jitter keeps kinds and replicas from listing all at once."""
         try:
-            async with asyncio.timeout(self._interval * random.uniform(0.8, 1.2)):  # noqa: S311  not a secret
+            async with asyncio.timeout(_jittered(seconds)):
                 await self._wake[kind].wait()
         except TimeoutError:
-            pass
+            return
+        await asyncio.sleep(_jittered(_SETTLE_SECONDS))
         self._wake[kind].clear()
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.8, 1.2)  # noqa: S311  no secret
