@@ -52,6 +52,10 @@ def set_up(level: int = logging.INFO) -> None:
 
 def event(name: str, level: int = logging.INFO, **fields: object) -> None:
     """Write one line about `name`; fields that are None are left out."""
+    _write(name, level, fields)
+
+
+def _write(name: str, level: int, fields: dict[str, object]) -> None:
     told = {"event": name} | {key: value for key, value in fields.items() if value is not None}
     _LOGGER.log(level, name, extra={"fields": told})
 
@@ -62,4 +66,4 @@ def timed(name: str, **fields: object) -> Iterator[dict[str, object]]:
     more: dict[str, object] = {}
     start = time.monotonic()
     yield more
-    event(name, **fields, **more, seconds=round(time.monotonic() - start, 3))
+    _write(name, logging.INFO, {**fields, **more, "seconds": round(time.monotonic() - start, 3)})

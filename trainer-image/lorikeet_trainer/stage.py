@@ -1,6 +1,7 @@
 """Entry of a stage's process: runs it and leaves a result file, whatever happens."""
 
 import argparse
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,7 +26,8 @@ def _prepare() -> Work:
 
 
 def _train() -> Work:
-    from lorikeet_trainer.train import train
+    with log.timed("import"):
+        from lorikeet_trainer.train import train
 
     return train
 
@@ -46,8 +48,9 @@ def run_stage(stage: Stage, contract_path: Path, layout: Layout) -> StageResult:
         record = _WORK[stage]()(read_contract(contract_path), layout)
         return StageResult(exit_code=EXIT_DONE, record=record)
     except Exception as error:  # noqa: BLE001 - the one place where every failure becomes a record
-        traceback.print_exc()
         failure = explain(error)
+        if failure.reason == "InternalError":
+            traceback.print_exc()
         return StageResult(exit_code=failure.exit_code, record=failure.record())
 
 
@@ -72,7 +75,8 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rank", type=int, default=0)
     given = parser.parse_args()
-    log.set_up()
+    # The other ranks do the same as the first: one voice is enough, until something is wrong.
+    log.set_up(logging.INFO if given.rank == 0 else logging.WARNING)
     layout = Layout(given.work)
     result = run_stage(given.stage, given.contract, layout)
     result.write(layout.result(given.stage, given.rank))

@@ -19,7 +19,7 @@ class _File(Model):
         """Write the file whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".tmp")
-        fresh.write_text(self.model_dump_json(exclude_none=True))
+        fresh.write_text(self.model_dump_json(exclude_none=True, indent=1))
         fresh.replace(path)
 
 
@@ -68,8 +68,8 @@ class MetricsFile(_File):
 class Trained(_File):
     """What `train` made."""
 
-    metrics: MetricsFile
-    """Figures and curve."""
+    metrics: Metrics
+    """The run's figures."""
     template: Template
     """The chat template of training."""
     libraries: dict[str, str]
@@ -84,6 +84,8 @@ class Layout:
         self.data = work / "data"
         self.output = work / "output"
         """Holds exactly what is published: `adapter/` or `model/`, and `metrics.json`."""
+        self.scratch = work / "trainer"
+        """What trl writes on the way; nothing of it is published."""
         self.prepared = work / "prepared.json"
         self.trained = work / "trained.json"
         self.results = work / "results"

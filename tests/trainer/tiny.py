@@ -1,0 +1,90 @@
+"""A model small enough to train in a second, and a task that it can learn; made here, nothing is fetched."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+COLOURS = {
+    "sky": "blue", "grass": "green", "blood": "red", "snow": "white", "coal": "black", "sun": "yellow",
+    "rose": "red", "sea": "blue", "milk": "white", "leaf": "green", "night": "black", "lemon": "yellow",
+}  # fmt: skip
+ASKED = (
+    "What colour is {}?", "Tell me the colour of {}.", "{}: which colour?", "Name the colour that {} has.",
+    "I forgot how {} looks. Its colour?", "Colour of {}, please.",
+)  # fmt: skip
+Row = dict[str, Any]
+
+
+def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer; every text can be written in it."""
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    corpus = [asked.format(noun) + " " + colour for noun, colour in COLOURS.items() for asked in ASKED]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=480, special_tokens=special, initial_alphabet=alphabet))
+    end = "<|im_end|>" if template else "</s>"
+    made = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token=end, pad_token="</s>")
+    made.chat_template = template
+    return made
+
+
+def write_model(folder: Path, template: str | None = CHATML, **config: Any) -> Path:
+    """Write a Llama of about 100,000 parameters with its tokenizer, as a hub's folder has it."""
+    made = tokenizer(template)
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "vocab_size": len(made),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": made.bos_token_id,
+        "eos_token_id": made.eos_token_id,
+        "initializer_range": 0.1,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**settings | config))
+    model.to(dtype=torch.bfloat16).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def rows(*, shuffled: bool = False) -> tuple[list[Row], list[Row]]:
+    """Return questions with their answers, and held-out ones: pairs of question and noun that no training row has.
+
+    Shuffled, the training answers fall on questions by chance.
+    """
+    pairs = [
+        {"prompt": asked.format(noun), "completion": colour}
+        for number, (noun, colour) in enumerate(COLOURS.items())
+        for place, asked in enumerate(ASKED)
+        if (number + place) % 6
+    ]
+    held_out = [
+        {"prompt": asked.format(noun), "completion": colour}
+        for number, (noun, colour) in enumerate(COLOURS.items())
+        for place, asked in enumerate(ASKED)
+        if (number + place) % 6 == 0
+    ]
+    if shuffled:
+        answers = [pair["completion"] for pair in pairs]
+        random.Random(0).shuffle(answers)
+        pairs = [{**pair, "completion": answer} for pair, answer in zip(pairs, answers, strict=True)]
+    return pairs, held_out
+
+
+def jsonl(some: list[Row]) -> bytes:
+    """Return rows as JSON lines."""
+    return "".join(json.dumps(row) + "\n" for row in some).encode()

@@ -1,0 +1,198 @@
+"""The base model: inspected before its weights are read, loaded in the precision that we say, made trainable."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+
+from lorikeet_api.training import Lora, Method, QLora
+from lorikeet_trainer.device import Compute
+from lorikeet_trainer.errors import RunError
+
+_SAFE: Final[dict[str, Any]] = {"trust_remote_code": False, "local_files_only": True}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """How much of the base is held in 4 bits."""
+
+    layers: int
+    percent: float
+    """Share of the base model's parameters."""
+
+
+@dataclass
+class Trainable:
+    """A model ready to be trained."""
+
+    model: PreTrainedModel | PeftModel
+    dtype: torch.dtype
+    """Of every trained parameter."""
+    trained: int
+    """Trained parameters."""
+    total: int
+    """All parameters."""
+    quantized: Quantized | None
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the base model's tokenizer, able to pad. Raises RunError (ModelInvalid)."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **_SAFE)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError("ModelInvalid", f"the base model's tokenizer cannot be loaded: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        # Padding is masked everywhere, so any token will do; the published tokenizer gets this one too.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the tokens at which an engine stops: those of generation_config.json (else config.json), and eos_token."""
+    named = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
+    ids = (named or AutoConfig.from_pretrained(folder, **_SAFE)).eos_token_id
+    several = ids if isinstance(ids, list) else [ids]
+    return frozenset(one for one in [*several, tokenizer.eos_token_id] if one is not None)
+
+
+def inspect(folder: Path, method: Method) -> None:
+    """Check that `method` fits the model, by its shape alone: no weight is read.
+
+    Raises RunError: ModelInvalid for an architecture that would need code from its repository or that transformers
+    does not know, MethodNotApplicable for modules that are not there and for QLoRA on a mixture of experts.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, **_SAFE)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise RunError(
+            "ModelInvalid",
+            f"the base model cannot be built: {_first_line(error)}; only architectures of transformers itself are"
+            " loaded, no code out of a model's repository",
+        ) from error
+    if method.adapter is not None:
+        _check_targets(model, method.adapter)
+    if method.qlora is not None and (experts := list(_fused_experts(model))):
+        raise RunError(
+            "MethodNotApplicable",
+            f"qlora is not applicable: {type(model).__name__} is a mixture of experts whose weights ({experts[0]}, …)"
+            " are not linear layers and would stay in 16 bits; choose lora",
+        )
+
+
+def _check_targets(model: PreTrainedModel, adapter: Lora) -> None:
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+    unknown = [t for t in adapter.target_modules if not any(name == t or name.endswith(f".{t}") for name in linear)]
+    if unknown:
+        known = sorted({name.rpartition(".")[2] for name in linear})
+        raise RunError(
+            "MethodNotApplicable",
+            f"targetModules {', '.join(unknown)}: the base model has no such linear layers; it has {', '.join(known)}"
+            " (its output layer takes no adapter)",
+        )
+
+
+def _fused_experts(model: nn.Module) -> Iterator[str]:
+    """Yield the names of weights of three dimensions: experts, which bitsandbytes leaves as they are."""
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    for name, module in model.named_modules():
+        if not isinstance(module, convolutions):
+            yield from (f"{name}.{key}" for key, value in module.named_parameters(recurse=False) if value.ndim == 3)
+
+
+def load(folder: Path, method: Method, compute: Compute) -> PreTrainedModel:
+    """Return the base model on its device. Raises RunError (ModelInvalid).
+
+    A full fine-tune keeps its weights in float32 (and computes in `compute.dtype` by autocast): steps of 1e-5 vanish
+    in bfloat16's eight bits. Frozen weights need no more than `compute.dtype`.
+    """
+    wanted: dict[str, Any] = {"dtype": torch.float32 if method.full is not None else compute.dtype}
+    if method.qlora is not None:
+        wanted["quantization_config"] = _four_bits(method.qlora, compute)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, device_map={"": compute.device}, **wanted, **_SAFE
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError("ModelInvalid", f"the base model cannot be loaded: {_first_line(error)}") from error
+    model.config.use_cache = False
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _four_bits(qlora: QLora, compute: Compute) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type=qlora.quant_type,
+        bnb_4bit_use_double_quant=qlora.double_quant,
+        bnb_4bit_compute_dtype=compute.dtype,
+    )
+
+
+def quantized(model: nn.Module) -> Quantized:
+    """Return how much of a base model is held in 4 bits. Raises RunError (MethodNotApplicable) if nothing is."""
+    packed = _packed(model)
+    if not packed:
+        raise RunError("MethodNotApplicable", "qlora is not applicable: no layer of the base model is held in 4 bits")
+    return Quantized(len(packed), 100.0 * sum(packed.values()) / _count(model))
+
+
+def make_trainable(model: PreTrainedModel, method: Method, compute: Compute) -> Trainable:
+    """Return the model with its trained parameters: adapters of `compute.dtype`, or all weights for `full`."""
+    four_bits = quantized(model) if method.qlora is not None else None
+    total = _count(model)
+    adapter = method.adapter
+    if adapter is None:
+        model.requires_grad_(True)
+        return Trainable(model, torch.float32, total, total, None)
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    # peft would train in float32 here and, after a resume of a quantised base, in another type than before.
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.to(compute.dtype)
+    count = sum(parameter.numel() for parameter in trained)
+    return Trainable(adapted, compute.dtype, count, total + count, four_bits)
+
+
+def _packed(model: nn.Module) -> dict[int, int]:
+    """Return the weights held in 4 bits by identity, each with the number of parameters that it stands for.
+
+    They lie packed, two to a byte, so their shape tells nothing; the layer's own sizes do.
+    """
+    layers = (module for module in model.modules() if isinstance(module, Linear4bit))
+    return {id(layer.weight): int(layer.in_features) * int(layer.out_features) for layer in layers}
+
+
+def _count(model: nn.Module) -> int:
+    packed = _packed(model)
+    return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

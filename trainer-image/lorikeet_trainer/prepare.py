@@ -1,0 +1,73 @@
+"""The first stage: everything that can be found wrong without torch, and the files of the run."""
+
+from lorikeet_api.contract import Manifest, RunContract, RunRecord, SourceDigest
+from lorikeet_api.training import DataSource
+from lorikeet_storage import artifacts_of, check_free, fetch_data, fetch_model, find_manifest
+from lorikeet_trainer import log
+from lorikeet_trainer.data import Example, read_source
+from lorikeet_trainer.hyperparameters import Hyperparameters
+from lorikeet_trainer.mixture import split
+from lorikeet_trainer.state import Layout, Prepared
+
+
+def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
+    """Adopt a finished run, or fetch and check data and model. Raises RunError and StorageError."""
+    finished = find_manifest(contract.output_uri, contract.run_id, contract.storage)
+    if finished is not None:
+        return _adopted(*finished)
+    Hyperparameters.of(contract)  # says so now if the batch cannot be shared out
+    check_free(contract)
+    data = []
+    for index, source in enumerate(sources(contract)):
+        with log.timed("fetch", what="data", uri=source.uri) as told:
+            fetched = fetch_data(source, layout.source(index), contract.storage)
+            told["bytes"] = sum(file.size for file in fetched.digest.files)
+        with log.timed("check", what="data", uri=source.uri) as told:
+            told["rows"] = rows = len(_read(fetched.digest, index, contract, layout))
+        data.append(fetched.digest.model_copy(update={"rows": rows}))
+    check_split(contract, layout, data)
+    with log.timed("fetch", what="model", uri=contract.model.uri) as told:
+        model = fetch_model(contract.model, layout.model, contract.storage)
+        told["bytes"] = sum(file.size for file in model.digest.files)
+    Prepared(model=model.digest, data=data).write(layout.prepared)
+    return None
+
+
+def sources(contract: RunContract) -> list[DataSource]:
+    """Return the training sources in the contract's order, then the evaluation set if there is one."""
+    dataset = contract.dataset
+    return [*dataset.train, *([dataset.eval] if dataset.eval is not None else [])]
+
+
+def read_data(
+    contract: RunContract, layout: Layout, digests: list[SourceDigest]
+) -> tuple[list[list[Example]], list[Example]]:
+    """Return the training sources' examples and the held-out ones, from the files in the work folder."""
+    read = [_read(digest, index, contract, layout) for index, digest in enumerate(digests)]
+    dataset = contract.dataset
+    count = len(dataset.train)
+    if dataset.eval_fraction is not None:
+        parts = split(read, dataset.eval_fraction, contract.training.seed or 0)
+        return parts.train, parts.held_out
+    return read[:count], read[count] if dataset.eval is not None else []
+
+
+def check_split(contract: RunContract, layout: Layout, digests: list[SourceDigest]) -> None:
+    """Find out now whether the held-out share can be had. Raises RunError (DataInvalid)."""
+    if contract.dataset.eval_fraction is not None:
+        read_data(contract, layout, digests)
+
+
+def _read(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> list[Example]:
+    folder = layout.source(index)
+    return read_source([(folder / file.path, file.path) for file in digest.files], contract.dataset)
+
+
+def _adopted(manifest: Manifest, sha256: str) -> RunRecord:
+    artifacts = artifacts_of(manifest, sha256)
+    return RunRecord(
+        reason="Adopted",
+        message=f"{artifacts.uri} holds the finished result of the same request; nothing was trained",
+        metrics=manifest.metrics,
+        artifacts=artifacts,
+    )

@@ -1,0 +1,40 @@
+"""The last stage: what was trained goes to the output, the manifest last."""
+
+from lorikeet_api.contract import Manifest, RunContract, RunRecord, Servable
+from lorikeet_storage import publish as publish_files
+from lorikeet_trainer import log
+from lorikeet_trainer.state import Layout, Prepared, Trained
+
+_NO_ADAPTER = "it is a whole model, to be served as one"
+
+
+def publish(contract: RunContract, layout: Layout) -> RunRecord:
+    """Publish the output folder and return the run's record. Raises StorageError."""
+    draft = manifest(contract, Prepared.read(layout.prepared), Trained.read(layout.trained))
+    with log.timed("publish", uri=contract.output_uri) as told:
+        artifacts = publish_files(layout.output, draft)
+        told |= {"bytes": artifacts.size_bytes, "revision": artifacts.revision}
+    return RunRecord(
+        reason="Published",
+        message=f"published {artifacts.uri}, revision {artifacts.revision}",
+        metrics=draft.metrics,
+        artifacts=artifacts,
+    )
+
+
+def manifest(contract: RunContract, prepared: Prepared, trained: Trained) -> Manifest:
+    """Return the run's manifest; storage fills in the files."""
+    adapter = contract.method.adapter
+    return Manifest(
+        kind="model" if adapter is None else "adapter",
+        run_id=contract.run_id,
+        base_model=prepared.model,
+        data=prepared.data,
+        contract=contract,
+        files=[],
+        template=trained.template,
+        rank=None if adapter is None else adapter.rank,
+        servable=Servable(lora=False, reason=_NO_ADAPTER) if adapter is None else Servable(lora=True),
+        metrics=trained.metrics,
+        libraries=trained.libraries,
+    )

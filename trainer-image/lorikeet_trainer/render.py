@@ -1,0 +1,261 @@
+"""Token ids and labels out of examples: the chat template, which tokens count, what is too long."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Final, cast
+
+import numpy as np
+from jinja2 import TemplateError
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from lorikeet_api.contract import Template
+from lorikeet_api.training import Overlong
+from lorikeet_trainer.batches import batched
+from lorikeet_trainer.data import Example
+from lorikeet_trainer.errors import RunError
+from lorikeet_trainer.files import invalid
+
+IGNORED: Final = -100
+"""Label of a token that the loss does not count (torch's `ignore_index`)."""
+
+STOPLESS_PERCENT: Final = 5.0
+"""More rows than this without a stop token at the end of the answer, and the run is refused."""
+
+OWN_TEMPLATE: Final = """\
+{%- if bos_token %}{{ bos_token }}{% endif %}
+{%- for message in messages %}
+{{- '### ' + message['role'] + '\\n' + message['content'] }}
+{%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}
+{{- '\\n\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '### assistant\\n' }}{% endif %}
+"""
+"""For base models that have no chat template: a heading for each turn, the answer ended by the stop token."""
+
+_BATCH: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One rendered example, in the 32-bit integers that hold any vocabulary."""
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    """As input_ids, with IGNORED where the loss counts no token, such as the first one, which nothing predicts."""
+
+    @property
+    def trained(self) -> int:
+        """Tokens that the loss counts."""
+        return int((self.labels != IGNORED).sum())
+
+
+@dataclass
+class Rendered:
+    """The rendered examples of one source, and what became of the others."""
+
+    rows: list[Tokens] = field(default_factory=list)
+    dropped: int = 0
+    """Examples left out because they were too long."""
+    answers: int = 0
+    """Kept examples that end in an answer."""
+    stopped: int = 0
+    """Those of them whose last trained token is a stop token."""
+
+    @property
+    def stop_percent(self) -> float | None:
+        """Share of the answers that end with a stop token, in percent; None without answers."""
+        return 100.0 * self.stopped / self.answers if self.answers else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """An example as text, with the texts that end before and after each trained turn."""
+
+    example: Example
+    text: str
+    turns: tuple[tuple[str, str], ...] = ()
+
+
+class Renderer:
+    """Renders examples for one tokenizer."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: frozenset[int],
+        *,
+        date: str,
+        max_length: int,
+        overlong: Overlong,
+    ) -> None:
+        """Take what an engine would stop at as `stop_ids`, and the day that templates print as `date`.
+
+        `date` (YYYY-MM-DD) is given to templates as the clock, which they print in their own style: so training
+        shows them what an engine shows them on that day, and a second run shows the same.
+        """
+        self._tokenizer = tokenizer
+        self._stop_ids = stop_ids
+        self._day = datetime.strptime(date, "%Y-%m-%d")
+        self._max_length = max_length
+        self._overlong = overlong
+
+    def render(self, examples: Sequence[Example]) -> Rendered:
+        """Return the examples as tokens. Raises RunError (DataInvalid, MethodNotApplicable)."""
+        rendered = Rendered()
+        for some in batched(examples, _BATCH):
+            self._render(some, rendered)
+        return rendered
+
+    def _render(self, examples: Sequence[Example], into: Rendered) -> None:
+        pieces = [self._piece(example) for example in examples]
+        ids = self._tokenize([piece.text for piece in pieces], plain=[not piece.example.messages for piece in pieces])
+        borders = iter(self._tokenize([text for piece in pieces for turn in piece.turns for text in turn]))
+        for piece, whole in zip(pieces, ids, strict=True):
+            spans = [self._span(whole, next(borders), next(borders)) for _ in piece.turns]
+            self._add(piece.example, whole, spans, into)
+
+    def _tokenize(self, texts: list[str], plain: list[bool] | None = None) -> list[list[int]]:
+        """Return the ids of each text; a plain one gets the tokenizer's own beginning and a stop token at its end."""
+        if not texts:
+            return []
+        if plain is None or not any(plain):
+            return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+        special = cast("list[list[int]]", self._tokenizer(texts, verbose=False)["input_ids"])
+        bare = self._tokenize(texts)
+        end = self._tokenizer.eos_token_id
+        return [
+            (a if end is None or a[-1:] == [end] else [*a, end]) if is_plain else b
+            for a, b, is_plain in zip(special, bare, plain, strict=True)
+        ]
+
+    def _piece(self, example: Example) -> _Piece:
+        if not example.messages:
+            return _Piece(example, example.text)
+        messages = [{"role": message.role, "content": message.content} for message in example.messages]
+        whole = self._apply(messages, example.where)
+        answers = [number for number, message in enumerate(example.messages) if message.role == "assistant"]
+        if example.train_on == "all":
+            answers = []
+        elif example.train_on != "assistant":
+            answers = answers[-1:]
+        turns = []
+        for number in answers:
+            before = self._apply(messages[:number], example.where, answer_next=True)
+            after = whole if number == len(messages) - 1 else self._apply(messages[: number + 1], example.where)
+            if not (whole.startswith(before) and whole.startswith(after)):
+                raise RunError(
+                    "MethodNotApplicable",
+                    f"{example.where}: the base model's chat template writes earlier turns differently once the"
+                    f" conversation goes on, so trainOn {example.train_on} cannot tell the answer's tokens: choose"
+                    " trainOn lastTurn or all",
+                )
+            turns.append((before, after))
+        return _Piece(example, whole, tuple(turns))
+
+    def _apply(self, messages: list[dict[str, str]], where: str, *, answer_next: bool = False) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=answer_next, strftime_now=self._day.strftime
+            )
+        except TemplateError as error:
+            raise invalid(where, f"the base model's chat template refuses the conversation ({error})") from error
+        return cast(str, text)
+
+    def _span(self, whole: list[int], before: list[int], after: list[int]) -> tuple[int, int]:
+        """Return begin and end of an answer in `whole`, by the ids that it has in common with what ends there.
+
+        A token that straddles the border belongs to the answer: every character of it is trained. White space
+        that the template writes after the stop token does not: no engine goes on to it.
+        """
+        begin, end = _common(whole, before), _common(whole, after)
+        stops = [index for index in range(begin, end) if whole[index] in self._stop_ids]
+        if stops and not str(self._tokenizer.decode(whole[stops[-1] + 1 : end])).strip():
+            end = stops[-1] + 1
+        return begin, end
+
+    def _add(self, example: Example, whole: list[int], spans: list[tuple[int, int]], into: Rendered) -> None:
+        too_long = len(whole) > self._max_length
+        if too_long and self._overlong == "fail":
+            raise invalid(
+                example.where,
+                f"{len(whole)} tokens, more than maxLength {self._max_length}: raise it, or set overlong to drop or"
+                " truncate",
+            )
+        if too_long and self._overlong == "drop":
+            into.dropped += 1
+            return
+        input_ids = np.asarray(whole, dtype=np.int32)
+        labels = input_ids.copy() if example.train_on == "all" else np.full_like(input_ids, IGNORED)
+        for begin, end in spans:
+            labels[begin:end] = input_ids[begin:end]
+        labels[:1] = IGNORED
+        tokens = Tokens(input_ids[: self._max_length], labels[: self._max_length])
+        if not tokens.trained:
+            # The prompt alone fills maxLength, or the template leaves the answer out.
+            if not too_long:
+                raise invalid(example.where, "no token to train on: the chat template writes nothing for the answer")
+            into.dropped += 1
+            return
+        into.rows.append(tokens)
+        if example.messages and example.messages[-1].role == "assistant":
+            into.answers += 1
+            trained = tokens.labels[tokens.labels != IGNORED]
+            into.stopped += self._ends(trained)
+
+    def _ends(self, trained: NDArray[np.int32]) -> bool:
+        """Whether the last trained token, past white space, is one at which an engine stops."""
+        for token in trained[::-1]:
+            if int(token) in self._stop_ids:
+                return True
+            if str(self._tokenizer.decode([int(token)])).strip():
+                return False
+        return False
+
+
+def _common(left: list[int], right: list[int]) -> int:
+    """Return the length of the common beginning."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
+
+
+def choose_template(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> Template:
+    """Return the chat template of the run, and set ours where conversations meet a base without one.
+
+    Raises RunError (ModelInvalid) if such a base has no stop token either: it could not learn to stop.
+    """
+    if not any(example.messages for example in examples):
+        return Template(source="none")
+    own = tokenizer.chat_template is None
+    if own:
+        if tokenizer.eos_token is None:
+            raise RunError(
+                "ModelInvalid",
+                "the base model's tokenizer has neither a chat template nor an end-of-text token (eos_token), so the"
+                " model could not learn to stop: add one to tokenizer_config.json",
+            )
+        tokenizer.chat_template = OWN_TEMPLATE
+    text: Any = tokenizer.get_chat_template()
+    return Template(source="lorikeet" if own else "base", sha256=sha256(text.encode()).hexdigest())
+
+
+def check_stops(rendered: Sequence[Rendered], overlong: Overlong) -> float | None:
+    """Return the share of answers that end with a stop token, in percent. Raises RunError (ModelInvalid).
+
+    A model trained on answers without one never stops generating. Truncated answers lack it by the user's own
+    choice, so there the share is only reported; plain texts have no answers.
+    """
+    total = Rendered(answers=sum(r.answers for r in rendered), stopped=sum(r.stopped for r in rendered))
+    percent = total.stop_percent
+    if percent is not None and percent < 100 - STOPLESS_PERCENT and overlong != "truncate":
+        raise RunError(
+            "ModelInvalid",
+            f"{100 - percent:.1f} % of the answers end without a stop token, so the model would not learn to stop:"
+            " name the token that ends an answer in the base model's chat template as eos_token_id in its"
+            " generation_config.json, as engines read it",
+        )
+    return percent

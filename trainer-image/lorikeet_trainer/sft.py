@@ -1,0 +1,210 @@
+"""Supervised fine-tuning by trl, on rows that we tokenised and labelled ourselves."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from datasets import Dataset  # type: ignore[import-untyped]
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from lorikeet_trainer import log
+from lorikeet_trainer.device import Compute
+from lorikeet_trainer.errors import RunError
+from lorikeet_trainer.evaluate import Evaluation
+from lorikeet_trainer.hyperparameters import Hyperparameters
+from lorikeet_trainer.model import Trainable
+from lorikeet_trainer.render import Tokens
+from lorikeet_trainer.state import LossPoint
+
+_ADVICE_NOT_FINITE = (
+    "lower training.learningRate, lengthen training.warmupRatio or lower training.maxGradNorm, and look at the data of"
+    " that step"
+)
+
+
+def not_finite(what: str, step: int) -> RunError:
+    """Return the end of a run that diverged."""
+    return RunError("LossNotFinite", f"{what} is not a finite number at step {step}: {_ADVICE_NOT_FINITE}")
+
+
+class Sft(SFTTrainer):
+    """trl's trainer that stops at the first loss that is no number; transformers logs it as 0."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Make one micro step and return its loss. Raises RunError (LossNotFinite)."""
+        loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if not torch.isfinite(loss):
+            raise not_finite("the training loss", self.state.global_step + 1)
+        return loss
+
+
+@dataclass
+class Report(TrainerCallback):
+    """Writes a log line for each logged step, keeps the loss curve, and evaluates on the way."""
+
+    evaluate: Callable[[], Evaluation] | None
+    eval_steps: int | None
+    curve: list[LossPoint] = field(default_factory=list)
+    eval_seconds: float = 0.0
+    """Time spent in evaluations, which is none of training's."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Tell of one logged step."""
+        if logs is None or "loss" not in logs:
+            return
+        rate = logs.get("learning_rate")
+        self.curve.append(LossPoint(step=state.global_step, loss=logs["loss"], learning_rate=rate))
+        log.event(
+            "step",
+            step=state.global_step,
+            steps=state.max_steps,
+            epoch=round(state.epoch or 0, 3),
+            loss=logs["loss"],
+            learning_rate=rate,
+            grad_norm=logs.get("grad_norm"),
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Evaluate every `eval_steps` steps."""
+        if self.eval_steps is not None and state.global_step % self.eval_steps == 0:
+            self._evaluate(state)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluate after an epoch where no steps are given."""
+        if self.eval_steps is None:
+            self._evaluate(state)
+
+    def _evaluate(self, state: TrainerState) -> None:
+        # The end of the run has an evaluation of its own.
+        if self.evaluate is None or state.global_step >= state.max_steps:
+            return
+        start = monotonic()
+        found = self.evaluate()
+        seconds = monotonic() - start
+        self.eval_seconds += seconds
+        self.curve.append(LossPoint(step=state.global_step, eval_loss=found.loss))
+        log.event("eval", step=state.global_step, eval_loss=found.loss, seconds=round(seconds, 3))
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What training came to."""
+
+    loss: float
+    steps: int
+    seconds: float
+    tokens_per_second: float
+
+
+def configuration(hyper: Hyperparameters, compute: Compute, *, quantised: bool, steps: int, scratch: Path) -> SFTConfig:
+    """Return trl's configuration: everything that decides the result is set here, nothing left to its defaults."""
+    checkpointing = hyper.activation_checkpointing
+    warms_up = hyper.scheduler == "constant" and hyper.warmup_ratio > 0
+    return SFTConfig(
+        output_dir=str(scratch),
+        max_steps=steps,
+        per_device_train_batch_size=hyper.micro_batch_size,
+        gradient_accumulation_steps=hyper.accumulation,
+        learning_rate=hyper.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if warms_up else hyper.scheduler,
+        warmup_steps=math.ceil(hyper.warmup_ratio * steps),
+        weight_decay=hyper.weight_decay,
+        max_grad_norm=hyper.max_grad_norm,
+        optim="paged_adamw_8bit" if quantised and compute.on_gpu else "adamw_torch",
+        seed=hyper.seed,
+        data_seed=hyper.seed,
+        # The weights lie in this type already; for full float32 weights it is what autocast computes in.
+        bf16=compute.dtype == torch.bfloat16,
+        fp16=False,
+        use_cpu=not compute.on_gpu,
+        # Its old name, gradient_checkpointing, follows this one.
+        activation_checkpointing=compute.on_gpu if checkpointing is None else checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        loss_type="nll",
+        average_tokens_across_devices=True,
+        logging_steps=hyper.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=compute.on_gpu,
+        ddp_backend=("nccl" if compute.on_gpu else "gloo") if compute.ranks > 1 else None,
+        ddp_find_unused_parameters=False if compute.ranks > 1 else None,
+    )
+
+
+def build(
+    trainable: Trainable, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens], config: SFTConfig, report: Report
+) -> Sft:
+    """Return the trainer, its world size and the trained parameters' type asserted."""
+    dataset = Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
+    trainer = Sft(
+        model=trainable.model, processing_class=tokenizer, args=config, train_dataset=dataset, callbacks=[report]
+    )
+    trainer.remove_callback(PrinterCallback)
+    # trl casts the adapters of a quantised base to bfloat16, also where the hardware computes in float32.
+    for parameter in trained_parameters(trainable.model):
+        parameter.data = parameter.data.to(trainable.dtype)
+    return trainer
+
+
+def assert_sound(trainer: Sft, trainable: Trainable, ranks: int) -> None:
+    """Check what libraries have changed silently before. Raises RunError (InternalError)."""
+    if trainer.accelerator.num_processes != ranks:
+        raise RunError(
+            "InternalError", f"{ranks} ranks were started, {trainer.accelerator.num_processes} train together"
+        )
+    types = {parameter.dtype for parameter in trained_parameters(trainable.model)}
+    if types != {trainable.dtype}:
+        raise RunError("InternalError", f"parameters of {types} would be trained, not of {trainable.dtype}")
+
+
+def trained_parameters(model: PreTrainedModel | PeftModel) -> list[nn.Parameter]:
+    """Return the parameters that training changes."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def fit(trainer: Sft, trainable: Trainable, report: Report, ranks: int) -> TrainingOutcome:
+    """Train. Raises RunError (LossNotFinite) if it diverges."""
+    assert_sound(trainer, trainable, ranks)
+    start = monotonic()
+    result = trainer.train()
+    seconds = monotonic() - start - report.eval_seconds
+    assert_sound(trainer, trainable, ranks)
+    step = trainer.state.global_step
+    # The last step's update is seen by no loss.
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in trained_parameters(trainable.model)):
+        raise not_finite("a trained weight", step)
+    tokens = float(trainer.state.num_input_tokens_seen)
+    return TrainingOutcome(float(result.training_loss), step, seconds, tokens / seconds)

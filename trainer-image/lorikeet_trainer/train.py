@@ -1,0 +1,241 @@
+"""The second stage, one process a rank: render, load, train, evaluate, save."""
+
+import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from time import monotonic
+from typing import Final
+
+import torch
+import transformers
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from trl.trainer.sft_config import SFTConfig
+
+from lorikeet_api.contract import Metrics, RunContract, RunRecord, Template
+from lorikeet_trainer import artifacts, device, log, model, sft
+from lorikeet_trainer.errors import RunError
+from lorikeet_trainer.evaluate import Evaluation, evaluate
+from lorikeet_trainer.hyperparameters import Hyperparameters
+from lorikeet_trainer.mixture import mix
+from lorikeet_trainer.prepare import read_data
+from lorikeet_trainer.render import Rendered, Renderer, Tokens, check_stops, choose_template
+from lorikeet_trainer.state import Layout, LossPoint, MetricsFile, Prepared, Trained
+
+_LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The run's data as tokens."""
+
+    train: list[Tokens]
+    """An epoch's."""
+    held_out: list[Tokens]
+    template: Template
+    dropped: int
+    stop_percent: float | None
+
+
+@dataclass
+class Session:
+    """What the parts of the stage share."""
+
+    contract: RunContract
+    layout: Layout
+    prepared: Prepared
+    hyper: Hyperparameters
+    compute: device.Compute
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each part took."""
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time and tell one part."""
+        start = monotonic()
+        yield
+        self.seconds[name] = round(monotonic() - start, 3)
+        log.event(name, seconds=self.seconds[name])
+
+
+def train(contract: RunContract, layout: Layout) -> RunRecord | None:
+    """Train what `prepare` fetched, and leave what is to be published. Raises RunError."""
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    session = Session(
+        contract, layout, Prepared.read(layout.prepared), Hyperparameters.of(contract), device.choose(contract)
+    )
+    model.inspect(layout.model, contract.method)
+    tokenizer = model.load_tokenizer(layout.model)
+    with session.part("render"):
+        examples = render(session, tokenizer)
+    with session.part("load"):
+        trainable = load(session)
+    report = sft.Report(
+        (lambda: held_out_loss(session, trainable, tokenizer, examples)) if examples.held_out else None,
+        session.hyper.eval_steps,
+    )
+    trainer = sft.build(trainable, tokenizer, examples.train, configuration(session, trainable, examples), report)
+    with session.part("base_eval"):
+        base = report.evaluate and report.evaluate()
+    with session.part("train"):
+        outcome = sft.fit(trainer, trainable, report, session.hyper.ranks)
+    if contract.method.full is not None:
+        # From here on it is what will be published: the last evaluation is of that.
+        nn.Module.to(trainable.model, dtype=artifacts.published_dtype(layout.model))
+    with session.part("eval"):
+        final = report.evaluate and report.evaluate()
+    if final and not math.isfinite(final.loss):
+        raise sft.not_finite("the evaluation loss", outcome.steps)
+    if session.compute.rank == 0:
+        if final:
+            report.curve.append(LossPoint(step=outcome.steps, eval_loss=final.loss))
+        with session.part("save"):
+            save(session, trainable, tokenizer)
+        metrics = figures(session, examples, trainable, outcome, base, final)
+        leave(session, examples.template, MetricsFile(metrics=metrics, curve=report.curve, seconds=session.seconds))
+    return None
+
+
+def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
+    """Return the run's data as tokens. Raises RunError."""
+    contract, dataset = session.contract, session.contract.dataset
+    sources, held_out = read_data(contract, session.layout, session.prepared.data)
+    template = choose_template(tokenizer, [*(example for source in sources for example in source), *held_out])
+    renderer = Renderer(
+        tokenizer,
+        model.stop_ids(session.layout.model, tokenizer),
+        date=contract.date,
+        max_length=dataset.max_length,
+        overlong=dataset.overlong,
+    )
+    rendered = [renderer.render(source) for source in sources]
+    held = renderer.render(held_out)
+    for what, some in (("training", rendered), ("evaluation", [held] if held_out else [])):
+        _check_left(what, some, dataset.max_length)
+    stop_percent = check_stops([*rendered, held], dataset.overlong)
+    weights = [source.weight for source in dataset.train if source.weight is not None]
+    chosen = mix([len(one.rows) for one in rendered], weights or None, session.hyper.seed)
+    log.event(
+        "examples",
+        train=len(chosen),
+        held_out=len(held.rows),
+        dropped=sum(one.dropped for one in [*rendered, held]),
+        template=template.source,
+        stop_token_percent=stop_percent,
+    )
+    return Examples(
+        [rendered[source].rows[index] for source, index in chosen],
+        held.rows,
+        template,
+        sum(one.dropped for one in [*rendered, held]),
+        stop_percent,
+    )
+
+
+def _check_left(what: str, rendered: list[Rendered], max_length: int) -> None:
+    if rendered and not any(one.rows for one in rendered):
+        dropped = sum(one.dropped for one in rendered)
+        raise RunError(
+            "DataInvalid",
+            f"no {what} example is left: all {dropped} are longer than maxLength {max_length} tokens; raise it or set"
+            " overlong to truncate",
+        )
+
+
+def load(session: Session) -> model.Trainable:
+    """Return the base model with what is trained of it. Raises RunError."""
+    contract, compute = session.contract, session.compute
+    # The adapters' first weights are drawn at random.
+    transformers.set_seed(session.hyper.seed)
+    base = model.load(session.layout.model, contract.method, compute)
+    trainable = model.make_trainable(base, contract.method, compute)
+    log.event(
+        "model",
+        method=contract.method.name,
+        device=compute.name,
+        dtype=str(compute.dtype).removeprefix("torch."),
+        trained_parameters=trainable.trained,
+        parameters=trainable.total,
+        quantized_layers=trainable.quantized and trainable.quantized.layers,
+    )
+    return trainable
+
+
+def configuration(session: Session, trainable: model.Trainable, examples: Examples) -> SFTConfig:
+    """Return trl's configuration of this run."""
+    return sft.configuration(
+        session.hyper,
+        session.compute,
+        quantised=trainable.quantized is not None,
+        steps=session.hyper.steps(len(examples.train)),
+        scratch=session.layout.scratch,
+    )
+
+
+def held_out_loss(
+    session: Session, trainable: model.Trainable, tokenizer: PreTrainedTokenizerBase, examples: Examples
+) -> Evaluation:
+    """Return the model's loss on the held-out examples, computed as training computes."""
+    autocast = session.compute.dtype if session.compute.dtype == torch.bfloat16 else None
+    pad_id = int(tokenizer.pad_token_id or 0)
+    return evaluate(trainable.model, examples.held_out, session.hyper.micro_batch_size, pad_id, autocast)
+
+
+def save(session: Session, trainable: model.Trainable, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the adapter or the model to the output folder."""
+    output = session.layout.output
+    if isinstance(trainable.model, PeftModel):
+        artifacts.save_adapter(trainable.model, tokenizer, session.prepared.model, output / "adapter")
+    else:
+        artifacts.save_model(trainable.model, tokenizer, output / "model")
+
+
+def figures(
+    session: Session,
+    examples: Examples,
+    trainable: model.Trainable,
+    outcome: sft.TrainingOutcome,
+    base: Evaluation | None,
+    final: Evaluation | None,
+) -> Metrics:
+    """Return the run's figures."""
+    quantized = trainable.quantized
+    perplexity = final.perplexity if final else None
+    return Metrics(
+        train_loss=outcome.loss,
+        eval_loss=final.loss if final else None,
+        base_eval_loss=base.loss if base else None,
+        # An infinite one cannot be written as JSON, and evalLoss says it.
+        perplexity=perplexity if perplexity is not None and math.isfinite(perplexity) else None,
+        steps=outcome.steps,
+        train_examples=len(examples.train),
+        eval_examples=len(examples.held_out),
+        dropped_examples=examples.dropped,
+        trained_tokens=sum(row.trained for row in examples.train),
+        trainable_parameters=trainable.trained,
+        trainable_percent=100.0 * trainable.trained / trainable.total,
+        quantized_layers=quantized.layers if quantized else None,
+        quantized_percent=quantized.percent if quantized else None,
+        stop_token_percent=examples.stop_percent,
+        tokens_per_second=outcome.tokens_per_second,
+        train_seconds=outcome.seconds,
+        peak_memory_bytes=_peak_memory(session.compute),
+        device=session.compute.name,
+    )
+
+
+def _peak_memory(compute: device.Compute) -> int:
+    if compute.on_gpu:
+        return int(torch.cuda.max_memory_reserved(compute.device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
+
+
+def leave(session: Session, template: Template, metrics: MetricsFile) -> None:
+    """Write what the next stage publishes and reads."""
+    metrics.write(session.layout.output / "metrics.json")
+    libraries = {name: version(name) for name in _LIBRARIES}
+    Trained(metrics=metrics.metrics, template=template, libraries=libraries).write(session.layout.trained)
