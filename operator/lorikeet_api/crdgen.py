@@ -33,6 +33,10 @@ def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str,
         return structural({**target, **{key: value for key, value in schema.items() if key != "$ref"}}, definitions)
     if "anyOf" in schema:
         return _flatten_union(schema, definitions)
+    if "patternProperties" in schema:
+        schema = {**schema}
+        ((pattern, values),) = schema.pop("patternProperties").items()
+        schema |= {"additionalProperties": values, "propertyNames": {**schema["propertyNames"], "pattern": pattern}}
     result = {key: value for key, value in schema.items() if key not in _DROPPED}
     if "const" in schema:
         result["enum"] = [schema["const"]]

@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.xdist_group("chart"),
     # Strict, so that this line must go with the defect.
-    pytest.mark.xfail(strict=True, reason="crds/ hold patternProperties, which the API server refuses"),
 ]
 
 CRDS = ("finetunejobs.lorikeet.dev", "tuningprofiles.lorikeet.dev")

@@ -73,7 +73,8 @@ class Cache:
 
     def get(self, kind: Kind, key: Key) -> Object | None:
         """Return one object."""
-        return self._stores[kind].objects.get(key)
+        store = self._stores.get(kind)
+        return store.objects.get(key) if store else None
 
     def all(self, kind: Kind) -> list[Object]:
         """Return all objects of a kind, in no order."""
@@ -86,6 +87,8 @@ class Cache:
 
     def put(self, kind: Kind, obj: Object) -> bool:
         """Take in an object from a watch, a list or the answer to a write; return whether it was news."""
+        if kind not in self._stores:
+            return False
         store = self._stores[kind]
         if not self._is_news(store, obj):
             return False

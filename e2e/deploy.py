@@ -1,0 +1,58 @@
+"""Installs or upgrades Lorikeet by its Helm chart (`make deploy`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from e2e.cluster.paths import CHECKOUT
+from e2e.target import Target, TargetError, target
+
+NAMESPACE = "lorikeet-system"
+RELEASE = "lorikeet"
+CHART = CHECKOUT / "charts" / "lorikeet"
+
+
+def image_values(reference: str) -> dict[str, str]:
+    """Return a chart's image values for an image reference with a tag or a digest."""
+    if "@" in reference:
+        repository, digest = reference.split("@", 1)
+        return {"repository": repository, "digest": digest}
+    repository, _, tag = reference.rpartition(":")
+    return {"repository": repository, "tag": tag}
+
+
+def values(found: Target) -> dict[str, Any]:
+    """Return the chart's values for a cluster."""
+    return {"image": image_values(found.operator_image), "trainer": {"image": image_values(found.trainer_image)}}
+
+
+def deploy(found: Target) -> float:
+    """Install or upgrade the release, wait until the operator is ready, and return the seconds it took."""
+    if not found.operator_image or not found.trainer_image:
+        raise TargetError("the images are not built: run `make images`")
+    began = time.monotonic()
+    found.helm(
+        *("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace"),
+        *("--set-json", f"image={json.dumps(values(found)['image'])}"),
+        *("--set-json", f"trainer={json.dumps(values(found)['trainer'])}"),
+        *("--wait", "--timeout", "5m"),
+    )
+    return time.monotonic() - began
+
+
+def main() -> int:
+    """Deploy to the cluster that the environment names."""
+    try:
+        seconds = deploy(target())
+    except TargetError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    print(f"Lorikeet runs in namespace {NAMESPACE} ({seconds:.0f} s).")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

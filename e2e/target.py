@@ -1,0 +1,157 @@
+"""Which cluster `deploy`, `demo` and the scenarios work on: the development cluster, or an existing one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from e2e.cluster.paths import State, default_state_dir
+
+CONTEXT = "lorikeet"
+
+
+class TargetError(Exception):
+    """The cluster cannot be used as asked; the message says what to set."""
+
+
+@dataclass(frozen=True)
+class S3:
+    """The S3 store, as this machine and as pods reach it."""
+
+    endpoint: str
+    endpoint_in_cluster: str
+    access_key: str
+    secret_key: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A cluster with its S3 and the images to run on it."""
+
+    kubeconfig: str
+    """Value of KUBECONFIG; empty: kubectl's own default."""
+    context: str
+    s3: S3
+    operator_image: str
+    trainer_image: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment of kubectl and helm: our tools first on the PATH, the kubeconfig named."""
+        env = {**os.environ, "PATH": f"{State(default_state_dir()).bin}:{os.environ['PATH']}"}
+        if self.kubeconfig:
+            env["KUBECONFIG"] = self.kubeconfig
+        return env
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        """Run kubectl and return what it printed; with `check`, raise TargetError with its words if it fails."""
+        return self._run(["kubectl", "--context", self.context, *arguments], stdin, check)
+
+    def helm(self, *arguments: str) -> str:
+        """Run helm and return what it printed."""
+        return self._run(["helm", "--kube-context", self.context, *arguments], None, True)
+
+    def get(self, *arguments: str) -> Any:
+        """Return what `kubectl get … -o json` says."""
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def apply(self, documents: Sequence[dict[str, Any]]) -> None:
+        """Apply objects, as kubectl does it for a user."""
+        self.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}))
+
+    def _run(self, command: list[str], stdin: str | None, check: bool) -> str:
+        done = subprocess.run(command, env=self.environment, input=stdin, capture_output=True, text=True, check=False)
+        if check and done.returncode:
+            raise TargetError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout if check else done.stdout + done.stderr
+
+
+def target() -> Target:
+    """Return the cluster that the environment asks for.
+
+    Raises:
+        TargetError: if `CLUSTER=existing` and something that it needs is not named.
+    """
+    if os.environ.get("CLUSTER", "") == "existing":
+        return _existing()
+    return development()
+
+
+def development() -> Target:
+    """Return the development cluster of this checkout."""
+    state = State(default_state_dir())
+    if not state.record.exists():
+        raise TargetError("the development cluster is not up: run `make cluster`")
+    record = json.loads(state.record.read_text())
+    images = json.loads(state.images.read_text()) if state.images.exists() else {}
+    return Target(
+        kubeconfig=str(state.kubeconfig),
+        context=CONTEXT,
+        s3=S3(*(record[name] for name in ("s3_url", "s3_url_in_cluster", "s3_access_key", "s3_secret_key"))),
+        operator_image=images.get("operator", ""),
+        trainer_image=images.get("trainer", ""),
+    )
+
+
+NEEDED = {
+    "KUBE_CONTEXT": "the context of your kubeconfig to use; it is never guessed",
+    "OPERATOR_IMAGE": "the operator's image, where the cluster can pull it",
+    "TRAINER_IMAGE": "the trainer's image, where the cluster can pull it",
+    "S3_ENDPOINT": "URL of an S3 store as this machine reaches it",
+    "S3_ENDPOINT_IN_CLUSTER": "URL of the same store as pods reach it",
+    "AWS_ACCESS_KEY_ID": "its access key",
+    "AWS_SECRET_ACCESS_KEY": "its secret key",
+}
+
+
+def _existing() -> Target:
+    missing = [f"  {name}: {text}" for name, text in NEEDED.items() if not os.environ.get(name)]
+    if missing:
+        raise TargetError("CLUSTER=existing needs in the environment:\n" + "\n".join(missing))
+    env = os.environ
+    return Target(
+        kubeconfig=env.get("KUBECONFIG", ""),
+        context=env["KUBE_CONTEXT"],
+        s3=S3(
+            env["S3_ENDPOINT"],
+            env["S3_ENDPOINT_IN_CLUSTER"],
+            env["AWS_ACCESS_KEY_ID"],
+            env["AWS_SECRET_ACCESS_KEY"],
+        ),
+        operator_image=env["OPERATOR_IMAGE"],
+        trainer_image=env["TRAINER_IMAGE"],
+    )
+
+
+def as_existing(found: Target) -> dict[str, str]:
+    """Return the environment with which `CLUSTER=existing` means the cluster `found`."""
+    values = (
+        found.context,
+        found.operator_image,
+        found.trainer_image,
+        found.s3.endpoint,
+        found.s3.endpoint_in_cluster,
+        found.s3.access_key,
+        found.s3.secret_key,
+    )
+    return {
+        "CLUSTER": "existing",
+        "KUBECONFIG": found.kubeconfig,
+        **dict(zip(NEEDED, values, strict=True)),
+    }
+
+
+def main() -> int:
+    """Print the environment with which `CLUSTER=existing` means the development cluster, as shell exports."""
+    for name, value in as_existing(development()).items():
+        sys.stdout.write(f"export {name}={value}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
