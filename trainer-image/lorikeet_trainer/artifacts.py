@@ -24,6 +24,8 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base: Sou
     """Write the adapter in peft's layout. Raises RunError (InternalError) if it holds anything but LoRA weights."""
     config: Any = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base_name(base)
+    # peft keeps a set, whose order changes from process to process; equal runs publish equal bytes.
+    config.target_modules = sorted(config.target_modules)
     # "auto" would ask the hub about the base and could put whole embeddings into the adapter, which engines refuse.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)

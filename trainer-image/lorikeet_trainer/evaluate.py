@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 
 from lorikeet_trainer.batches import batched
@@ -60,8 +61,8 @@ def evaluate(
     mine = sorted(rows, key=lambda row: len(row.input_ids))[rank::world]
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     was_training = model.training
-    model.eval()
     try:
+        _evaluation_mode(model)
         with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
             for some in batched(mine, batch_size):
                 output = model(**pad(some, pad_id, device), use_cache=False, fused_lm_head=True)
@@ -72,3 +73,16 @@ def evaluate(
     if world > 1:
         dist.all_reduce(sums)
     return Evaluation(float(sums[0] / sums[1]), int(sums[1]))
+
+
+def _evaluation_mode(model: nn.Module) -> None:
+    """Turn dropout off, and leave layers of 4 bits as they are.
+
+    On a CPU with bfloat16 units bitsandbytes packs their weights for inference in the first forward pass outside
+    training, for good, and no gradient flows back through them any more: an evaluation before training would
+    quietly leave all adapters but the last layer's untrained.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.train()

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -48,6 +49,9 @@ def set_up(level: int = logging.INFO) -> None:
     root.setLevel(logging.WARNING)
     _LOGGER.setLevel(level)
     logging.captureWarnings(True)
+    # What one library says to another's authors.
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
 
 
 def event(name: str, level: int = logging.INFO, **fields: object) -> None:

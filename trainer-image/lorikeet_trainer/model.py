@@ -53,7 +53,7 @@ class Trainable:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Return the base model's tokenizer, able to pad. Raises RunError (ModelInvalid)."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **_SAFE)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise RunError("ModelInvalid", f"the base model's tokenizer cannot be loaded: {_first_line(error)}") from error
     if tokenizer.pad_token is None:
