@@ -132,7 +132,7 @@ async def _work(operator: Operator, configuration: Configuration) -> None:
     streams = asyncio.create_task(_stream(operator, configuration, stop_watches, take_signals), name="watches")
     try:
         done, _ = await asyncio.wait([*parts, streams], return_when=asyncio.FIRST_COMPLETED)
-        # Reconciles end before the streams do: kopf cancels all that runs beside it when it goes.
+        # Reconciles end before the streams do, on a cache that is still fed.
         await operator.drain()
     finally:
         for part in parts:

@@ -93,8 +93,7 @@ async def run(
 ) -> None:
     """Feed the cache until `stop` is set; raise if the streams cannot go on.
 
-    `on_started` is called once kopf has taken over SIGTERM, for the caller to take it back. When kopf ends, it
-    cancels every task that was started after it, so this is the last thing to start and to stop.
+    `on_started` is called once kopf has taken over SIGTERM, for the caller to take it back.
     """
     before = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
@@ -106,4 +105,13 @@ async def run(
         stop_flag=stop,
     )
     on_started()
-    await kopf.run_tasks(tasks, ignored=before)
+    # Not `kopf.run_tasks`: when one of its tasks ends, it waits for and cancels every other task of the loop,
+    # those of our reconciles, too.
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    # A stream that fails leaves the others behind.
+    streams = {task for task in asyncio.all_tasks() - before if task.get_name().startswith("watcher for ")}
+    for task in pending | streams:
+        task.cancel()
+    await asyncio.gather(*pending, *streams, return_exceptions=True)
+    for task in done:
+        task.result()

@@ -1,0 +1,200 @@
+"""A small API server over real HTTP: enough of lists, watches and writes for the operator's foundation."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio.client.configuration import Configuration
+
+from lorikeet_operator.kube.client import Client
+from lorikeet_operator.kube.kinds import CONFIG_MAP, EVENT, Kind, Object, key_of
+from lorikeet_operator.kube.throttle import TokenBucket
+
+THING = Kind("x.dev", "v1", "things", "Thing")
+KINDS = (CONFIG_MAP, EVENT, THING)
+
+
+@dataclass
+class Seen:
+    """A request that has come in."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: Mapping[str, str]
+    body: Any
+
+    @property
+    def writes(self) -> bool:
+        return self.method != "GET"
+
+
+@dataclass
+class Api:
+    """The server's state. `answers` are given out first, in order, whatever is asked."""
+
+    objects: dict[str, Object] = field(default_factory=dict)
+    version: int = 100
+    seen: list[Seen] = field(default_factory=list)
+    answers: list[web.Response] = field(default_factory=list)
+    streams: dict[Kind, list[asyncio.Queue[Any]]] = field(default_factory=dict)
+    expired_tokens: int = 0
+    page: int = 0
+
+    @property
+    def writes(self) -> list[Seen]:
+        return [each for each in self.seen if each.writes]
+
+    def add(self, kind: Kind, obj: Object) -> Object:
+        """Store an object as the next version and tell the watches."""
+        key = key_of(obj)
+        path = kind.path(key.namespace, key.name)
+        before = self.objects.get(path)
+        self.version += 1
+        uid = before["metadata"]["uid"] if before else obj["metadata"].get("uid") or f"uid-{self.version}"
+        metadata = {**obj["metadata"], "resourceVersion": str(self.version), "uid": uid}
+        self.objects[path] = {**obj, "apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata}
+        self.send(kind, {"type": "MODIFIED" if before else "ADDED", "object": self.objects[path]})
+        return self.objects[path]
+
+    def remove(self, kind: Kind, obj: Object, *, silently: bool = False) -> None:
+        """Delete an object; silently: as when no watch is connected."""
+        key = key_of(obj)
+        gone = self.objects.pop(kind.path(key.namespace, key.name))
+        self.version += 1
+        if not silently:
+            metadata = {**gone["metadata"], "resourceVersion": str(self.version)}
+            self.send(kind, {"type": "DELETED", "object": {**gone, "metadata": metadata}})
+
+    def send(self, kind: Kind, event: Any) -> None:
+        """Write a line into the watches of a kind; None ends them."""
+        for stream in self.streams.get(kind, []):
+            stream.put_nowait(event)
+
+    def watched(self, kind: Kind) -> bool:
+        return bool(self.streams.get(kind))
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        text = await request.text()
+        body: Any = json.loads(text) if text else None
+        self.seen.append(Seen(request.method, request.path, dict(request.query), request.headers, body))
+        if "watch" in request.query:
+            return await self._watch(request)
+        if self.answers:
+            return self.answers.pop(0)
+        answer = self._discovery(request.path)
+        if answer is not None:
+            return web.json_response(answer)
+        kind = next((each for each in KINDS if f"/{each.plural}" in request.path), None)
+        if kind is None:
+            return web.Response(status=404, text="404 page not found")
+        match request.method:
+            case "POST":
+                return self._create(kind, body)
+            case "PATCH":
+                return self._patch(kind, request, body)
+        if request.path.endswith(kind.plural):
+            return self._list(kind, request)
+        return web.json_response(self.objects[request.path]) if request.path in self.objects else _failure(404)
+
+    def _create(self, kind: Kind, body: Object) -> web.Response:
+        key = key_of(body)
+        if kind.path(key.namespace, key.name) in self.objects:
+            return _failure(409, "AlreadyExists")
+        return web.json_response(self.add(kind, body), status=201)
+
+    def _patch(self, kind: Kind, request: web.Request, body: Object) -> web.Response:
+        path, _, _ = request.path.partition("/status")
+        held = self.objects.get(path)
+        if held is None:
+            return _failure(404)
+        metadata = body.get("metadata", {})
+        if metadata.get("resourceVersion", held["metadata"]["resourceVersion"]) != held["metadata"]["resourceVersion"]:
+            return _failure(409, "Conflict")
+        if metadata.get("uid", held["metadata"]["uid"]) != held["metadata"]["uid"]:
+            return _failure(422, "Invalid", causes=[{"field": "metadata.uid", "message": "field is immutable"}])
+        fields = {name: value for name, value in body.items() if name != "metadata"}
+        return web.json_response(self.add(kind, {**held, **fields}))
+
+    def _list(self, kind: Kind, request: web.Request) -> web.Response:
+        scope = request.path.removesuffix(f"/{kind.plural}")  # of a namespace, or of all
+        items = [
+            obj for path, obj in sorted(self.objects.items()) if path.startswith(scope) and f"/{kind.plural}/" in path
+        ]
+        start = int(request.query.get("continue", "0"))
+        if start and self.expired_tokens:
+            self.expired_tokens -= 1
+            return _failure(410, "Expired")
+        end = start + self.page if self.page else len(items)
+        metadata = {"resourceVersion": str(self.version), "continue": str(end) if end < len(items) else ""}
+        # As the real one does: items of a list carry no kind of their own.
+        bare = [{name: value for name, value in obj.items() if name not in ("kind", "apiVersion")} for obj in items]
+        return web.json_response(
+            {"kind": f"{kind.kind}List", "apiVersion": kind.api_version, "metadata": metadata, "items": bare[start:end]}
+        )
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        kind = next(each for each in KINDS if request.path.endswith(each.plural))
+        response = web.StreamResponse()
+        await response.prepare(request)
+        stream: asyncio.Queue[Any] = asyncio.Queue()
+        self.streams.setdefault(kind, []).append(stream)
+        try:
+            while (event := await stream.get()) is not None:
+                await response.write(json.dumps(event).encode() + b"\n")
+        finally:
+            self.streams[kind].remove(stream)
+        return response
+
+    def _discovery(self, path: str) -> Any:
+        groups = {kind.group for kind in KINDS if kind.group}
+        if path == "/api":
+            return {"versions": ["v1"]}
+        if path == "/apis":
+            version = {"version": "v1"}
+            return {"groups": [{"name": each, "versions": [version], "preferredVersion": version} for each in groups]}
+        extra = [("customresourcedefinitions", "CustomResourceDefinition", "apiextensions.k8s.io")]
+        extra += [("namespaces", "Namespace", "")]
+        rows = [(kind.plural, kind.kind, kind.group) for kind in KINDS] + extra
+        for group in {group for _, _, group in rows}:
+            if path == (f"/apis/{group}/v1" if group else "/api/v1"):
+                verbs = ["get", "list", "watch", "patch"]
+                return {
+                    "resources": [
+                        {"name": plural, "kind": kind, "singularName": kind.lower(), "namespaced": True, "verbs": verbs}
+                        for plural, kind, of in rows
+                        if of == group
+                    ]
+                }
+        return None
+
+
+def _failure(status: int, reason: str = "", causes: list[dict[str, str]] | None = None) -> web.Response:
+    body = {"kind": "Status", "reason": reason, "message": f"the server says {status}", "details": {"causes": causes}}
+    return web.json_response(body, status=status)
+
+
+async def serve(api: Api) -> TestServer:
+    """Begin to serve; the caller closes."""
+    app = web.Application()
+    app.router.add_route("*", "/{tail:.*}", api.handle)
+    server = TestServer(app)
+    await server.start_server()
+    return server
+
+
+def configuration_for(server: TestServer) -> Configuration:
+    """Return how to reach a server."""
+    configuration = Configuration()
+    configuration.host = str(server.make_url("/")).rstrip("/")
+    configuration.api_key["BearerToken"] = "bearer secret"
+    return configuration
+
+
+def client_for(server: TestServer, timeout: float = 10.0) -> Client:
+    """Return a client of a server."""
+    return Client(configuration_for(server), "tester", TokenBucket(1000, 1000), timeout)
