@@ -131,7 +131,8 @@ class Cache:
         for key, obj in list(store.objects.items()):
             if namespace and key.namespace != namespace:
                 continue
-            if uid_of(obj) not in listed and version_of(obj) <= version:
+            if uid_of(obj) not in listed:
+                # Which leaves alone what was written after the list.
                 changes += self.delete(kind, {**obj, "metadata": {**obj["metadata"], "resourceVersion": version}})
         return changes
 

@@ -114,6 +114,10 @@ def status(api: Api, name: str = "a") -> Any:
     return api.objects.get(THING.path("ns", name), {}).get("status")
 
 
+def lists_of_things(api: Api) -> int:
+    return len([each for each in api.seen if each.path == THING.path() and "watch" not in each.query])
+
+
 async def test_what_is_there_and_what_comes_is_reconciled_in_one_write_each(api: Api) -> None:
     api.add(THING, thing(spec=1))
     async with running(api) as process:
@@ -126,6 +130,17 @@ async def test_what_is_there_and_what_comes_is_reconciled_in_one_write_each(api:
         THING.path("ns", "a", "status"),
         THING.path("ns", "b", "status"),
     ]
+
+
+async def test_a_deletion_is_noticed(api: Api) -> None:
+    made = api.add(THING, thing(spec=1))
+    async with running(api) as process:
+        await until(lambda: status(api) == {"seen": 1}, "it is there")
+        await until(lambda: lists_of_things(api) == 3, "ours, kopf's, and ours for kopf's; none comes to help below")
+        seen = len(process.things.reconciled)
+        api.remove(THING, made)
+        await until(lambda: process.things.kube.cache.get(THING, A) is None, "it is gone from the cache")
+        await until(lambda: len(process.things.reconciled) > seen, "it is reconciled once more")
 
 
 async def test_a_restart_writes_nothing(api: Api) -> None:

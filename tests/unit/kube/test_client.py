@@ -194,6 +194,20 @@ async def test_the_bucket_lets_a_burst_through_and_then_the_rate() -> None:
     assert slept == [0.1, 0.2, 0.1], "it fills up to the burst and no further"
 
 
+async def test_each_request_takes_from_the_bucket(server: TestServer, api: Api) -> None:
+    api.add(CONFIG_MAP, config_map(version=1))
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    bucket = TokenBucket(1, 2, now=lambda: 0.0, sleep=sleep)
+    async with Client(configuration_for(server), "tester", bucket) as client:
+        for _ in range(3):
+            await client.get(CONFIG_MAP, A)
+    assert slept == [1.0]
+
+
 async def test_a_kubeconfig_is_read(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     user = {"name": "u", "user": {"token": "tok"}}
     cluster = {"name": "c", "cluster": {"server": "https://example.test:6443", "insecure-skip-tls-verify": True}}
