@@ -62,7 +62,7 @@ def observe(job: dict[str, Any], pods: list[dict[str, Any]], refusal: str | None
                 record=_final_record(condition, ended),
                 finished_at=condition.get("lastTransitionTime"),
             )
-    if pod is None or _phase(pod) in ("Succeeded", "Failed"):
+    if pod is None or _phase(pod) == "Failed":
         return _without_pod(attempts, pod, refusal)
     scheduled = _scheduled(pod)
     if not scheduled.holds:
@@ -92,7 +92,7 @@ def _without_pod(attempts: int, last: dict[str, Any] | None, refusal: str | None
     if refusal is not None:
         message = f"Kubernetes refuses to make the pod: {refusal}"
         return Observation("Pending", Finding(False, "PodRefused", message), waiting, attempts)
-    if last is not None and (record := record_of(last)) is not None and _phase(last) == "Failed":
+    if last is not None and (record := record_of(last)) is not None:
         message = f"the last attempt failed and is made again shortly: {record.message}"
         return Observation("Starting", waiting, Finding(False, record.reason, message), attempts)
     return Observation("Pending", waiting, waiting, attempts)

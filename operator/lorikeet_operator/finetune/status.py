@@ -77,7 +77,7 @@ def observed(job: FineTuneJob, observation: Observation, now: str) -> FineTuneJo
         else:
             complete = Finding(True, record.reason, record.message)
         findings["Complete"] = complete
-        findings["Failed"] = Finding(False, complete.reason, "the run is done")
+        findings["Failed"] = Finding(False, complete.reason, "")
     elif observation.phase == "Failed" and record is not None:
         findings["Failed"] = Finding(True, record.reason, record.message)
         findings["Complete"] = Finding(False, record.reason, "the run failed")

@@ -83,6 +83,10 @@ def test_a_running_container_is_running() -> None:
     assert (seen.phase, seen.attempts) == ("Running", 1)
 
 
+def test_a_pod_that_is_done_before_its_job_says_so_still_counts_as_running() -> None:
+    assert observe(batch_job(active=1), [pod("Succeeded", ended(0, RECORD, "Completed"))]).phase == "Running"
+
+
 def test_a_done_run_brings_its_record() -> None:
     seen = observe(batch_job(COMPLETE, succeeded=1), [pod("Succeeded", ended(0, RECORD, "Completed"))])
     assert seen.phase == "Succeeded"

@@ -1,0 +1,83 @@
+# Two commands are enough: `make demo` and `make test`. Each does all the set-up that it needs.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+BIN := .venv/bin
+PYTHON := $(BIN)/python
+CODE := operator trainer-image e2e tests examples scripts
+CRD_FOLDERS := crds charts/lorikeet/files/crds
+export PATH := $(CURDIR)/.cluster/bin:$(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help demo test check lint unit integration trainer-test e2e generate lock images cluster cluster-down deploy \
+        host tools clean
+
+help: ## show what there is
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+demo: ready ## all set-up, then the main job: from kubectl apply to a tuned adapter in S3
+	$(PYTHON) -m e2e.demo
+
+test: ## all set-up, then every test, on a cluster that is brought up for it and stays up
+	$(MAKE) --no-print-directory tools check trainer-test ready integration e2e
+	@echo "every test passed"
+
+check: host lint unit ## lint, types, import contracts, drift of generated files, unit and golden tests
+
+lint: host
+	$(BIN)/ruff format --check --quiet $(CODE)
+	$(BIN)/ruff check --quiet $(CODE)
+	$(BIN)/mypy $(CODE)
+	$(BIN)/lint-imports
+	$(PYTHON) -m lorikeet_api.crdgen --check $(CRD_FOLDERS)
+	$(PYTHON) scripts/chart_readme.py --check
+
+unit: tools ## unit and golden tests
+	$(BIN)/pytest tests/unit -q -n 2
+
+integration: cluster ## tests against the real API server
+	$(BIN)/pytest tests/integration -q
+
+trainer-test: tools ## trains tiny models on the CPU, with a real S3 server
+	$(BIN)/pytest tests/trainer -q
+
+e2e: ready ## scenarios on the whole cluster
+	$(BIN)/pytest e2e/scenarios -q --timeout 900
+
+generate: host ## write CRDs, golden files and the chart's README anew
+	$(PYTHON) -m lorikeet_api.crdgen $(CRD_FOLDERS)
+	$(PYTHON) scripts/chart_readme.py
+	UPDATE_GOLDEN=1 $(BIN)/pytest tests/unit -q -n 2 -k golden || true
+	git status --short
+
+lock: host ## write the hash-pinned locks anew
+	scripts/lock.sh
+
+ready: images ## the cluster with the images of this checkout in it
+ifneq ($(CLUSTER),existing)
+cluster: tools ## bring up a real single-node Kubernetes with an S3 server (state in .cluster/)
+	$(PYTHON) -m e2e.cluster up
+
+images: cluster ## build the images and push them into the cluster's registry
+	$(PYTHON) -m e2e.cluster images
+else
+cluster images: host
+	@:
+endif
+
+cluster-down: host ## end the cluster; its image store stays
+	$(PYTHON) -m e2e.cluster down
+
+clean: host ## end the cluster and remove all of .cluster/
+	$(PYTHON) -m e2e.cluster clean
+
+deploy: ready ## install or upgrade Lorikeet by its Helm chart (CLUSTER=existing: in KUBE_CONTEXT)
+	$(PYTHON) -m e2e.deploy
+
+host:
+	@scripts/bootstrap.sh host
+
+tools:
+	@scripts/bootstrap.sh cluster
+	@$(PYTHON) -m e2e.cluster build

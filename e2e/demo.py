@@ -1,0 +1,145 @@
+"""The main job, from `kubectl apply -f finetune.yaml` to a tuned adapter in S3 (`make demo`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from e2e.cluster.paths import CHECKOUT, cache_dir
+from e2e.deploy import deploy
+from e2e.target import Target, TargetError, target
+from e2e.workspace import Workspace, profile
+
+MODEL = ("models", "smollm2-135m-instruct")
+DATA = ("datasets", "text-to-sql")
+YAML = CHECKOUT / "examples" / "finetune.yaml"
+NAME = "text-to-sql"
+POINTS = 50
+"""Percentage points of exact match by which the tuned model must beat the base."""
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    """Tell a step and the seconds that it took."""
+    print(f"--> {title}", flush=True)
+    began = time.monotonic()
+    yield
+    print(f"    done in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def material(folder: Path) -> tuple[Path, Path]:
+    """Make the demo's model (kept in the cache) and data; return their folders."""
+    model = cache_dir() / "models" / MODEL[1]
+    script = CHECKOUT / "examples"
+    python = sys.executable
+    subprocess.run([python, str(script / "models" / "smollm2.py"), str(model)], check=True, stdout=subprocess.DEVNULL)
+    data = folder / "data"
+    subprocess.run(
+        [python, str(script / "text-to-sql" / "make_data.py"), str(data)], check=True, stdout=subprocess.DEVNULL
+    )
+    return model, data
+
+
+def download_adapter(workspace: Workspace, uri: str, folder: Path) -> dict[str, Any]:
+    """Download a run's adapter, as a user would find it, and return its manifest."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    manifest: dict[str, Any] = json.loads(
+        workspace.s3.get_object(Bucket=bucket, Key=f"{prefix}/manifest.json")["Body"].read()
+    )
+    folder.mkdir(parents=True)
+    for file in manifest["files"]:
+        if file["path"].startswith("adapter/"):
+            workspace.s3.download_file(bucket, f"{prefix}/{file['path']}", str(folder / Path(file["path"]).name))
+    return manifest
+
+
+def compare(model: Path, adapter: Path, heldout: Path) -> dict[str, Any]:
+    """Return what `e2e.answers` says of base and tuned model."""
+    command = [sys.executable, "-m", "e2e.answers", str(model), str(adapter), str(heldout)]
+    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(command, cwd=CHECKOUT, env=quiet, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TargetError(f"the models could not be asked:\n{done.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def run_job(workspace: Workspace) -> dict[str, Any]:
+    """Apply the ten lines, follow them to their end, and return the finished FineTuneJob."""
+    print("\n" + YAML.read_text(encoding="utf-8"))
+    workspace.kubectl("apply", "-f", str(YAML))
+    job = workspace.wait_final(NAME, 900, quiet=False)
+    if job["status"]["phase"] != "Succeeded":
+        raise TargetError(f"the job failed\n{workspace.story(NAME)}")
+    return job
+
+
+def report(workspace: Workspace, job: dict[str, Any], result: dict[str, Any], manifest: dict[str, Any]) -> bool:
+    """Print what came out; return whether the tuned model is as much better as it must be."""
+    print(workspace.kubectl("get", "finetunejobs", "-o", "wide"))
+    metrics, artifacts = job["status"]["metrics"], job["status"]["artifacts"]
+    print(
+        f"Adapter   {artifacts['uri']}/adapter  ({artifacts['sizeBytes'] / 1e6:.1f} MB, {len(manifest['files'])} files)"
+    )
+    print(f"Revision  {artifacts['revision']}  (sha256 of its manifest: {artifacts['sha256']})")
+    print(f"4-bit     {metrics['quantizedLayers']} layers, {metrics['quantizedPercent']:.0f} % of the base model")
+    print(f"Loss      held-out {metrics['baseEvalLoss']:.3f} before, {metrics['evalLoss']:.3f} after")
+    print()
+    for example in result["examples"]:
+        print(f"Question  {example['question']}")
+        print(f"  base    {' '.join(example['base'].split())[:90]}")
+        print(f"  tuned   {example['tuned']}")
+    base, tuned = (100 * result[which] / result["questions"] for which in ("base", "tuned"))
+    print(f"\nExact match on {result['questions']} questions about tables that were never trained on:")
+    print(f"  base {base:.0f} %, tuned {tuned:.0f} %")
+    return bool(tuned - base >= POINTS)
+
+
+def demo(found: Target) -> int:
+    """Run the main job in a fresh namespace and print what came out."""
+    workspace = Workspace(found, f"demo-{secrets.token_hex(3)}")
+    with step("installing Lorikeet by its Helm chart"):
+        deploy(found)
+    with tempfile.TemporaryDirectory(prefix="lorikeet-demo-") as temporary:
+        with step("putting the base model (SmolLM2-135M-Instruct) and the data into S3"):
+            model, data = material(Path(temporary))
+            workspace.upload_folder(model, *MODEL)
+            workspace.upload_folder(data, *DATA)
+            workspace.bucket("adapters")
+        with step(f"namespace {workspace.namespace}: S3 credentials; and the cluster's TuningProfile"):
+            workspace.create()
+            found.apply([profile(found)])
+        with step(f"kubectl apply -n {workspace.namespace} -f examples/finetune.yaml"):
+            job = run_job(workspace)
+        with step("reading the adapter back from S3 and asking both models the held-out questions"):
+            manifest = download_adapter(workspace, job["status"]["artifacts"]["uri"], Path(temporary) / "adapter")
+            result = compare(model, Path(temporary) / "adapter", data / "heldout.jsonl")
+    if not report(workspace, job, result, manifest):
+        sys.stderr.write(f"the tuned model must be {POINTS} points better than the base\n")
+        return 1
+    return 0
+
+
+def main() -> int:
+    """Run the demo on the cluster that the environment names."""
+    began = time.monotonic()
+    try:
+        code = demo(target())
+    except TargetError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    print(f"\nThe demo took {time.monotonic() - began:.0f} s.")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

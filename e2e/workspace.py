@@ -1,0 +1,142 @@
+"""A namespace to run jobs in: S3 credentials, a profile, and what jobs read, put there as a user would."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+
+from e2e.target import Target, TargetError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+SECRET = "s3-credentials"
+PROFILE = "default"
+FINAL = ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One namespace of a cluster, with its S3."""
+
+    target: Target
+    namespace: str
+
+    @cached_property
+    def s3(self) -> S3Client:
+        """A client of the S3 store, from this machine."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.target.s3.endpoint,
+            aws_access_key_id=self.target.s3.access_key,
+            aws_secret_access_key=self.target.s3.secret_key,
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 5, "mode": "standard"}),
+        )
+
+    def create(self) -> None:
+        """Make the namespace, with Pod Security at its strictest, and the Secret that the profile names."""
+        restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+        keys = {"AWS_ACCESS_KEY_ID": self.target.s3.access_key, "AWS_SECRET_ACCESS_KEY": self.target.s3.secret_key}
+        self.target.apply(
+            [
+                {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace, "labels": restricted}},
+                {
+                    "apiVersion": "v1",
+                    "kind": "Secret",
+                    "metadata": {"name": SECRET, "namespace": self.namespace},
+                    "stringData": keys,
+                },
+            ]
+        )
+
+    def delete(self) -> None:
+        """Delete the namespace without waiting for its end."""
+        self.target.kubectl("delete", "namespace", self.namespace, "--wait=false", "--ignore-not-found")
+
+    def bucket(self, name: str) -> None:
+        """Make a bucket unless it is there."""
+        if name not in [bucket["Name"] for bucket in self.s3.list_buckets()["Buckets"]]:
+            self.s3.create_bucket(Bucket=name)
+
+    def upload_folder(self, folder: Path, bucket: str, prefix: str) -> int:
+        """Upload a folder's files that are not there in their size; return how many were sent."""
+        self.bucket(bucket)
+        there = {
+            item["Key"]: item["Size"]
+            for item in self.s3.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", [])
+        }
+        sent = 0
+        for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+            key = f"{prefix}/{path.name}"
+            if there.get(key) != path.stat().st_size:
+                self.s3.upload_file(str(path), bucket, key)
+                sent += 1
+        return sent
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        """Run kubectl in the namespace."""
+        return self.target.kubectl("--namespace", self.namespace, *arguments, stdin=stdin, check=check)
+
+    def job(self, name: str) -> dict[str, Any]:
+        """Return a FineTuneJob as it is now."""
+        body: dict[str, Any] = json.loads(self.kubectl("get", "finetunejob", name, "-o", "json"))
+        return body
+
+    def wait(
+        self, name: str, until: Callable[[dict[str, Any]], bool], what: str, seconds: float, *, quiet: bool = True
+    ) -> dict[str, Any]:
+        """Wait until a FineTuneJob is as wanted, and return it; tell its phases unless `quiet`.
+
+        Raises:
+            TargetError: if it is not so in time, with what the cluster says.
+        """
+        began, phase = time.monotonic(), ""
+        while True:
+            job = self.job(name)
+            status = job.get("status", {})
+            if not quiet and status.get("phase", "") != phase:
+                phase = status.get("phase", "")
+                print(f"    {time.monotonic() - began:5.0f} s  {phase}", flush=True)
+            if until(status):
+                return job
+            if time.monotonic() - began > seconds:
+                raise TargetError(f"{name}: no {what} within {seconds:.0f} s\n{self.story(name)}")
+            time.sleep(0.5)
+
+    def wait_final(self, name: str, seconds: float = 600, *, quiet: bool = True) -> dict[str, Any]:
+        """Wait until a FineTuneJob has ended, well or badly, and return it."""
+        return self.wait(name, lambda status: status.get("phase") in FINAL, "end", seconds, quiet=quiet)
+
+    def story(self, name: str = "") -> str:
+        """Return what one wants to read when something failed: resources, events, logs."""
+        describe = self.kubectl("describe", "finetunejob", *([name] if name else []), check=False)
+        pods = self.kubectl("get", "pods", "-o", "wide", check=False)
+        selector = "app.kubernetes.io/managed-by=lorikeet"
+        logs = self.kubectl("logs", "--selector", selector, "--tail", "40", "--prefix", check=False)
+        operator = self.target.kubectl("-n", "lorikeet-system", "logs", "deploy/lorikeet", "--tail", "20", check=False)
+        return "\n".join([describe, pods, logs, operator])
+
+
+def profile(target: Target, name: str = PROFILE, storage: str = "s3://adapters") -> dict[str, Any]:
+    """Return the development cluster's TuningProfile: S3 in the cluster, training on the CPU allowed."""
+    return {
+        "apiVersion": "lorikeet.dev/v1alpha1",
+        "kind": "TuningProfile",
+        "metadata": {"name": name},
+        "spec": {
+            "storage": {"uri": storage, "endpoint": target.s3.endpoint_in_cluster, "secretName": SECRET},
+            "defaults": {
+                "compute": {"resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "6Gi"}}}
+            },
+            "allowCpuFallback": True,
+        },
+    }

@@ -1,0 +1,133 @@
+"""A property: what the models accept the API server accepts, and the other way round."""
+
+import base64
+import secrets
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from e2e.target import Target
+from lorikeet_api.crdgen import definition
+from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.names import API_VERSION
+from tests.resources import job_body
+
+pytestmark = pytest.mark.integration
+
+KEYS = ("example.com/a", "plain", "a b", "", "-x")
+TEXTS = (
+    "", "a", "a" * 254, "s3://models/x", "s3://x", "s3://models/x y", "hf://org/name", "hf://org", "pvc://claim/path",
+    "pvc://", "nf4", "cosine", "completion", "chat", "text", "Exists", "Equal", "In", "NoExecute", "16Gi", "1.5",
+    "x" * 40, "q_proj", "AWS_ACCESS_KEY_ID", "HTTP_PROXY", "name-1", "UPPER", "a.b", "Größe", "-",
+)  # fmt: skip
+SCALARS = st.one_of(
+    st.sampled_from(TEXTS),
+    st.integers(-3, 12),
+    st.sampled_from([10**6, 10**9, 2**31, 10**12]),
+    st.sampled_from([0.5, 1e-4, -0.5, 0.999, 1000.5]),
+    st.booleans(),
+)
+
+
+def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Return values for a schema that are right, nearly right, or of another type."""
+    if schema.get("x-kubernetes-int-or-string"):
+        return SCALARS
+    match schema.get("type"):
+        case "object" if "properties" in schema:
+            fields = {name: values(each) for name, each in schema["properties"].items()}
+            some = st.lists(st.sampled_from(sorted(fields)), max_size=3, unique=True) if fields else st.just([])
+            needed = [name for name in schema.get("required", []) if name in fields]
+            return some.flatmap(
+                lambda chosen: st.fixed_dictionaries({name: fields[name] for name in {*chosen, *needed}})
+            )
+        case "object" if "additionalProperties" in schema:
+            return st.dictionaries(st.sampled_from(KEYS), values(schema["additionalProperties"]), max_size=2)
+        case "object":
+            return st.sampled_from([{}, {"unknown": 1}])
+        case "array":
+            return st.lists(values(schema["items"]), max_size=3)
+        case "string" if "enum" in schema:
+            return st.one_of(st.sampled_from(schema["enum"]), st.sampled_from(TEXTS))
+        case "string":
+            return st.one_of(st.sampled_from(TEXTS), SCALARS)
+        case "integer":
+            return st.one_of(st.integers(-1, 600), SCALARS)
+        case "number":
+            return st.one_of(st.floats(-1, 10, allow_nan=False).map(lambda x: round(x, 4)), SCALARS)
+    return SCALARS
+
+
+SPEC = definition(FineTuneJob)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+
+
+def _whole(value: Any) -> Any:
+    """Return the value with 3.0 as 3: JSON knows no difference, and the API server takes either as an integer."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _whole(each) for key, each in value.items()}
+    return [_whole(each) for each in value] if isinstance(value, list) else value
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> dict[str, Any]:
+    """Return a FineTuneJob of which one or two parts were made up."""
+    body = job_body()
+    parts = draw(st.lists(st.sampled_from(sorted(SPEC["properties"])), min_size=1, max_size=2, unique=True))
+    for part in parts:
+        body["spec"][part] = _whole(draw(values(SPEC["properties"][part])))
+    return body
+
+
+@pytest.fixture(scope="module")
+def api(server: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of the API server in a namespace of its own."""
+    config = YAML(typ="safe", pure=True).load(Path(server.kubeconfig))
+    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    folder = tmp_path_factory.mktemp("certificates")
+    files = {}
+    for name, text in (
+        ("ca", cluster["certificate-authority-data"]),
+        ("cert", user["client-certificate-data"]),
+        ("key", user["client-key-data"]),
+    ):
+        files[name] = folder / name
+        files[name].write_bytes(base64.b64decode(text))
+    context = ssl.create_default_context(cafile=str(files["ca"]))
+    context.load_cert_chain(files["cert"], files["key"])
+    namespace = f"property-{secrets.token_hex(3)}"
+    server.kubectl("create", "namespace", namespace)
+    path = f"{cluster['server']}/apis/{API_VERSION}/namespaces/{namespace}/"
+    with httpx.Client(verify=context, base_url=path, trust_env=False) as client:
+        yield client
+    server.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+def model_says(body: dict[str, Any]) -> str:
+    try:
+        FineTuneJob.parse(body)
+    except ValidationError as error:
+        return f"refused: {error}"
+    return "accepted"
+
+
+def server_says(api: httpx.Client, body: dict[str, Any]) -> str:
+    body = {**body, "metadata": {"name": body["metadata"]["name"]}}
+    answer = api.post("finetunejobs", params={"dryRun": "All", "fieldValidation": "Strict"}, json=body)
+    return "accepted" if answer.status_code == 201 else f"refused: {answer.json().get('message')}"
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(body=requests())
+def test_model_and_server_agree(api: httpx.Client, body: dict[str, Any]) -> None:
+    by_model, by_server = model_says(body), server_says(api, body)
+    assert by_model.split(":")[0] == by_server.split(":")[0], f"{body['spec']}\nmodel {by_model}\nserver {by_server}"
