@@ -32,9 +32,13 @@ def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     corpus = [asked.format(noun) + " " + colour for noun, colour in COLOURS.items() for asked in ASKED]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=480, special_tokens=special, initial_alphabet=alphabet))
+    bpe.train_from_iterator(
+        corpus, trainers.BpeTrainer(vocab_size=480, special_tokens=special, initial_alphabet=alphabet)
+    )
     end = "<|im_end|>" if template else "</s>"
-    made = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token=end, pad_token="</s>")
+    made = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=bpe, bos_token="<s>", eos_token=end, pad_token="</s>"
+    )
     made.chat_template = template
     return made
 
@@ -56,7 +60,8 @@ def write_model(folder: Path, template: str | None = CHATML, **config: Any) -> P
         "initializer_range": 0.1,
     }
     model = LlamaForCausalLM(LlamaConfig(**settings | config))
-    model.to(dtype=torch.bfloat16).save_pretrained(folder)
+    torch.nn.Module.to(model, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
 

@@ -130,7 +130,7 @@ def judge(
         raise out_of_memory("the container")
     if told and results.get(failed[0].index) is not None:
         return told[0]
-    raise _died(failed[0] if failed else None)
+    raise _died(next(iter([*failed, *ends]), None))
 
 
 def _died(end: End | None) -> RunError:
