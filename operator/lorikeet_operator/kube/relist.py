@@ -81,8 +81,10 @@ class Relister:
                 await self._wake[kind].wait()
         except TimeoutError:
             return
-        await asyncio.sleep(_jittered(_SETTLE_SECONDS))
-        self._wake[kind].clear()
+        while self._wake[kind].is_set():
+            # A large listing takes its time to pass through kopf, and hints with every object.
+            self._wake[kind].clear()
+            await asyncio.sleep(_jittered(_SETTLE_SECONDS))
 
 
 def _jittered(seconds: float) -> float:

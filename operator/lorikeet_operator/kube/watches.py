@@ -42,6 +42,8 @@ def _settings(watches: Sequence[Watch]) -> kopf.OperatorSettings:
     settings.networking.error_backoffs = _BACKOFFS
     settings.networking.connect_timeout = 10.0
     settings.watching.chunk_size = 500
+    # kopf keeps a task for each object that it has just seen: at the first listing, one for every object there is.
+    settings.queueing.idle_timeout = 0.5
     for watch in watches:
         if watch.label_selector:
             settings.watching.label_selectors[_selector(watch.kind)] = watch.label_selector
