@@ -34,9 +34,10 @@ def server() -> Iterator[Target]:
         found = target()
     except TargetError as error:
         pytest.fail(str(error))
-    listed = {"apiVersion": "v1", "kind": "List", "items": _definitions()}
-    found.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(listed))
-    found.kubectl("wait", "--for=condition=Established", "crd", *[each["metadata"]["name"] for each in listed["items"]])
+    crds = _definitions()
+    listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": crds})
+    found.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=listed)
+    found.kubectl("wait", "--for=condition=Established", "crd", *[each["metadata"]["name"] for each in crds])
     deployed = found.kubectl("-n", NAMESPACE, "get", "deploy", RELEASE, "--ignore-not-found", "-o", "name").strip()
     if deployed:
         found.kubectl("-n", NAMESPACE, "scale", deployed, "--replicas=0")

@@ -104,7 +104,7 @@ def test_what_defines_the_run_cannot_change(server: Target, namespace: str, chan
 
 
 def test_an_optional_field_cannot_vanish_either(server: Target, namespace: str) -> None:
-    output = {"output": {"uri": "s3://adapters/mine"}}
+    output: dict[str, Any] = {"output": {"uri": "s3://adapters/mine"}}
     assert "created" in answer(server, job_body(namespace=namespace, **output))
     assert "output cannot change" in answer(server, job_body(namespace=namespace))
 

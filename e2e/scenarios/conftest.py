@@ -1,0 +1,48 @@
+"""Lorikeet on the cluster, and a namespace for each test; what failed tells its story."""
+
+import secrets
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from e2e.demo import DATA, MODEL, material
+from e2e.deploy import deploy
+from e2e.target import Target, TargetError, target
+from e2e.workspace import Workspace, profile
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep a test's outcome where its fixtures find it."""
+    report = yield
+    setattr(item, f"report_{report.when}", report)
+    return report
+
+
+@pytest.fixture(scope="session")
+def lorikeet(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    """The cluster with the operator installed, a default profile, and the demo's model and data in S3."""
+    try:
+        found = target()
+    except TargetError as error:
+        pytest.fail(str(error))
+    deploy(found)
+    found.apply([profile(found)])
+    shared = Workspace(found, "default")
+    model, data = material(tmp_path_factory.mktemp("material"))
+    shared.upload_folder(model, *MODEL)
+    shared.upload_folder(data, *DATA)
+    shared.bucket("adapters")
+    return found
+
+
+@pytest.fixture
+def workspace(lorikeet: Target, request: pytest.FixtureRequest) -> Iterator[Workspace]:
+    """A namespace of the test's own; if the test fails, what was in it is printed."""
+    here = Workspace(lorikeet, f"e2e-{secrets.token_hex(3)}")
+    here.create()
+    yield here
+    report = getattr(request.node, "report_call", None)
+    if report is not None and report.failed:
+        print(here.story())
+    here.delete()

@@ -1,0 +1,217 @@
+"""Wrong requests on the whole cluster: each ends in a condition that names the cause and the fix."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from e2e.target import Target
+from e2e.workspace import SECRET, Workspace, profile
+
+pytestmark = pytest.mark.e2e
+
+GOOD_ROW = b'{"prompt": "How many users are there?", "completion": "SELECT COUNT(*) FROM users;"}\n'
+MODEL = "s3://models/smollm2-135m-instruct"
+DATA = "s3://datasets/text-to-sql/train.jsonl"
+
+
+def request(name: str, data: str = DATA, model: str = MODEL, **spec: Any) -> dict[str, Any]:
+    """Return a job that would train one step if nothing were wrong with it."""
+    return {
+        "apiVersion": "lorikeet.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"uri": model},
+            "dataset": {"train": [{"uri": data}]},
+            "training": {"maxSteps": 1},
+            "maxRetries": 0,
+            **spec,
+        },
+    }
+
+
+def apply(workspace: Workspace, body: dict[str, Any]) -> None:
+    workspace.kubectl("apply", "-f", "-", stdin=json.dumps(body))
+
+
+def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    found = [each for each in status.get("conditions", []) if each["type"] == kind]
+    return found[0] if found else {"status": "", "reason": "", "message": ""}
+
+
+def put(workspace: Workspace, name: str, content: bytes) -> str:
+    key = f"{workspace.namespace}/{name}"
+    workspace.s3.put_object(Bucket="datasets", Key=key, Body=content)
+    return f"s3://datasets/{key}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job whose trainer must refuse it."""
+
+    make: Callable[[Workspace], dict[str, Any]]
+    reason: str
+    message: str
+
+
+def model_without_config(workspace: Workspace) -> dict[str, Any]:
+    workspace.bucket("models")
+    workspace.s3.put_object(Bucket="models", Key=f"{workspace.namespace}/weights.safetensors", Body=b"0" * 64)
+    return request("no-config", model=f"s3://models/{workspace.namespace}")
+
+
+CASES = {
+    "data that is not there": Case(
+        lambda w: request("no-data", "s3://datasets/nowhere/train.jsonl"),
+        "DataNotFound",
+        r"s3://datasets/nowhere/train\.jsonl",
+    ),
+    "a bucket that is not there": Case(
+        lambda w: request("no-bucket", "s3://no-such-bucket/train.jsonl"), "DataNotFound", r"no-such-bucket"
+    ),
+    "an empty file": Case(
+        lambda w: request("empty", put(w, "empty.jsonl", b"")),
+        "DataInvalid",
+        r"empty\.jsonl.*empty|empty.*empty\.jsonl",
+    ),
+    "line 37 is not JSON": Case(
+        lambda w: request("bad-line", put(w, "bad.jsonl", GOOD_ROW * 36 + b'{"prompt": oops}\n' + GOOD_ROW)),
+        "DataInvalid",
+        r"bad\.jsonl.*line 37|bad\.jsonl:37",
+    ),
+    "a row without its columns": Case(
+        lambda w: request("no-column", put(w, "cols.jsonl", GOOD_ROW * 4 + b'{"prompt": "only"}\n')),
+        "DataInvalid",
+        r"(line 5|:5).*completion",
+    ),
+    "text that is not UTF-8": Case(
+        lambda w: request("latin", put(w, "latin.jsonl", GOOD_ROW + b'{"prompt": "caf\xe9", "completion": "x"}\n')),
+        "DataInvalid",
+        r"UTF-8",
+    ),
+    "a model without config.json": Case(model_without_config, "ModelInvalid", r"config\.json"),
+    "a model that is not there": Case(
+        lambda w: request("no-model", model="s3://models/nowhere"), "ModelNotFound", r"s3://models/nowhere"
+    ),
+    "modules that the model does not have": Case(
+        lambda w: request("no-module", method={"lora": {"targetModules": ["nonesuch"]}}),
+        "MethodNotApplicable",
+        r"nonesuch.*q_proj",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_the_trainer_refuses_with_cause_and_fix(workspace: Workspace, what: str) -> None:
+    case = CASES[what]
+    body = case.make(workspace)
+    apply(workspace, body)
+    status = workspace.wait_final(body["metadata"]["name"], 240)["status"]
+    failed = condition(status, "Failed")
+    assert (status["phase"], failed["reason"]) == ("Failed", case.reason), failed
+    assert re.search(case.message, failed["message"], re.DOTALL), failed["message"]
+    assert status["attempts"] == 1
+
+
+def wait_for(workspace: Workspace, name: str, kind: str, reason: str, seconds: float = 120) -> dict[str, Any]:
+    """Wait until a condition is False with a reason; return the condition."""
+
+    def there(status: dict[str, Any]) -> bool:
+        found = condition(status, kind)
+        return bool(found["reason"] == reason and found["status"] == "False")
+
+    return condition(workspace.wait(name, there, f"{kind}=False ({reason})", seconds)["status"], kind)
+
+
+def test_a_missing_profile_is_named_and_the_job_starts_once_it_is_there(workspace: Workspace) -> None:
+    name = f"profile-{workspace.namespace}"
+    apply(workspace, request("waits", profileRef={"name": name}))
+    message = wait_for(workspace, "waits", "Validated", "ProfileNotFound")["message"]
+    assert name in message
+    assert "default" in message
+    workspace.target.apply([profile(workspace.target, name)])
+    try:
+        workspace.wait("waits", lambda status: bool(status.get("jobUid")), "batch Job", 30)
+    finally:
+        workspace.target.kubectl("delete", "tuningprofile", name)
+
+
+def test_a_missing_secret_is_named_and_the_job_starts_once_it_is_there(workspace: Workspace) -> None:
+    secret = json.loads(workspace.kubectl("get", "secret", SECRET, "-o", "json"))
+    workspace.kubectl("delete", "secret", SECRET)
+    apply(workspace, request("no-secret"))
+    message = wait_for(workspace, "no-secret", "Started", "ContainerConfigInvalid")["message"]
+    assert SECRET in message
+    again = {**secret, "metadata": {"name": SECRET}}
+    workspace.kubectl("apply", "-f", "-", stdin=json.dumps(again))
+    workspace.wait("no-secret", lambda status: status.get("phase") in ("Running", "Succeeded"), "start", 180)
+
+
+def test_an_image_that_does_not_exist_is_named(workspace: Workspace) -> None:
+    apply(workspace, request("no-image", compute={"image": "lorikeet.local/nowhere:1"}))
+    assert "lorikeet.local/nowhere:1" in wait_for(workspace, "no-image", "Started", "ImagePullFailed")["message"]
+
+
+def test_the_schedulers_words_reach_the_user(workspace: Workspace) -> None:
+    apply(workspace, request("no-node", compute={"nodeSelector": {"gpu": "none-such"}}))
+    assert "affinity/selector" in wait_for(workspace, "no-node", "Scheduled", "Unschedulable")["message"]
+
+
+def test_a_quota_that_is_used_up_is_named(workspace: Workspace) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "gpus"},
+        "spec": {"hard": {"requests.nvidia.com/gpu": "0"}},
+    }
+    apply(workspace, quota)
+    apply(workspace, request("no-quota"))
+    assert "exceeded quota: gpus" in wait_for(workspace, "no-quota", "Scheduled", "PodRefused")["message"]
+
+
+def test_a_childs_name_that_somebody_else_holds_is_left_alone(workspace: Workspace) -> None:
+    theirs = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "mine-train"},
+        "spec": {
+            "suspend": True,
+            "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "none"}]}},
+        },
+    }
+    apply(workspace, theirs)
+    before = json.loads(workspace.kubectl("get", "job", "mine-train", "-o", "json"))["metadata"]
+    apply(workspace, request("mine"))
+    assert "mine-train" in wait_for(workspace, "mine", "Validated", "NameTaken")["message"]
+    after = json.loads(workspace.kubectl("get", "job", "mine-train", "-o", "json"))["metadata"]
+    assert after["resourceVersion"] == before["resourceVersion"]
+
+
+def test_wrong_credentials_are_named(workspace: Workspace) -> None:
+    wrong = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": SECRET},
+        "stringData": {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "wrong-secret"},
+    }
+    apply(workspace, wrong)
+    apply(workspace, request("refused"))
+    failed = condition(workspace.wait_final("refused", 120)["status"], "Failed")
+    assert failed["reason"] == "StorageRefused", failed
+
+
+def test_a_container_that_runs_out_of_memory_is_told_what_to_lower(workspace: Workspace) -> None:
+    small = {"resources": {"requests": {"memory": "300Mi"}, "limits": {"memory": "400Mi"}}}
+    apply(workspace, request("too-small", compute=small))
+    failed = condition(workspace.wait_final("too-small", 240)["status"], "Failed")
+    assert failed["reason"] == "OutOfMemory", failed
+    assert "microBatchSize" in failed["message"]
+
+
+def test_no_operator_restart_was_needed(lorikeet: Target) -> None:
+    pods = lorikeet.get("-n", "lorikeet-system", "pods")["items"]
+    assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods] == [0]

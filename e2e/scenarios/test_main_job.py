@@ -1,0 +1,120 @@
+"""The main job on the whole cluster: QLoRA of a real model in a pod that asked for a GPU."""
+
+import hashlib
+import json
+import secrets
+import time
+from typing import Any
+
+import pytest
+
+from e2e import demo
+from e2e.deploy import NAMESPACE
+from e2e.target import Target
+from e2e.workspace import Workspace
+from lorikeet_api.contract import Manifest
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def finished(lorikeet: Target) -> tuple[Workspace, dict[str, Any]]:
+    """The README's ten lines, run to their end."""
+    workspace = Workspace(lorikeet, f"e2e-main-{secrets.token_hex(3)}")
+    workspace.create()
+    workspace.kubectl("apply", "-f", str(demo.YAML))
+    return workspace, workspace.wait_final(demo.NAME, 900)
+
+
+def test_ten_lines_end_in_success(finished: tuple[Workspace, dict[str, Any]]) -> None:
+    workspace, job = finished
+    assert job["status"]["phase"] == "Succeeded", workspace.story(demo.NAME)
+    workspace.kubectl("wait", "--for=condition=Complete", f"finetunejob/{demo.NAME}", "--timeout=1s")
+
+
+def test_the_manifest_in_s3_is_the_one_in_status(finished: tuple[Workspace, dict[str, Any]]) -> None:
+    workspace, job = finished
+    artifacts = job["status"]["artifacts"]
+    bucket, _, prefix = artifacts["uri"].removeprefix("s3://").partition("/")
+    text = workspace.s3.get_object(Bucket=bucket, Key=f"{prefix}/manifest.json")["Body"].read()
+    assert hashlib.sha256(text).hexdigest() == artifacts["sha256"]
+    assert artifacts["revision"] == artifacts["sha256"][:8]
+    manifest = Manifest.model_validate_json(text)
+    for file in manifest.files:
+        body = workspace.s3.get_object(Bucket=bucket, Key=f"{prefix}/{file.path}")["Body"].read()
+        assert hashlib.sha256(body).hexdigest() == file.sha256, file.path
+    assert sum(file.size for file in manifest.files) == artifacts["sizeBytes"]
+    assert manifest.contract == manifest.contract.model_validate(job["status"]["resolved"]["contract"])
+
+
+def test_it_was_really_four_bit_and_it_learned(finished: tuple[Workspace, dict[str, Any]]) -> None:
+    metrics = finished[1]["status"]["metrics"]
+    assert metrics["quantizedLayers"] == 210  # 30 layers of 7 projections
+    assert metrics["steps"] == 20
+    assert metrics["evalLoss"] < 0.5 * metrics["baseEvalLoss"]
+
+
+def test_the_pod_was_restricted_and_held_a_gpu(finished: tuple[Workspace, dict[str, Any]]) -> None:
+    pods = json.loads(finished[0].kubectl("get", "pods", "-o", "json"))["items"]
+    assert len(pods) == 1
+    container = pods[0]["spec"]["containers"][0]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert not pods[0]["spec"].get("automountServiceAccountToken")
+
+
+def test_events_tell_the_story_once(finished: tuple[Workspace, dict[str, Any]]) -> None:
+    events = json.loads(
+        finished[0].kubectl("get", "events", "--field-selector", "involvedObject.kind=FineTuneJob", "-o", "json")
+    )
+    reasons = [event["reason"] for event in events["items"]]
+    assert {"Resolved", "Bound", "TrainerRunning", "Published"} <= set(reasons)
+    assert len(reasons) == len(set(reasons))
+    assert all(event["count"] == 1 for event in events["items"])
+
+
+def test_a_finished_job_stays_finished_when_its_batch_job_is_deleted(
+    finished: tuple[Workspace, dict[str, Any]],
+) -> None:
+    workspace, job = finished
+    workspace.kubectl("delete", "job", f"{demo.NAME}-train", "--wait=true")
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        assert workspace.job(demo.NAME)["status"] == job["status"]
+        assert not workspace.kubectl("get", "jobs", "-o", "name").strip()
+        time.sleep(0.5)
+
+
+def writes(found: Target) -> float:
+    """Return how many writes the operator has made, by its own count."""
+    text = found.kubectl("get", "--raw", f"/api/v1/namespaces/{NAMESPACE}/services/lorikeet:8080/proxy/metrics")
+    verbs = ("create", "apply", "apply_status", "patch")
+    lines = [line for line in text.splitlines() if line.startswith("lorikeet_api_requests_total{")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if any(f'verb="{verb}"' in line for verb in verbs))
+
+
+def test_a_restarted_operator_writes_nothing_when_nothing_changed(
+    finished: tuple[Workspace, dict[str, Any]], lorikeet: Target
+) -> None:
+    assert finished[1]["status"]["phase"] == "Succeeded"
+    before = lorikeet.get("-n", finished[0].namespace, "finetunejob", demo.NAME)["metadata"]["resourceVersion"]
+    lorikeet.kubectl("-n", NAMESPACE, "rollout", "restart", "deploy/lorikeet")
+    lorikeet.kubectl("-n", NAMESPACE, "rollout", "status", "deploy/lorikeet", "--timeout=120s")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        assert writes(lorikeet) == 0
+        time.sleep(1)
+    after = lorikeet.get("-n", finished[0].namespace, "finetunejob", demo.NAME)["metadata"]["resourceVersion"]
+    assert after == before
+
+
+def test_the_tuned_model_beats_the_base_on_unseen_tables(
+    finished: tuple[Workspace, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    workspace, job = finished
+    folder = tmp_path_factory.mktemp("answers")
+    model, data = demo.material(folder)
+    demo.download_adapter(workspace, job["status"]["artifacts"]["uri"], folder / "adapter")
+    result = demo.compare(model, folder / "adapter", data / "heldout.jsonl")
+    assert 100 * (result["tuned"] - result["base"]) / result["questions"] >= demo.POINTS, result
+    workspace.delete()
