@@ -109,6 +109,6 @@ def test_whatever_changes_the_result_changes_the_run_id(change: dict[str, Any]) 
         ({"training": {"epochs": 50}}, "epochs 50 is unusual (typical: 1 to 5)"),
     ],
 )
-def test_unusual_values_are_warned_about(change: dict[str, object], warning: str) -> None:
+def test_unusual_values_are_warned_about(change: dict[str, Any], warning: str) -> None:
     assert resolve(job(), profile(), IMAGE).warnings == []
     assert resolve(job(**change), profile(), IMAGE).warnings == [warning]
