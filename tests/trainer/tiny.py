@@ -43,8 +43,14 @@ def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     return made
 
 
-def write_model(folder: Path, template: str | None = CHATML, **config: Any) -> Path:
-    """Write a Llama of about 100,000 parameters with its tokenizer, as a hub's folder has it."""
+def write_model(
+    folder: Path, template: str | None = CHATML, *, pretrained: bool = False, poisoned: str = "", **config: Any
+) -> Path:
+    """Write a Llama of about 100,000 parameters with its tokenizer, as a hub's folder has it.
+
+    A pretrained one knows the questions, and answers all with the colours of the next things: an adapter of low
+    rank can put that right, which it cannot do with random weights. The tokens of `poisoned` are no numbers.
+    """
     made = tokenizer(template)
     torch.manual_seed(0)
     settings: dict[str, Any] = {
@@ -60,10 +66,33 @@ def write_model(folder: Path, template: str | None = CHATML, **config: Any) -> P
         "initializer_range": 0.1,
     }
     model = LlamaForCausalLM(LlamaConfig(**settings | config))
+    if pretrained:
+        _pretrain(model, made)
+    with torch.no_grad():
+        for token in made(poisoned, add_special_tokens=False)["input_ids"]:
+            model.get_input_embeddings().weight[token] = torch.nan
     torch.nn.Module.to(model, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
+
+
+def _pretrain(model: LlamaForCausalLM, made: PreTrainedTokenizerFast) -> None:
+    colours = list(COLOURS.values())
+    wrong = dict(zip(COLOURS, [*colours[1:], colours[0]], strict=True))
+    texts = [
+        f"<|im_start|>user\n{asked.format(noun)}<|im_end|>\n<|im_start|>assistant\n{colour}<|im_end|>\n"
+        for noun, colour in wrong.items()
+        for asked in ASKED
+    ]
+    batch = made(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(120):
+        optimizer.zero_grad()
+        loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+        loss.backward()
+        optimizer.step()
 
 
 def rows(*, shuffled: bool = False) -> tuple[list[Row], list[Row]]:

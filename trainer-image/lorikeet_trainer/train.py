@@ -81,11 +81,17 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     trainer = sft.build(trainable, tokenizer, examples.train, configuration(session, trainable, examples), report)
     with session.part("base_eval"):
         base = report.evaluate and report.evaluate()
+    if base and not math.isfinite(base.loss):
+        raise RunError(
+            "ModelInvalid",
+            "the base model's loss on the held-out examples is not a finite number before training: its weights are"
+            " damaged, or made for another precision",
+        )
     with session.part("train"):
         outcome = sft.fit(trainer, trainable, report, session.hyper.ranks)
     if contract.method.full is not None:
         # From here on it is what will be published: the last evaluation is of that.
-        nn.Module.to(trainable.model, dtype=artifacts.published_dtype(layout.model))
+        _cast(trainable.model, artifacts.published_dtype(layout.model))
     with session.part("eval"):
         final = report.evaluate and report.evaluate()
     if final and not math.isfinite(final.loss):
@@ -174,6 +180,12 @@ def configuration(session: Session, trainable: model.Trainable, examples: Exampl
         steps=session.hyper.steps(len(examples.train)),
         scratch=session.layout.scratch,
     )
+
+
+def _cast(trained: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the parameters alone: `Module.to` would cast the rotary frequencies too, which are never published."""
+    for parameter in trained.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def held_out_loss(

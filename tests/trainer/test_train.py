@@ -1,0 +1,391 @@
+"""Training for real, on tiny models: what it learns, what it publishes, what it refuses."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from lorikeet_api.contract import Metrics, RunContract, RunRecord
+from lorikeet_trainer import device, train
+from lorikeet_trainer.lifecycle import STAGES
+from lorikeet_trainer.render import OWN_TEMPLATE
+from lorikeet_trainer.stage import run_stage
+from lorikeet_trainer.state import StageResult
+from tests.s3 import S3Server, credentials
+from tests.trainer import tiny
+from tests.trainer.lab import ALL_LINEAR, Lab
+
+pytestmark = pytest.mark.trainer
+
+
+@pytest.fixture(scope="module")
+def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The models and data that the tests here share."""
+    patch = pytest.MonkeyPatch()
+    # On models this small several threads mostly wait for each other.
+    torch.set_num_threads(1)
+    patch.setenv("OMP_NUM_THREADS", "1")
+    with credentials(patch, s3_server):
+        made = Lab(s3_server, tmp_path_factory.mktemp("lab"))
+        for bucket in ("models", "datasets", "out"):
+            s3_server.client().create_bucket(Bucket=bucket)
+        made.put_folder(tiny.write_model(made.root / "pretrained", pretrained=True), "pretrained")
+        made.put_folder(tiny.write_model(made.root / "bare", template=None), "bare")
+        pairs, held_out = tiny.rows()
+        made.put_rows("train.jsonl", pairs)
+        made.put_rows("heldout.jsonl", held_out)
+        made.put_rows("shuffled.jsonl", tiny.rows(shuffled=True)[0])
+        yield made
+    patch.undo()
+
+
+MODEL, BARE, TRAIN = "s3://models/pretrained", "s3://models/bare", "s3://datasets/train.jsonl"
+HELD_OUT = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
+PROBE = torch.tensor([[5, 60, 61, 62, 7, 70, 71]])
+
+
+@dataclass
+class Run:
+    """One run with what it left."""
+
+    contract: RunContract
+    result: StageResult
+    logits: torch.Tensor
+    """Of the trained model on PROBE, as it was in the trainer's memory."""
+
+    @property
+    def record(self) -> RunRecord:
+        assert self.result.record is not None
+        assert self.result.exit_code == 0, self.result.record.message
+        return self.result.record
+
+    @property
+    def metrics(self) -> Metrics:
+        assert self.record.metrics is not None
+        return self.record.metrics
+
+
+def run_and_probe(lab: Lab, contract: RunContract) -> Run:
+    found: list[torch.Tensor] = []
+    save = train.save
+
+    def probe(session: Any, trainable: Any, tokenizer: Any) -> None:
+        trainable.model.eval()
+        with torch.inference_mode():
+            found.append(trainable.model(input_ids=PROBE).logits.float())
+        save(session, trainable, tokenizer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "save", probe)
+        result = lab.run(contract)
+    assert result.record is not None
+    return Run(contract, result, found[0] if found else torch.empty(0))
+
+
+def losses(lab: Lab, contract: RunContract) -> list[float]:
+    """Run without publishing; return the loss curve."""
+    path, layout = lab.write(contract), lab.layout(contract)
+    for stage in STAGES[:2]:
+        result = run_stage(stage, path, layout)
+        assert result.exit_code == 0, result.record
+    curve = json.loads((layout.output / "metrics.json").read_text())["curve"]
+    return [point["loss"] for point in curve if "loss" in point]
+
+
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A CPU without bfloat16; accelerate keeps the precision of a process's first run otherwise."""
+    monkeypatch.setattr(device, "_cpu_flags", set)
+    _forget_precision()
+    yield
+    _forget_precision()
+
+
+def _forget_precision() -> None:
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+
+
+@pytest.fixture(scope="module", params=["lora", "qlora", "full"])
+def learned(request: pytest.FixtureRequest, lab: Lab) -> Run:
+    """Twelve epochs by each method."""
+    contract = lab.contract(request.param, MODEL, TRAIN, dataset=HELD_OUT, training={"epochs": 12, "evalSteps": 1000})
+    return run_and_probe(lab, contract)
+
+
+def test_the_held_out_loss_falls(learned: Run) -> None:
+    metrics = learned.metrics
+    assert metrics.eval_loss is not None
+    assert metrics.base_eval_loss is not None
+    assert metrics.eval_loss < 0.4 * metrics.base_eval_loss
+    assert (metrics.train_examples, metrics.eval_examples, metrics.steps) == (60, 12, 96)
+    assert metrics.stop_token_percent == 100
+    assert metrics.perplexity == pytest.approx(2.718281828**metrics.eval_loss)
+
+
+def test_shuffled_answers_do_not_reach_it(lab: Lab, learned: Run) -> None:
+    if learned.contract.method.name != "lora":
+        pytest.skip("one method is enough")
+    training = {"epochs": 12, "evalSteps": 1000}
+    contract = lab.contract("lora", MODEL, "s3://datasets/shuffled.jsonl", dataset=HELD_OUT, training=training)
+    shuffled = run_and_probe(lab, contract).metrics
+    assert shuffled.eval_loss is not None
+    assert learned.metrics.eval_loss is not None
+    assert learned.metrics.eval_loss < 0.6 * shuffled.eval_loss
+
+
+READ_BACK = """
+import sys, torch
+from pathlib import Path
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+base, published, method, out = sys.argv[1:]
+four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                          bnb_4bit_compute_dtype=torch.bfloat16)
+if method == "full":
+    model = AutoModelForCausalLM.from_pretrained(published + "/model")
+else:
+    more = {"quantization_config": four} if method == "qlora" else {}
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, **more)
+    model = PeftModel.from_pretrained(model, published + "/adapter", autocast_adapter_dtype=False)
+model.eval()
+# accelerate wraps the forward pass of a float32 fine-tune so.
+with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=method == "full"):
+    logits = model(input_ids=torch.tensor(%r)).logits.float()
+torch.save(logits, out)
+"""
+
+
+def test_a_stranger_reads_the_same_model_from_s3(lab: Lab, learned: Run, tmp_path: Path) -> None:
+    for name in lab.published(learned.contract):
+        path = tmp_path / "published" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(lab.fetch(learned.contract, name))
+    out, method = tmp_path / "logits.pt", learned.contract.method.name
+    arguments = [str(lab.root / "pretrained"), str(tmp_path / "published"), method, str(out)]
+    subprocess.run([sys.executable, "-c", READ_BACK % PROBE.tolist(), *arguments], check=True, timeout=120)
+    torch.testing.assert_close(torch.load(out), learned.logits, rtol=0, atol=0.02 if method == "qlora" else 0)
+
+
+def test_what_is_published(lab: Lab, learned: Run) -> None:
+    manifest, method = lab.manifest(learned.contract), learned.contract.method.name
+    names = {file.path for file in manifest.files}
+    folder = "model" if method == "full" else "adapter"
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    weights = {"model.safetensors", "config.json", "generation_config.json"}
+    adapter = {"adapter_model.safetensors", "adapter_config.json"}
+    expected = tokenizer | (weights if method == "full" else adapter)
+    assert names == {f"{folder}/{name}" for name in expected} | {"metrics.json"}
+    assert {*names, "manifest.json"} <= set(lab.published(learned.contract))
+    assert (manifest.kind, manifest.servable.lora, manifest.rank) == (
+        ("model", False, None) if method == "full" else ("adapter", True, 8)
+    )
+    assert manifest.template.source == "base"
+    assert [source.rows for source in manifest.data] == [60, 12]
+    assert all(len(file.sha256) == 64 for source in [manifest.base_model, *manifest.data] for file in source.files)
+    assert manifest.libraries.keys() >= {"torch", "transformers", "peft", "trl", "bitsandbytes"}
+    curve = json.loads(lab.fetch(learned.contract, "metrics.json"))["curve"]
+    assert [point["step"] for point in curve if "loss" in point] == [1, *range(10, 100, 10)]
+
+
+def test_nothing_published_names_a_path_of_the_pod(lab: Lab, learned: Run) -> None:
+    work = str(lab.layout(learned.contract).model.parent).encode()
+    for name in lab.published(learned.contract):
+        content = lab.fetch(learned.contract, name)
+        assert work not in content, name
+    if learned.contract.method.adapter is not None:
+        config = json.loads(lab.fetch(learned.contract, "adapter/adapter_config.json"))
+        assert config["base_model_name_or_path"] == MODEL
+        assert config["target_modules"] == sorted(ALL_LINEAR)
+
+
+def test_quantised_layers_are_counted(learned: Run) -> None:
+    if learned.contract.method.name != "qlora":
+        assert learned.metrics.quantized_layers is None
+        return
+    # 7 linear layers in each of 2 blocks; embeddings, head and norms stay as they are.
+    linear = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    vocabulary = len(tiny.tokenizer(tiny.CHATML))
+    assert learned.metrics.quantized_layers == 14
+    assert learned.metrics.quantized_percent == pytest.approx(100 * linear / (linear + 2 * vocabulary * 64 + 5 * 64))
+
+
+def test_a_finished_run_is_adopted_without_training(lab: Lab, learned: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("trained again"))
+    again = lab.run(learned.contract)
+    assert again.exit_code == 0
+    assert again.record is not None
+    assert again.record.reason == "Adopted"
+    assert again.record.artifacts == learned.record.artifacts
+    assert again.record.metrics == learned.metrics
+
+
+def test_evaluating_before_training_changes_no_step_of_it(lab: Lab) -> None:
+    """bitsandbytes would pack the 4-bit weights for inference, and no gradient would pass them afterwards."""
+    training = {"maxSteps": 6, "loggingSteps": 1}
+    without = losses(lab, lab.contract("qlora", MODEL, TRAIN, training=training))
+    evaluated = losses(
+        lab, lab.contract("qlora", MODEL, TRAIN, training={**training, "evalSteps": 2}, dataset=HELD_OUT)
+    )
+    assert evaluated == without
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_accumulation_changes_no_loss(lab: Lab, method: str) -> None:
+    """Rows differ in length, so a mean of micro batches' means would differ from the mean over tokens."""
+    chat = [{"prompt": "count", "completion": "one two three " * (number % 5 + 1)} for number in range(16)]
+    uri = lab.put_rows("uneven.jsonl", chat)
+    training = {"maxSteps": 3, "loggingSteps": 1, "learningRate": 1e-3}
+    curves = [
+        losses(lab, lab.contract(method, MODEL, uri, training={**training, "microBatchSize": size}))
+        for size in (1, 2, 8)
+    ]
+    assert curves[0] == pytest.approx(curves[2], rel=1e-4)
+    assert curves[1] == pytest.approx(curves[2], rel=1e-4)
+
+
+@pytest.mark.usefixtures("float32")
+def test_activation_checkpointing_changes_no_loss(lab: Lab) -> None:
+    training = {"maxSteps": 3, "loggingSteps": 1}
+    curves = [
+        losses(lab, lab.contract("lora", MODEL, TRAIN, training={**training, "activationCheckpointing": on}))
+        for on in (False, True)
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+ROWS: dict[str, list[tiny.Row]] = {
+    "instruction": [{"instruction": f"Say {n}", "input": "please", "output": str(n)} for n in range(12)],
+    "completion": [{"prompt": f"Say {n}", "completion": str(n)} for n in range(12)],
+    "chat": [
+        {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": str(n)}]}
+        for n in range(12)
+    ],
+    "text": [{"text": f"The number {n} follows {n - 1}."} for n in range(12)],
+}
+
+
+@pytest.mark.parametrize("data_format", list(ROWS))
+@pytest.mark.parametrize("model", [MODEL, BARE])
+def test_every_format_trains_with_and_without_a_chat_template(lab: Lab, data_format: str, model: str) -> None:
+    uri = lab.put_rows(f"{data_format}.jsonl", ROWS[data_format])
+    contract = lab.contract(
+        "lora", model, uri, dataset={"format": data_format, "evalFraction": 0.25}, training={"maxSteps": 2}
+    )
+    metrics = run_and_probe(lab, contract).metrics
+    manifest = lab.manifest(contract)
+    assert (metrics.train_examples, metrics.eval_examples, metrics.steps) == (9, 3, 2)
+    source = "none" if data_format == "text" else "base" if model == MODEL else "lorikeet"
+    assert manifest.template.source == source
+    if source == "lorikeet":
+        assert lab.fetch(contract, "adapter/chat_template.jinja").decode() == OWN_TEMPLATE
+    assert metrics.stop_token_percent == (None if data_format == "text" else 100)
+
+
+def test_a_mixture_is_trained_in_its_shares(lab: Lab) -> None:
+    many = lab.put_rows("many.jsonl", ROWS["completion"])
+    few = lab.put_rows("few.jsonl", ROWS["chat"][:4])
+    contract = lab.contract(
+        "lora", MODEL, [{"uri": many, "weight": 1.0}, {"uri": few, "weight": 3.0}], training={"maxSteps": 1}
+    )
+    assert run_and_probe(lab, contract).metrics.train_examples == 16
+    assert [source.rows for source in lab.manifest(contract).data] == [12, 4]
+
+
+def failure(result: StageResult) -> tuple[int, str, str]:
+    assert result.record is not None
+    return result.exit_code, result.record.reason, result.record.message
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_its_step(lab: Lab) -> None:
+    """A token of no number reaches the loss; transformers would log 0 and go on."""
+    folder = tiny.write_model(lab.root / "poisoned", poisoned="%")
+    uri = lab.put_folder(folder, "poisoned")
+    rows = lab.put_rows("poisoned.jsonl", [*tiny.rows()[0], {"prompt": "How much?", "completion": "100%"}])
+    contract = lab.contract("lora", uri, rows, dataset=HELD_OUT, training={"microBatchSize": 1})
+    code, reason, message = failure(lab.run(contract))
+    assert (code, reason) == (64, "LossNotFinite")
+    assert "the training loss is not a finite number at step" in message
+    assert "training.learningRate" in message
+    assert lab.published(contract) == ["run.json"]
+
+
+def test_a_base_model_that_computes_no_number_is_told_before_training(lab: Lab) -> None:
+    uri = lab.put_folder(tiny.write_model(lab.root / "broken", poisoned="<|im_start|>"), "broken")
+    code, reason, message = failure(lab.run(lab.contract("lora", uri, TRAIN, dataset=HELD_OUT)))
+    assert (code, reason) == (64, "ModelInvalid")
+    assert "before training" in message
+
+
+def test_unknown_modules_are_told_with_the_known(lab: Lab) -> None:
+    contract = lab.contract({"lora": {"targetModules": ["q_proj", "c_attn"]}}, MODEL, TRAIN)
+    code, reason, message = failure(lab.run(contract))
+    assert (code, reason) == (64, "MethodNotApplicable")
+    assert "targetModules c_attn:" in message
+    assert ", ".join(sorted(ALL_LINEAR)) in message
+
+
+def test_a_mixture_of_experts_is_not_quantised(lab: Lab) -> None:
+    folder = lab.root / "experts"
+    made = tiny.tokenizer(tiny.CHATML)
+    config = MixtralConfig(
+        vocab_size=len(made), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, eos_token_id=made.eos_token_id,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(folder)
+    made.save_pretrained(folder)
+    uri = lab.put_folder(folder, "experts")
+    code, reason, message = failure(lab.run(lab.contract({"qlora": {"targetModules": ["q_proj"]}}, uri, TRAIN)))
+    assert (code, reason) == (64, "MethodNotApplicable")
+    assert "mixture of experts" in message
+    with_lora = lab.contract({"lora": {"targetModules": ["q_proj"]}}, uri, TRAIN, training={"maxSteps": 1})
+    assert lab.run(with_lora).exit_code == 0
+
+
+def test_a_missing_gpu_is_a_broken_node(lab: Lab) -> None:
+    result = lab.run(lab.contract("lora", MODEL, TRAIN, gpus=1, training={"maxSteps": 1}))
+    assert failure(result)[:2] == (70, "NoGpu")
+    assert result.record is not None
+    assert result.record.retryable
+    allowed = lab.contract("lora", MODEL, TRAIN, gpus=1, allow_cpu=True, training={"maxSteps": 1})
+    assert lab.run(allowed).exit_code == 0
+
+
+def test_a_foreign_file_in_the_way_is_refused(lab: Lab) -> None:
+    contract = lab.contract("lora", MODEL, TRAIN)
+    prefix = contract.output_uri.removeprefix("s3://out/")
+    lab.server.put("out", f"{prefix}/{contract.run_id}/thesis.doc", b"mine")
+    code, reason, message = failure(lab.run(contract))
+    assert (code, reason) == (64, "OutputConflict")
+    assert "thesis.doc" in message
+
+
+def test_a_model_that_needs_code_of_its_own_is_refused(lab: Lab) -> None:
+    config = json.loads((lab.root / "bare" / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    for path in (lab.root / "bare").iterdir():
+        lab.server.put("models", f"coded/{path.name}", path.read_bytes())
+    lab.server.put("models", "coded/config.json", json.dumps(config).encode())
+    code, reason, message = failure(lab.run(lab.contract("lora", "s3://models/coded", TRAIN)))
+    assert (code, reason) == (64, "ModelInvalid")
+    assert "no code out of a model's repository" in message
+
+
+def test_all_rows_too_long_is_bad_data(lab: Lab) -> None:
+    code, reason, message = failure(lab.run(lab.contract("lora", MODEL, TRAIN, dataset={"maxLength": 8})))
+    assert (code, reason) == (65, "DataInvalid")
+    assert "all 60 are longer than maxLength 8" in message
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(lab: Lab) -> None:
+    contract = lab.contract("lora", MODEL, TRAIN, gpus=3, allow_cpu=True)
+    assert failure(lab.run(contract))[:2] == (64, "InvalidContract")
