@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from lorikeet_api.contract import Metrics, RunContract, RunRecord

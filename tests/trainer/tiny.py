@@ -70,7 +70,7 @@ def write_model(
         _pretrain(model, made)
     with torch.no_grad():
         for token in made(poisoned, add_special_tokens=False)["input_ids"]:
-            model.get_input_embeddings().weight[token] = torch.nan
+            model.model.embed_tokens.weight[token] = torch.nan
     torch.nn.Module.to(model, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     made.save_pretrained(folder)

@@ -98,7 +98,7 @@ class Renderer:
         """
         self._tokenizer = tokenizer
         self._stop_ids = stop_ids
-        self._day = datetime.strptime(date, "%Y-%m-%d")
+        self._clock = _clock_macro(datetime.strptime(date, "%Y-%m-%d"))
         self._max_length = max_length
         self._overlong = overlong
 
@@ -157,8 +157,11 @@ class Renderer:
 
     def _apply(self, messages: list[dict[str, str]], where: str, *, answer_next: bool = False) -> str:
         try:
+            template = self._tokenizer.get_chat_template()
+            if "strftime_now" in template:
+                template = self._clock + template
             text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=answer_next, strftime_now=self._day.strftime
+                messages, chat_template=template, tokenize=False, add_generation_prompt=answer_next
             )
         except TemplateError as error:
             raise invalid(where, f"the base model's chat template refuses the conversation ({error})") from error
@@ -213,6 +216,18 @@ class Renderer:
             if str(self._tokenizer.decode([int(token)])).strip():
                 return False
         return False
+
+
+def _clock_macro(day: datetime) -> str:
+    """Return a beginning of a template in which `strftime_now` says `day`, at midnight.
+
+    transformers takes no function as a template's variable, so it is one in the template's own language, which
+    replaces each of strftime's directives. The empty expression at the end keeps the line break, if any, with which
+    the template goes on: one after a block would be taken away.
+    """
+    directives = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBdHIjmMpSUwWyY"]
+    replaced = "".join(f" | replace({one!r}, {day.strftime(one)!r})" for one in directives)
+    return "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}{{ '' }}"
 
 
 def _common(left: list[int], right: list[int]) -> int:
