@@ -1,0 +1,89 @@
+"""The real `lorikeet-train`: PID 1's part of the contract, end to end."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from lorikeet_api.contract import RunRecord
+from tests.s3 import S3Server, credentials
+from tests.trainer import tiny
+from tests.trainer.lab import Lab
+
+pytestmark = pytest.mark.trainer
+
+
+@pytest.fixture(scope="module")
+def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A model with random weights and the data."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("OMP_NUM_THREADS", "1")
+    with credentials(patch, s3_server):
+        made = Lab(s3_server, tmp_path_factory.mktemp("process"))
+        for bucket in ("models", "datasets", "out"):
+            if not (s3_server.data / bucket).is_dir():
+                s3_server.client().create_bucket(Bucket=bucket)
+        made.put_folder(tiny.write_model(made.root / "small"), "small")
+        pairs, held_out = tiny.rows()
+        made.put_rows("train.jsonl", pairs)
+        made.put_rows("heldout.jsonl", held_out)
+        yield made
+    patch.undo()
+
+
+MODEL, TRAIN = "s3://models/small", "s3://datasets/train.jsonl"
+ENDLESS = {"epochs": 1000.0, "loggingSteps": 1}
+
+
+def test_two_ranks_train_and_publish_once_and_are_adopted_the_second_time(lab: Lab) -> None:
+    contract = lab.contract(
+        "lora", MODEL, TRAIN, gpus=2, allow_cpu=True, training={"maxSteps": 4}, dataset={"evalFraction": 0.2}
+    )
+    started = lab.start(contract)
+    code, record, log = started.end()
+    assert (code, record["reason"]) == (0, "Published"), log
+    assert record["metrics"]["steps"] == 4
+    assert record["artifacts"]["uri"] == f"{contract.output_uri}/{contract.run_id}"
+    assert "adapter/adapter_model.safetensors" in lab.published(contract)
+    events = [line.split("event=")[1].split()[0] for line in log.splitlines() if "event=" in line]
+    for event in ("fetch", "import", "render", "load", "step", "eval", "publish", "end"):
+        assert event in events
+    assert events.count("load") == 1, "only the first rank tells"
+    again, adopted, log = lab.start(contract).end()
+    assert (again, adopted["reason"], adopted["artifacts"]) == (0, "Adopted", record["artifacts"])
+    assert "event=import" not in log
+
+
+def test_a_stopped_run_publishes_nothing(lab: Lab) -> None:
+    contract = lab.contract("lora", MODEL, TRAIN, training=ENDLESS)
+    started = lab.start(contract)
+    started.await_line("event=step")
+    started.process.send_signal(signal.SIGTERM)
+    code, record, _ = started.end()
+    assert (code, record["reason"], record["retryable"]) == (75, "Preempted", True)
+    assert lab.published(contract) == ["run.json"]
+
+
+def test_a_killed_rank_is_told(lab: Lab) -> None:
+    contract = lab.contract("lora", MODEL, TRAIN, training=ENDLESS)
+    started = lab.start(contract)
+    started.await_line("event=step")
+    (rank,) = psutil.Process(started.process.pid).children()
+    os.kill(rank.pid, signal.SIGKILL)
+    code, record, _ = started.end()
+    assert (code, record["reason"], record["retryable"]) == (70, "InternalError", True)
+    assert "rank 0 was killed by SIGKILL without a result" in record["message"]
+    assert lab.published(contract) == ["run.json"]
+    assert RunRecord.model_validate(record)
+
+
+def test_bad_data_is_found_before_torch_is_loaded(lab: Lab) -> None:
+    good = json.dumps({"prompt": "a", "completion": "b"}) + "\n"
+    uri = lab.put_rows("bad.jsonl", (good * 36 + "{oops\n").encode())
+    code, record, log = lab.start(lab.contract("lora", MODEL, uri)).end()
+    assert (code, record["reason"], record["retryable"]) == (65, "DataInvalid", False)
+    assert "bad.jsonl, line 37: not JSON" in record["message"]
+    assert "event=import" not in log
