@@ -132,16 +132,16 @@ def credentials(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> Iterator[S
     yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A server for all tests of the session; each makes buckets of its own."""
+    """A server for a module's tests, so that two modules may name their buckets alike."""
     with S3Server(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """The session's server, with its keys in the environment."""
+    """The module's server, with its keys in the environment."""
     with credentials(monkeypatch, s3_server) as server:
         yield server
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lorikeet_api.base import Model, S3Uri, Text
 from lorikeet_api.training import Dataset, Method, ModelSource, Objective, Training
@@ -98,16 +98,20 @@ def run_id(model: ModelSource, dataset: Dataset, method: Method, objective: Obje
     return hashlib.sha256(canonical_json(parts)).hexdigest()[:16]
 
 
+Figure = Annotated[float, AfterValidator(lambda value: float(f"{value:.6g}"))]
+"""A measured number, to six significant digits: `kubectl get` shows it, and more would be noise."""
+
+
 class Metrics(Model):
     """The run's figures. Losses are means over trained tokens, in nats."""
 
-    train_loss: float | None = None
+    train_loss: Figure | None = None
     """Training loss, mean over the whole run."""
-    eval_loss: float | None = None
+    eval_loss: Figure | None = None
     """Loss on the held-out examples after training: sum of the tokens' negative log-likelihoods / tokens."""
-    base_eval_loss: float | None = None
+    base_eval_loss: Figure | None = None
     """The same before training."""
-    perplexity: float | None = None
+    perplexity: Figure | None = None
     """exp(evalLoss)."""
     steps: int | None = None
     """Optimiser steps made."""
@@ -121,17 +125,17 @@ class Metrics(Model):
     """Tokens that the training examples' loss counts, one epoch."""
     trainable_parameters: int | None = None
     """Parameters that were trained."""
-    trainable_percent: float | None = None
+    trainable_percent: Figure | None = None
     """Their share of all parameters, in percent."""
     quantized_layers: int | None = None
     """Linear layers held in 4 bits."""
-    quantized_percent: float | None = None
+    quantized_percent: Figure | None = None
     """Share of the base model's parameters held in 4 bits, in percent."""
-    stop_token_percent: float | None = None
+    stop_token_percent: Figure | None = None
     """Share of the examples whose last trained token is a stop token, in percent."""
-    tokens_per_second: float | None = None
+    tokens_per_second: Figure | None = None
     """Tokens per second of training, padding not counted."""
-    train_seconds: float | None = None
+    train_seconds: Figure | None = None
     """Seconds of training."""
     peak_memory_bytes: int | None = None
     """Peak memory: of the GPU where there is one, else of the process."""

@@ -2,13 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
 
-from lorikeet_api.contract import StorageAccess
+from lorikeet_api.contract import PVC_DIR, StorageAccess
 from lorikeet_storage.errors import Place, Role, StorageError
-
-PVC_ROOT: Final = Path("/var/lib/lorikeet-pvc")
-"""Where the operator mounts claims, each read-only under its name."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class PvcLocation:
     @property
     def mount(self) -> Path:
         """Where the claim is mounted."""
-        return PVC_ROOT / self.claim
+        return Path(PVC_DIR, self.claim)
 
     @property
     def local(self) -> Path:

@@ -22,7 +22,6 @@ from tests.unit.chart.helm import CHART, KUBE_VERSION, ROOT, documents, of_kind,
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.xdist_group("chart"),
-    # Strict, so that this line must go with the defect.
 ]
 
 CRDS = ("finetunejobs.lorikeet.dev", "tuningprofiles.lorikeet.dev")

@@ -24,8 +24,7 @@ def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with credentials(patch, s3_server):
         made = Lab(s3_server, tmp_path_factory.mktemp("process"))
         for bucket in ("models", "datasets", "out"):
-            if not (s3_server.data / bucket).is_dir():
-                s3_server.client().create_bucket(Bucket=bucket)
+            s3_server.client().create_bucket(Bucket=bucket)
         made.put_folder(tiny.write_model(made.root / "small"), "small")
         pairs, held_out = tiny.rows()
         made.put_rows("train.jsonl", pairs)

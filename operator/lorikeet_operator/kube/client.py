@@ -72,19 +72,16 @@ class Client:
         path = kind.path(key_of(obj).namespace)
         return await self._request("create", kind, "POST", path, query=self._write(), body=_named(kind, obj))
 
-    async def apply(self, kind: Kind, obj: Object) -> Object:
-        """Server-side apply of what we want to own of an object.
-
-        Fields that we owned and that are no longer there are removed. A field of ours that somebody else set
-        is taken back; fields that are not in `obj` are left alone. With `metadata.uid` in `obj`, `Conflict` if
-        the object is another one, or gone; with `metadata.resourceVersion` in it, if it has changed. Without
-        a uid, an object that does not exist is made.
-        """
-        return await self._apply("apply", kind, obj)
-
     async def apply_status(self, kind: Kind, obj: Object) -> Object:
-        """Server-side apply of `obj["status"]`; preconditions as in `apply`, `NotFound` if it is gone."""
-        return await self._apply("apply_status", kind, obj, "status")
+        """Server-side apply of `obj["status"]`.
+
+        Fields that we owned and that are no longer there are removed. With `metadata.uid` in `obj`, `Conflict` if
+        the object is another one; with `metadata.resourceVersion` in it, if it has changed. `NotFound` if it is gone.
+        """
+        key = key_of(obj)
+        query = {**self._write(), "force": "true"}
+        path = kind.path(key.namespace, key.name, "status")
+        return await self._request("apply_status", kind, "PATCH", path, query, _named(kind, obj), _APPLY)
 
     async def patch(self, kind: Kind, key: Key, body: Mapping[str, Any], uid: str) -> Object:
         """Merge-patch a single field of the object with this uid; `Conflict` if it is another one by now."""
@@ -94,12 +91,6 @@ class Client:
 
     def _write(self) -> dict[str, str]:
         return {"fieldManager": self._field_manager, "fieldValidation": "Strict"}
-
-    async def _apply(self, verb: str, kind: Kind, obj: Object, subresource: str = "") -> Object:
-        key = key_of(obj)
-        path = kind.path(key.namespace, key.name, subresource)
-        query = {**self._write(), "force": "true"}
-        return await self._request(verb, kind, "PATCH", path, query, _named(kind, obj), _APPLY)
 
     async def _pages(self, kind: Kind, namespace: str, label_selector: str, field_selector: str, page: int) -> Listing:
         query = {"limit": str(page)}

@@ -33,21 +33,6 @@ class Writer:
             raise HeldByOther(kind.resource, str(key_of(desired)))
         return held
 
-    async def ensure(self, kind: Kind, desired: Object) -> Object:
-        """Make a child or bring it to `desired`; send nothing if it is there already. Errors as in `create`.
-
-        Never for a batch Job: its template cannot change, and one that was deleted would train again.
-        """
-        held = await self.create(kind, desired)
-        if contains(held, desired):
-            return held
-        update = {**desired, "metadata": {**desired["metadata"], "uid": uid_of(held)}}
-        try:
-            return self._keep(kind, await self._client.apply(kind, update))
-        except (Conflict, NotFound):
-            await self._refresh(kind, held)
-            raise
-
     async def patch(self, kind: Kind, obj: Object, body: Mapping[str, Any]) -> Object:
         """Set a single field of a cached object, such as a Job's `suspend`, unless it has the value already."""
         if contains(obj, body):

@@ -121,28 +121,10 @@ async def test_a_name_that_something_else_holds_is_left_alone(
     foreign = api.add(THING, child(owner="somebody", data={"k": "theirs"}))
     if cached:
         cache.put(THING, foreign)
-    for method in (writer.create, writer.ensure):
-        with pytest.raises(HeldByOther, match=r"things.x.dev ns/a exists and belongs to something else"):
-            await method(THING, child(data={"k": "ours"}))
+    with pytest.raises(HeldByOther, match=r"things.x.dev ns/a exists and belongs to something else"):
+        await writer.create(THING, child(data={"k": "ours"}))
     assert api.objects[THING.path("ns", "a")]["data"] == {"k": "theirs"}
     assert not [write for write in api.writes if write.method == "PATCH"]
-
-
-async def test_ensure_updates_only_on_a_difference_and_only_this_very_object(writer: Writer, api: Api) -> None:
-    made = await writer.ensure(THING, child(data={"k": "v"}))
-    await writer.ensure(THING, child(data={"k": "v"}))
-    assert len(api.writes) == 1
-    updated = await writer.ensure(THING, child(data={"k": "w"}))
-    assert updated["data"] == {"k": "w"}
-    assert api.writes[-1].body["metadata"]["uid"] == uid_of(made)
-
-
-async def test_ensure_does_not_bring_back_a_child_that_is_gone(writer: Writer, cache: Cache, api: Api) -> None:
-    made = await writer.ensure(THING, child(data={"k": "v"}))
-    api.remove(THING, made, silently=True)
-    with pytest.raises((Conflict, NotFound)):
-        await writer.ensure(THING, child(data={"k": "w"}))
-    assert cache.get(THING, A) is None
 
 
 async def test_patch_is_quiet_when_the_field_has_the_value(writer: Writer, cache: Cache, api: Api) -> None:

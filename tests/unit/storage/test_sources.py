@@ -29,7 +29,7 @@ EXTRA = {"consolidated.safetensors": b"the same again", "pytorch_model.bin": b"p
 
 @pytest.fixture
 def claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("lorikeet_storage.uri.PVC_ROOT", tmp_path / "pvc")
+    monkeypatch.setattr("lorikeet_storage.uri.PVC_DIR", str(tmp_path / "pvc"))
     (tmp_path / "pvc" / "claim").mkdir(parents=True)
     return tmp_path / "pvc" / "claim"
 
