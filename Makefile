@@ -40,7 +40,7 @@ integration: cluster ## tests against the real API server
 	$(BIN)/pytest tests/integration -q
 
 trainer-test: tools ## trains tiny models on the CPU, with a real S3 server
-	$(BIN)/pytest tests/trainer -q
+	$(BIN)/pytest tests/trainer -q -n 2 --dist loadfile
 
 e2e: ready ## scenarios on the whole cluster
 	$(BIN)/pytest e2e/scenarios -q --timeout 900

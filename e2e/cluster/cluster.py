@@ -148,7 +148,7 @@ def _write_files(settings: config.Settings) -> None:
     state = settings.state
     for folder in (state.node, state.log, state.bin, state.containerd, state.volumes):
         folder.mkdir(parents=True, exist_ok=True)
-    for name in ("etcd", "opt", "ipam", "var-log", "volume-plugins", "s3"):
+    for name in ("etcd", "opt", "ipam", "var-log", "kubelet", "volume-plugins", "s3"):
         (state.node / name).mkdir(mode=0o700 if name == "etcd" else 0o755)
     os.chown(state.node / "s3", addons.S3_USER, addons.S3_USER)
     for log in state.log.glob("*.log"):

@@ -43,6 +43,13 @@ def _kubernetes_ldflags() -> str:
     return " ".join(f"-X {p}.{key}={value}" for p in packages for key, value in values.items())
 
 
+def _helm_ldflags() -> str:
+    """What Helm's own build stamps: without it `helm template` takes Kubernetes 1.20 for granted."""
+    major, minor = KUBERNETES_VERSION.removeprefix("v").split(".")[:2]
+    packages = ("helm.sh/helm/v3/pkg/chartutil", "helm.sh/helm/v3/pkg/lint/rules")
+    return " ".join(f"-X {p}.k8sVersionMajor={major} -X {p}.k8sVersionMinor={minor}" for p in packages)
+
+
 _KUBE_PROGRAMS = (
     "kube-apiserver",
     "kube-controller-manager",
@@ -58,7 +65,7 @@ COMPONENTS = (
     Component("pause", source=_PAUSE),
     Component("versitygw", "github.com/versity/versitygw/cmd/versitygw@v1.8.0"),
     Component("coredns", "github.com/coredns/coredns@v1.15.0"),
-    Component("helm", "helm.sh/helm/v3/cmd/helm@v3.22.0"),
+    Component("helm", "helm.sh/helm/v3/cmd/helm@v3.22.0", ldflags=_helm_ldflags()),
     Component("kubeconform", "github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0"),
 )
 BY_NAME = {component.name: component for component in COMPONENTS}

@@ -271,7 +271,6 @@ def processes(settings: Settings) -> list[dict[str, Any]]:
                 f"--kubeconfig={node}/kubelet.kubeconfig",
                 f"--hostname-override={NODE_NAME}",
                 f"--node-ip={settings.addresses.node}",
-                f"--root-dir={node}/kubelet",
             ],
             [*api, f"unix:{CONTAINERD_SOCKET}"],
         ),
@@ -295,7 +294,8 @@ def init_spec(settings: Settings) -> dict[str, Any]:
         "cgroup": settings.cgroup,
         # Programs write below these whatever they are told; inside, the node's own folders are there instead.
         "overlays": ["/var/lib"],
-        "binds": [[f"{state.node}/var-log", "/var/log"]],
+        # The kubelet's folder is at its usual place: below the state folder its sockets' names may grow too long.
+        "binds": [[f"{state.node}/var-log", "/var/log"], [f"{state.node}/kubelet", "/var/lib/kubelet"]],
         "keep": [str(state.root), str(settings.registry_storage), str(settings.bin)],
         "log": str(state.log),
         "state": str(state.init_state),

@@ -162,11 +162,14 @@ class Builder:
         """The images whose Containerfile exists."""
         return [image.name for image in IMAGES if (self.root / image.containerfile).exists()]
 
-    def _buildah(self, *arguments: str, log: Path | None = None) -> str:
+    def _buildah(self, *arguments: str, log: Path | None = None, proxy: str | None = None) -> str:
         """Run buildah in a mount namespace of its own, so that it leaves no mount behind."""
         command = ["unshare", "--mount", "buildah", "--root", str(self._store / "root")]
         command += ["--runroot", str(self._store / "run"), "--storage-driver", "overlay", *arguments]
         environment = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
+        if proxy:
+            environment = {name: value for name, value in environment.items() if not name.lower().endswith("_proxy")}
+            environment |= {"http_proxy": proxy, "https_proxy": proxy}
         with (log or Path(os.devnull)).open("w") as file:
             output = file if log else subprocess.PIPE
             errors = subprocess.STDOUT if log else subprocess.PIPE
@@ -281,8 +284,12 @@ class Builder:
                 os.utime(_tags_folder(name) / its_tag)
                 continue
             began = time.monotonic()
-            target = f"docker://{registry}/{name}:{its_tag}"
-            self._buildah("push", "--quiet", "--tls-verify=false", reference(name, its_tag), target)
+            # buildah remembers by the registry's name which layers it has. Each cluster's registry has an address of
+            # its own and the same storage: so it is pushed to under its one name, with the address as the proxy.
+            image = reference(name, its_tag)
+            self._buildah(
+                "push", "--quiet", "--tls-verify=false", image, f"docker://{image}", proxy=f"http://{registry}"
+            )
             self.say(f"pushed image {name} in {time.monotonic() - began:.1f} s")
 
     def prune(self) -> None:

@@ -78,6 +78,7 @@ def prepare_mounts(spec: dict[str, Any]) -> None:
         run("mount", "-t", "overlay", "-o", options, "overlay", target)
     _put_back(kept)
     for source, target in spec["binds"]:
+        Path(target).mkdir(exist_ok=True)
         run("mount", "--bind", source, target)
     mask_kernel_settings(Path("/run/lorikeet/sysctl"))
 

@@ -83,7 +83,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def another(tmp_path: Path) -> Iterator[Cluster]:
-    other = Cluster(State(tmp_path / "another"))
+    # As long as a checkout's path may be: a socket's name may not have more than 107 bytes.
+    other = Cluster(State(tmp_path / f"another-{'long' * 25}"))
     yield other
     other.run("clean")
 

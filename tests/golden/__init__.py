@@ -17,9 +17,14 @@ def check_golden(name: str, documents: list[dict[str, Any]]) -> None:
     yaml.width = 120
     out = StringIO()
     yaml.dump_all(documents, out)
+    check_golden_text(name, out.getvalue())
+
+
+def check_golden_text(name: str, text: str) -> None:
+    """Require that `text` is that of the golden file `name`."""
     path = FOLDER / name
     if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(out.getvalue(), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     assert path.exists(), f"{path} is missing: run `make generate` and read it"
-    assert out.getvalue() == path.read_text(encoding="utf-8"), f"{path} differs: run `make generate` and read the diff"
+    assert text == path.read_text(encoding="utf-8"), f"{path} differs: run `make generate` and read the diff"

@@ -153,12 +153,12 @@ def test_no_template_asks_for_what_differs_between_renders(word: str) -> None:
             assert not re.search(rf"\b{word}", action), f"{path.name}: {action}"
 
 
-def test_what_the_defaults_render() -> None:
+def test_the_defaults_render_the_golden_objects() -> None:
     # Without the definitions: another test holds them against crds/, and here they would hide all else.
     check_golden("chart/default.yaml", objects({"crds": {"install": False}}))
 
 
-def test_what_everything_renders() -> None:
+def test_everything_renders_the_golden_objects() -> None:
     check_golden("chart/everything.yaml", objects({**ALL, "crds": {"install": False}}))
 
 
@@ -214,7 +214,7 @@ def test_the_operator_deletes_nothing(values: Values) -> None:
     assert not [rule for rule in found if {"delete", "deletecollection", "update"} & set(rule["verbs"])]
 
 
-def test_the_rights_are_these_and_no_more() -> None:
+def test_the_rights_are_the_golden_ones() -> None:
     roles = [
         {
             role["metadata"]["name"]: {

@@ -8,8 +8,8 @@ from e2e.cluster import config, pki
 from e2e.cluster.config import Settings
 from e2e.cluster.network import Addresses
 from e2e.cluster.paths import State
+from tests.golden import check_golden_text
 
-GOLDEN = Path(__file__).parent / "golden"
 PAIRS = {
     name: pki.Pair(f"{name} certificate", f"{name} key")
     for name in ("ca", "admin", "controller-manager", "scheduler", "kubelet", "proxy")
@@ -31,16 +31,9 @@ GOLDEN_FILES = ["containerd.toml", "hosts.toml", "kubelet.yaml", "proxy.yaml", "
 
 
 @pytest.mark.parametrize("name", [*GOLDEN_FILES, "init.json"])
-def test_configuration_is_as_it_was_reviewed(settings: Settings, name: str) -> None:
-    """To renew after a change on purpose: delete the golden file, run this, and look at the difference."""
+def test_the_configuration_is_the_golden_one(settings: Settings, name: str) -> None:
     rendered = {path.name: text for path, text in config.files(settings, PAIRS).items()}[name]
-    golden = GOLDEN / name
-    if not golden.exists():
-        golden.parent.mkdir(exist_ok=True)
-        golden.write_text(rendered)
-        pytest.fail(f"{golden} was missing; it is written now: review it, add it, run again")
-
-    assert rendered == golden.read_text()
+    check_golden_text(f"cluster/{name}", rendered)
 
 
 def test_a_kubeconfig_needs_no_other_file(settings: Settings) -> None:
