@@ -42,8 +42,9 @@ integration: cluster ## tests against the real API server
 trainer-test: tools ## trains tiny models on the CPU, with a real S3 server
 	$(BIN)/pytest tests/trainer -q -n 2 --dist loadfile
 
-e2e: ready ## scenarios on the whole cluster
-	$(BIN)/pytest e2e/scenarios -q --timeout 900
+SCENARIOS ?= e2e/scenarios
+e2e: ready ## scenarios on the whole cluster (some of them: SCENARIOS=e2e/scenarios/test_bad_input.py)
+	$(BIN)/pytest $(SCENARIOS) -q --timeout 900
 
 generate: host ## write CRDs, golden files and the chart's README anew
 	$(PYTHON) -m lorikeet_api.crdgen $(CRD_FOLDERS)
