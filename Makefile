@@ -46,7 +46,7 @@ SCENARIOS ?= e2e/scenarios
 e2e: ready ## scenarios on the whole cluster (some of them: SCENARIOS=e2e/scenarios/test_bad_input.py)
 	$(BIN)/pytest $(SCENARIOS) -q --timeout 900
 
-generate: host ## write CRDs, golden files and the chart's README anew
+generate: tools ## write CRDs, golden files and the chart's README anew
 	$(PYTHON) -m lorikeet_api.crdgen $(CRD_FOLDERS)
 	$(PYTHON) scripts/chart_readme.py
 	UPDATE_GOLDEN=1 $(BIN)/pytest tests/unit -q -n 2 -k golden

@@ -17,7 +17,7 @@ from typing import Any
 from e2e.cluster.paths import CHECKOUT, cache_dir
 from e2e.deploy import deploy
 from e2e.target import Target, TargetError, target
-from e2e.workspace import Workspace, profile
+from e2e.workspace import Workspace, install_profile
 
 MODEL = ("models", "smollm2-135m-instruct")
 DATA = ("datasets", "text-to-sql")
@@ -117,7 +117,7 @@ def demo(found: Target) -> int:
             workspace.bucket("adapters")
         with step(f"namespace {workspace.namespace}: S3 credentials; and the cluster's TuningProfile"):
             workspace.create()
-            found.apply([profile(found)])
+            install_profile(found)
         with step(f"kubectl apply -n {workspace.namespace} -f examples/finetune.yaml"):
             job = run_job(workspace)
         with step("reading the adapter back from S3 and asking both models the held-out questions"):

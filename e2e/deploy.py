@@ -20,8 +20,9 @@ def image_values(reference: str) -> dict[str, str]:
     if "@" in reference:
         repository, digest = reference.split("@", 1)
         return {"repository": repository, "digest": digest}
-    repository, _, tag = reference.rpartition(":")
-    return {"repository": repository, "tag": tag}
+    path, slash, name = reference.rpartition("/")
+    name, _, tag = name.partition(":")
+    return {"repository": path + slash + name, "tag": tag or "latest"}
 
 
 def values(found: Target) -> dict[str, Any]:

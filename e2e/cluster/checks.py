@@ -9,11 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from e2e.cluster.errors import ClusterError
+from e2e.cluster.images import INDEX_VARIABLES
 
 GIB = 1 << 30
 COLD_GIB = 25
 WARM_GIB = 5
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+
+KEPT_BY_SUDO = (
+    "LORIKEET_CLUSTER_DIR",
+    "SSL_CERT_FILE",
+    "DEBIAN_MIRROR",
+    "GOPROXY",
+    "GOSUMDB",
+    "GONOSUMDB",
+    "GOPRIVATE",
+    *INDEX_VARIABLES,
+)
+"""Where packages come from, and where the cluster lives: sudo would drop them."""
 
 # Program or file, and the Debian package that has it.
 NEEDED = {
@@ -45,7 +58,7 @@ def become_root(arguments: Sequence[str]) -> None:
     print("cluster: needs root (namespaces, mounts, network links), so starting again through sudo", flush=True)
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     keep = [f"XDG_CACHE_HOME={cache}", f"PATH={os.environ['PATH']}"]
-    keep += [f"{k}={v}" for k, v in os.environ.items() if k in ("LORIKEET_CLUSTER_DIR", "SSL_CERT_FILE", "GOPROXY")]
+    keep += [f"{k}={v}" for k, v in os.environ.items() if k in KEPT_BY_SUDO or k.lower().endswith("_proxy")]
     os.execv(sudo, [sudo, "env", *keep, sys.executable, "-m", "e2e.cluster", *arguments])
 
 

@@ -100,6 +100,8 @@ path = "{state.node}/opt"
 sandbox_image = "{settings.pause_image}"
 # Without CAP_SYS_RESOURCE a container's score cannot be lowered, and runc dies trying.
 restrict_oom_score_adj = true
+# A profile would stay in the machine's kernel after `down`.
+disable_apparmor = true
 
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "/usr/lib/cni"

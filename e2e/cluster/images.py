@@ -30,7 +30,7 @@ _RECIPE = "1"
 _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 _FOLDERS_LEFT_OUT = {"__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
 # Where a build may have to look for packages, when the developer has said so.
-_INDEX_VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX")
+INDEX_VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX")
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,18 @@ _TRAINER = (
     "operator/lorikeet_storage",
     "trainer-image/lorikeet_trainer",
 )
-_OPERATOR = ("pyproject.toml", "LICENSE", "README.md", "requirements/operator.txt", "operator")
+_OPERATOR = ("pyproject.toml", "requirements/operator.txt", "operator/lorikeet_api", "operator/lorikeet_operator")
+_PYTHON = ("python3", "python3-venv", "ca-certificates")
 
 # One row an image; a base stands before what is built on it.
 IMAGES = (
     Image("pause", "e2e/images/Containerfile.pause", component="pause"),
     Image("coredns", "e2e/images/Containerfile.coredns", component="coredns"),
     Image("s3", "e2e/images/Containerfile.s3", component="versitygw"),
-    Image("base", "e2e/images/Containerfile.base", packages=("python3", "python3-venv", "ca-certificates", "libnuma1")),
+    Image("base", "e2e/images/Containerfile.base", packages=_PYTHON),
+    Image("trainer-base", "e2e/images/Containerfile.base", packages=(*_PYTHON, "python3-dev", "gcc", "libc6-dev")),
     Image("operator", "operator/Containerfile", base="base", context=_OPERATOR),
-    Image("trainer", "trainer-image/Containerfile", base="base", context=_TRAINER),
+    Image("trainer", "trainer-image/Containerfile", base="trainer-base", context=_TRAINER),
 )
 BY_NAME = {image.name: image for image in IMAGES}
 FOR_UP = ("pause", "coredns", "s3")
@@ -228,7 +230,7 @@ class Builder:
         """
         bundle = os.environ.get("SSL_CERT_FILE") or _BUNDLE
         variables = {"SSL_CERT_FILE": _BUNDLE, "PIP_CERT": _BUNDLE}
-        variables |= {name: os.environ[name] for name in _INDEX_VARIABLES if name in os.environ}
+        variables |= {name: os.environ[name] for name in INDEX_VARIABLES if name in os.environ}
         mount = "/etc/ssl/certs:/etc/ssl/certs:ro" if bundle == _BUNDLE else f"{bundle}:{_BUNDLE}:ro"
         arguments = ["--volume", mount]
         for name, value in variables.items():
@@ -268,11 +270,12 @@ class Builder:
         command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
         command += [f"--dpkgopt=path-exclude={pattern}" for pattern in unneeded]
         command += ["--dpkgopt=path-include=/usr/share/doc/*/copyright", "bookworm", str(target)]
+        command += [mirror] if (mirror := os.environ.get("DEBIAN_MIRROR")) else []
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
             raise ClusterError(
                 "mmdebstrap could not make the base image.",
-                "It downloads Debian packages: check that `apt-get update` works here.",
+                "It downloads Debian packages from Debian's own servers; DEBIAN_MIRROR names others.",
                 "\n".join(result.stderr.splitlines()[-15:]),
             )
         self.say(f"made it in {time.monotonic() - began:.0f} s")

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from e2e.cluster.errors import ClusterError
 
 # Slot n of 256 has its networks at the same place of each pool, so that a slot is easy to recognise.
+_WIDE = 8
 _NODE_POOL = IPv4Network("10.201.0.0/16")
 _POD_POOL = IPv4Network("10.202.0.0/16")
 _SERVICE_POOL = IPv4Network("10.203.0.0/16")
@@ -89,7 +90,7 @@ def choose(cluster: str, taken: Iterable[IPv4Network]) -> Addresses:
             return addresses
     raise ClusterError(
         f"No free addresses: every slot of {_NODE_POOL}, {_POD_POOL} and {_SERVICE_POOL} meets a route here.",
-        "Look at `ip route show table all`; take down clusters of other checkouts, or a VPN that claims 10/8.",
+        "Look at `ip route show table all`, and take down clusters of other checkouts.",
     )
 
 
@@ -102,9 +103,11 @@ def parse_taken(addresses_json: str, routes_json: str) -> list[IPv4Network]:
                 taken.append(IPv4Network(f"{info['local']}/{info['prefixlen']}", strict=False))
     for route in json.loads(routes_json or "[]"):
         target = route.get("dst", "default")
-        # A default route overlaps everything and says nothing about who uses an address.
-        if target not in ("default", "0.0.0.0/0"):
-            taken.append(IPv4Network(target, strict=False))
+        if target == "default":
+            continue
+        # Routes as wide as a VPN's overlap everything and say nothing about who uses an address.
+        if (network := IPv4Network(target, strict=False)).prefixlen > _WIDE:
+            taken.append(network)
     return taken
 
 

@@ -104,9 +104,14 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace ``path`` in one step: a reader sees the old text or the new, never a half."""
+    """Replace ``path`` in one step: a reader sees the old text or the new, never a half.
+
+    Under sudo it belongs to whoever called sudo: kubectl and the demo run without it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(handle, "w") as file:
+        if os.geteuid() == 0 and "SUDO_UID" in os.environ:
+            os.fchown(handle, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
         file.write(text)
     temporary.replace(path)

@@ -8,7 +8,7 @@ import pytest
 from e2e.demo import DATA, MODEL, material
 from e2e.deploy import deploy
 from e2e.target import Target, TargetError, target
-from e2e.workspace import Workspace, profile
+from e2e.workspace import Workspace, install_profile
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -27,7 +27,7 @@ def lorikeet(tmp_path_factory: pytest.TempPathFactory) -> Target:
     except TargetError as error:
         pytest.fail(str(error))
     deploy(found)
-    found.apply([profile(found)])
+    install_profile(found)
     shared = Workspace(found, "default")
     model, data = material(tmp_path_factory.mktemp("material"))
     shared.upload_folder(model, *MODEL)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from e2e.cluster.config import CONTEXT
 from e2e.cluster.paths import CHECKOUT
-from e2e.target import CONTEXT, NEEDED, Target, as_existing
+from e2e.target import NEEDED, Target, as_existing
 
 pytestmark = [
     pytest.mark.e2e,

@@ -97,9 +97,16 @@ Image = Annotated[
     str,
     StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._:/@-]*$", min_length=1, max_length=512),
 ]
-# One path segment after the other without blanks, `..` or an empty bucket; the scheme decides who reads it.
-SOURCE_URI = r"^(s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^\s/?#]+)*/?|hf://[^\s/?#]+(/[^\s/?#]+)+|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\s/?#]+)+/?)$"
-S3_URI = r"^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/[^\s/?#]+)*/?$"
+# Blanks are named one by one: what `\s` means differs between pydantic's regular expressions and the API server's.
+_BLANK = r"\x00-\x20\x7f" + "\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_SEGMENT = rf"[^{_BLANK}/?#]+"
+_BUCKET = r"[a-z0-9][a-z0-9.-]+[a-z0-9]"
+S3_URI = rf"^s3://{_BUCKET}(/{_SEGMENT})*/?$"
+SOURCE_URI = (
+    rf"^(s3://{_BUCKET}(/{_SEGMENT})*/?|hf://{_SEGMENT}(/{_SEGMENT})+"
+    rf"|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/{_SEGMENT})+/?)$"
+)
+"""One path segment after the other, none empty or with a blank; the scheme decides who reads it."""
 SourceUri = Annotated[str, StringConstraints(pattern=SOURCE_URI, min_length=6, max_length=1024)]
 S3Uri = Annotated[str, StringConstraints(pattern=S3_URI, min_length=6, max_length=1024)]
 

@@ -22,9 +22,10 @@ from lorikeet_api.base import (
 )
 
 RESERVED_ENV: Final = (
-    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "HF_TOKEN", "HOME", "USER",
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE", "HF_TOKEN", "HOME", "USER",
 )  # fmt: skip
-"""Environment that the operator sets itself."""
+"""Environment that the operator or the trainer's image sets."""
 
 
 class KeySelector(Model):
@@ -241,6 +242,8 @@ class Affinity(Model):
     """Pods to be away from."""
 
 
+_CLASS_WITHOUT_GPU: Final = "gpuClass has no meaning with gpus 0: remove one of them"
+
 ResourceMap = Annotated[dict[LabelKey, Quantity], Field(max_length=16)]
 
 
@@ -281,7 +284,7 @@ class Compute(Model):
     env: Annotated[list[EnvVar], mapped("name", 64), unique("name")] | None = None
     """More environment of the trainer, such as `HTTPS_PROXY`."""
     pod_labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] | None = None
-    """More labels of the pod; those of `app.kubernetes.io` and `lorikeet.dev` stay ours."""
+    """More labels of the pod; those by which Lorikeet finds it stay as they are."""
     pod_annotations: Annotated[dict[LabelKey, AnnotationValue], Field(max_length=32)] | None = None
     """Annotations of the pod."""
     termination_grace_period_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
@@ -290,6 +293,17 @@ class Compute(Model):
     """Size of /dev/shm, counted as memory. Default: 1Gi."""
     scratch: Quantity | None = None
     """Size limit of the volume for model, data and outputs; also requested as ephemeral storage. Absent: none."""
+
+    @model_validator(mode="after")
+    def _class_needs_gpu(self) -> Self:
+        if self.gpus == 0 and self.gpu_class is not None:
+            raise ValueError(_CLASS_WITHOUT_GPU)
+        return self
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rule of `_class_needs_gpu` for the API server."""
+        return [cel("!has(self.gpuClass) || !has(self.gpus) || self.gpus > 0", _CLASS_WITHOUT_GPU)]
 
 
 class GpuClass(Model):

@@ -18,15 +18,17 @@ OperatorReason = Literal[
     "OutputUnknown",
     "InvalidSpec",
     "NameTaken",
-    "PodRefused",
+    "Forbidden",
     # Scheduled, Started
     "Waiting",
+    "PodRefused",
     "Unschedulable",
     "Bound",
     "ImagePullFailed",
     "ContainerConfigInvalid",
     "ContainerNotStarted",
     "PullingImage",
+    "PodNotPrepared",
     "TrainerRunning",
     # Complete, Failed
     "InProgress",
@@ -34,7 +36,6 @@ OperatorReason = Literal[
     "Adopted",
     "RecordLost",
     "JobDeleted",
-    "RetriesExhausted",
 ]
 """Reasons that the operator finds."""
 
@@ -52,6 +53,7 @@ TrainerReason = Literal[
     "NoGpu",
     "MethodNotApplicable",
     "OutOfMemory",
+    "OutOfDisk",
     "LossNotFinite",
     "Preempted",
     "InternalError",

@@ -1,4 +1,4 @@
-"""What operator, trainer and agent agree on: the run's contract, its final record, its manifest.
+"""What operator and trainer agree on: the run's contract, its final record, its manifest.
 
 The contract lies in the pod as `/etc/lorikeet/run.json`; the record is the container's termination
 message; the manifest lies in S3 beside the adapter and is written last.
@@ -34,7 +34,7 @@ EXIT_DOES_NOT_FIT: Final = 66
 EXIT_INTERNAL: Final = 70
 """A defect or a fault inside; retried within maxRetries."""
 EXIT_PREEMPTED: Final = 75
-"""Asked to stop before the end; retried without counting."""
+"""Asked to stop before the end. Made again without counting where Kubernetes says that it disrupted the pod."""
 FINAL_EXIT_CODES: Final = (EXIT_BAD_REQUEST, EXIT_BAD_DATA, EXIT_DOES_NOT_FIT)
 """Codes that end the job at once."""
 
@@ -161,8 +161,8 @@ class Artifacts(Model):
 class RunRecord(Model):
     """How a run ended: the container's termination message, at most TERMINATION_LIMIT bytes of JSON."""
 
-    reason: str
-    """A `conditions.Reason`."""
+    reason: Annotated[str, Field(min_length=1, max_length=64)]
+    """A `conditions.Reason`; an image of the user's own may give others."""
     message: str
     """The cause and the next step."""
     retryable: bool = False

@@ -1,6 +1,6 @@
 """Hyperparameters by method and objective: one table, printed in the CRD and resolved into status.
 
-A static CRD default cannot depend on the method, and the workshop's LoRA values would wreck a full
+A static CRD default cannot depend on the method, and values that suit LoRA would wreck a full
 fine-tune, so these are resolved by the operator when the job starts.
 """
 

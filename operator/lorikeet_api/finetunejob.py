@@ -1,6 +1,6 @@
 """FineTuneJob: one fine-tuning run, from a base model and data to a published adapter or model."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,7 @@ from lorikeet_api.conditions import Condition, Phase
 from lorikeet_api.contract import Artifacts, Metrics, RunContract
 from lorikeet_api.names import DEFAULT_PROFILE, MAX_JOB_NAME
 from lorikeet_api.resource import Resource
-from lorikeet_api.training import Dataset, Full, Lora, Method, ModelSource, Objective, QLora, Sft, Training
+from lorikeet_api.training import HUB, Dataset, Full, Lora, Method, ModelSource, Objective, QLora, Sft, Training
 
 __all__ = [
     "FineTuneJob",
@@ -29,6 +29,10 @@ class Output(Model):
 
     uri: S3Uri
     """The run publishes below `<uri>/<runId>/` and points to it with `<uri>/latest.json`."""
+
+
+_EVAL_STEPS: Final = "training.evalSteps needs dataset.eval or dataset.evalFraction: set one, or remove evalSteps"
+_NOTHING_TO_OPEN: Final = "model.secretRef opens hf:// sources, and there is none: remove it"
 
 
 class FineTuneJobSpec(Model):
@@ -54,10 +58,31 @@ class FineTuneJobSpec(Model):
     """How often a failed attempt is made again. A wrong request, bad data and a run that does not fit into
     memory are never retried."""
 
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Self:
+        dataset = self.dataset
+        if self.training.eval_steps is not None and dataset.eval is None and dataset.eval_fraction is None:
+            raise ValueError(_EVAL_STEPS)
+        sources = [self.model, *dataset.train, *([dataset.eval] if dataset.eval else [])]
+        if self.model.secret_ref is not None and not any(source.uri.startswith(HUB) for source in sources):
+            raise ValueError(_NOTHING_TO_OPEN)
+        return self
+
     @staticmethod
     def cel_rules() -> list[dict[str, str]]:
-        """Return the immutability rules: everything that defines the run is fixed from creation."""
+        """Return the rules of `_nothing_without_effect`, and that what defines the run is fixed from creation."""
+        from_hub = f"uri.startsWith('{HUB}')"
         return [
+            cel(
+                "!has(self.training.evalSteps) || has(self.dataset.eval) || has(self.dataset.evalFraction)",
+                _EVAL_STEPS,
+            ),
+            cel(
+                f"!has(self.model.secretRef) || self.model.{from_hub} || self.dataset.train.exists(s, s.{from_hub})"
+                f" || (has(self.dataset.eval) && self.dataset.eval.{from_hub})",
+                _NOTHING_TO_OPEN,
+            ),
+        ] + [
             cel(
                 f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
                 f"{field} cannot change once the job exists: create a new FineTuneJob",
@@ -97,12 +122,14 @@ class FineTuneJobStatus(Model):
 
     phase: Phase = "Pending"
     """The job's state in one word."""
+    message: Annotated[str, Field(max_length=4096)] = ""
+    """What there is to know of it in one sentence: the message of the condition that counts most now."""
     conditions: Annotated[list[Condition], mapped("type", 16)] = []
     """Validated, Scheduled, Started, Complete, Failed: each with its reason and a message."""
     observed_generation: int = 0
     """Generation of the spec that this status speaks of."""
     attempts: int = 0
-    """Pods started so far."""
+    """Pods made so far for this run; those that a drain or a preemption ended are not counted."""
     job_uid: str | None = None
     """The batch Job of this run. Once set, no other Job is made: a lost Job is reported, not trained again."""
     start_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
@@ -133,12 +160,7 @@ class FineTuneJob(Resource):
             {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
             {"name": "Model", "type": "string", "jsonPath": ".spec.model.uri", "priority": 1},
             {"name": "Revision", "type": "string", "jsonPath": ".status.artifacts.revision", "priority": 1},
-            {
-                "name": "Message",
-                "type": "string",
-                "jsonPath": '.status.conditions[?(@.type=="Failed")].message',
-                "priority": 1,
-            },
+            {"name": "Message", "type": "string", "jsonPath": ".status.message", "priority": 1},
         ],
         "rules": [
             cel(

@@ -21,7 +21,29 @@ ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$", min_length=1, max_length=128)]
 
 
-class ModelSource(Model):
+HUB = "hf://"
+NO_REVISION = "only hf:// sources have revisions: remove it"
+
+
+class _Versioned(Model):
+    """A source that may name a revision, where it has revisions."""
+
+    uri: SourceUri
+    revision: Revision | None = None
+
+    @model_validator(mode="after")
+    def _only_the_hub_has_revisions(self) -> Self:
+        if self.revision is not None and not self.uri.startswith(HUB):
+            raise ValueError(NO_REVISION)
+        return self
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rule of `_only_the_hub_has_revisions` for the API server."""
+        return [cel(f"!has(self.revision) || self.uri.startsWith('{HUB}')", NO_REVISION, fieldPath=".revision")]
+
+
+class ModelSource(_Versioned):
     """Where the base model comes from: safetensors weights, config and tokenizer in one folder."""
 
     uri: SourceUri
@@ -32,7 +54,7 @@ class ModelSource(Model):
     """Secret in the job's namespace whose key `HF_TOKEN` opens gated `hf://` sources."""
 
 
-class DataSource(Model):
+class DataSource(_Versioned):
     """One file, or a folder of files, of examples: .jsonl, .json, .csv or .parquet."""
 
     uri: SourceUri
@@ -251,7 +273,8 @@ class Training(Model):
     """Effective batch: examples per optimiser step, over all GPUs and accumulation steps."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Examples per forward pass on one GPU (TRL: `per_device_train_batch_size`); the rest of `batchSize` is
-    reached by accumulation, so it must divide `batchSize`. Absent: the largest divisor of batchSize up to 4."""
+    reached by accumulation, so it must divide `batchSize`. Absent: the largest divisor, up to 4, of one GPU's
+    share of batchSize."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the steps in which the learning rate rises to its peak."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None

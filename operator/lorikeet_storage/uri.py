@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lorikeet_api.contract import PVC_DIR, StorageAccess
-from lorikeet_storage.errors import Place, Role, StorageError
+from lorikeet_api.contract import PVC_DIR
+from lorikeet_storage.errors import StorageError
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,6 @@ class S3Location:
     def child(self, relative: str) -> "S3Location":
         """Return the location of `relative` below this one. Raises StorageError for a path that leads out."""
         return S3Location(self.bucket, self.prefix + safe_relative(relative))
-
-    def place(self, role: Role, access: StorageAccess) -> Place:
-        """Return this location as the place of an error message."""
-        return Place(str(self), role, access.endpoint)
 
 
 @dataclass(frozen=True)

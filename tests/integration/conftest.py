@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from e2e.cluster.paths import CHECKOUT
 from e2e.deploy import NAMESPACE, RELEASE
-from e2e.target import Target, TargetError, target
+from e2e.target import Target, TargetError, development
 
 
 def _definitions() -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def _definitions() -> list[dict[str, Any]]:
 def server() -> Iterator[Target]:
     """The API server with our CRDs; an operator that is deployed rests meanwhile."""
     try:
-        found = target()
+        found = development()
     except TargetError as error:
         pytest.fail(str(error))
     crds = _definitions()

@@ -66,6 +66,20 @@ def test_a_stopped_run_publishes_nothing(lab: Lab) -> None:
     assert lab.published(contract) == ["run.json"]
 
 
+def test_a_stop_while_it_publishes_waits_for_the_upload(lab: Lab) -> None:
+    """And a store that is away at that moment costs seconds, not the training."""
+    contract = lab.contract("lora", MODEL, TRAIN, training={"maxSteps": 1})
+    started = lab.start(contract)
+    started.await_line("event=save")
+    lab.server.stop()
+    started.await_line("event=wait")
+    started.process.send_signal(signal.SIGTERM)
+    lab.server.start()
+    code, record, _ = started.end()
+    assert (code, record["reason"]) == (0, "Published")
+    assert "adapter/adapter_model.safetensors" in lab.published(contract)
+
+
 def test_a_killed_rank_is_told(lab: Lab) -> None:
     contract = lab.contract("lora", MODEL, TRAIN, training=ENDLESS)
     started = lab.start(contract)

@@ -1,20 +1,25 @@
 """Training for real, on tiny models: what it learns, what it publishes, what it refuses."""
 
 import json
+import math
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
+from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from lorikeet_api.contract import Metrics, RunContract, RunRecord
-from lorikeet_trainer import device, train
+from lorikeet_trainer import device, model, train
+from lorikeet_trainer.evaluate import Evaluation
 from lorikeet_trainer.lifecycle import STAGES
 from lorikeet_trainer.render import OWN_TEMPLATE
 from lorikeet_trainer.stage import run_stage
@@ -254,13 +259,21 @@ def test_accumulation_changes_no_loss(lab: Lab, method: str) -> None:
 
 
 @pytest.mark.usefixtures("float32")
-def test_activation_checkpointing_changes_no_loss(lab: Lab) -> None:
-    training = {"maxSteps": 3, "loggingSteps": 1}
-    curves = [
-        losses(lab, lab.contract("lora", MODEL, TRAIN, training={**training, "activationCheckpointing": on}))
-        for on in (False, True)
-    ]
-    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+def test_activation_checkpointing_computes_again_and_changes_no_loss(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward: Any = LlamaMLP.forward
+    calls = Counter[bool]()
+    curves = {}
+    for on in (False, True):
+
+        def counted(self: Any, *given: Any, on: bool = on) -> Any:
+            calls[on] += 1
+            return forward(self, *given)
+
+        monkeypatch.setattr(LlamaMLP, "forward", counted)
+        training = {"maxSteps": 3, "loggingSteps": 1, "activationCheckpointing": on}
+        curves[on] = losses(lab, lab.contract("lora", MODEL, TRAIN, training=training))
+    assert curves[False] == pytest.approx(curves[True], rel=1e-4)
+    assert calls[True] == 2 * calls[False]
 
 
 ROWS: dict[str, list[tiny.Row]] = {
@@ -275,16 +288,16 @@ ROWS: dict[str, list[tiny.Row]] = {
 
 
 @pytest.mark.parametrize("data_format", list(ROWS))
-@pytest.mark.parametrize("model", [MODEL, BARE])
-def test_every_format_trains_with_and_without_a_chat_template(lab: Lab, data_format: str, model: str) -> None:
+@pytest.mark.parametrize("base", [MODEL, BARE])
+def test_every_format_trains_with_and_without_a_chat_template(lab: Lab, data_format: str, base: str) -> None:
     uri = lab.put_rows(f"{data_format}.jsonl", ROWS[data_format])
     contract = lab.contract(
-        "lora", model, uri, dataset={"format": data_format, "evalFraction": 0.25}, training={"maxSteps": 2}
+        "lora", base, uri, dataset={"format": data_format, "evalFraction": 0.25}, training={"maxSteps": 2}
     )
     metrics = run_and_probe(lab, contract).metrics
     manifest = lab.manifest(contract)
     assert (metrics.train_examples, metrics.eval_examples, metrics.steps) == (9, 3, 2)
-    source = "none" if data_format == "text" else "base" if model == MODEL else "lorikeet"
+    source = "none" if data_format == "text" else "base" if base == MODEL else "lorikeet"
     assert manifest.template.source == source
     if source == "lorikeet":
         assert lab.fetch(contract, "adapter/chat_template.jinja").decode() == OWN_TEMPLATE
@@ -319,11 +332,76 @@ def test_a_loss_that_is_no_number_ends_the_run_at_its_step(lab: Lab) -> None:
     assert lab.published(contract) == ["run.json"]
 
 
+def test_an_evaluation_on_the_way_that_is_no_number_ends_the_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = train.held_out_loss
+    seen: list[Evaluation] = []
+
+    def diverges(*given: Any) -> Evaluation:
+        seen.append(real(*given))
+        return seen[0] if len(seen) == 1 else replace(seen[0], loss=math.nan)
+
+    monkeypatch.setattr(train, "held_out_loss", diverges)
+    contract = lab.contract("lora", MODEL, TRAIN, dataset=HELD_OUT, training={"evalSteps": 2, "maxSteps": 4})
+    code, reason, message = failure(lab.run(contract))
+    assert (code, reason) == (64, "LossNotFinite")
+    assert "the evaluation loss is not a finite number at step 2" in message
+
+
 def test_a_base_model_that_computes_no_number_is_told_before_training(lab: Lab) -> None:
     uri = lab.put_folder(tiny.write_model(lab.root / "broken", poisoned="<|im_start|>"), "broken")
     code, reason, message = failure(lab.run(lab.contract("lora", uri, TRAIN, dataset=HELD_OUT)))
     assert (code, reason) == (64, "ModelInvalid")
     assert "before training" in message
+
+
+def test_weights_that_are_missing_are_not_made_up(lab: Lab) -> None:
+    folder = tiny.write_model(lab.root / "partial")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    code, reason, message = failure(lab.run(lab.contract("lora", lab.put_folder(folder, "partial"), TRAIN)))
+    assert (code, reason) == (64, "ModelInvalid")
+    assert "lack 1 of its weights (model.layers.1.mlp.up_proj.weight" in message
+
+
+def test_a_file_that_was_cut_short_is_told(lab: Lab) -> None:
+    folder = tiny.write_model(lab.root / "cut")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    code, reason, message = failure(lab.run(lab.contract("lora", lab.put_folder(folder, "cut"), TRAIN)))
+    assert (code, reason) == (64, "ModelInvalid")
+    assert "cannot be loaded" in message
+
+
+def test_rows_longer_than_the_model_has_positions_are_refused(lab: Lab) -> None:
+    uri = lab.put_folder(tiny.write_model(lab.root / "short", max_position_embeddings=16), "short")
+    code, reason, message = failure(lab.run(lab.contract("lora", uri, TRAIN)))
+    assert (code, reason) == (64, "MethodNotApplicable")
+    assert "16 positions: set dataset.maxLength to 16 or less" in message
+
+
+def test_a_generation_config_that_contradicts_itself_does_not_cost_the_run(lab: Lab) -> None:
+    """Many published models have a temperature without do_sample; only a changed one is refused when it is saved."""
+    folder = tiny.write_model(lab.root / "warm")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.7}))
+    contract = lab.contract("full", lab.put_folder(folder, "warm"), TRAIN, training={"maxSteps": 1})
+    assert lab.run(contract).exit_code == 0
+    assert json.loads(lab.fetch(contract, "model/generation_config.json"))["temperature"] == 0.7
+
+
+def test_a_layer_that_stays_in_sixteen_bits_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = model._four_bits
+
+    def but_one(*given: Any) -> Any:
+        made = real(*given)
+        made.llm_int8_skip_modules = ["lm_head", "down_proj"]
+        return made
+
+    monkeypatch.setattr(model, "_four_bits", but_one)
+    code, reason, message = failure(lab.run(lab.contract("qlora", MODEL, TRAIN)))
+    assert (code, reason) == (64, "MethodNotApplicable")
+    assert "2 linear layers of the base model stay in 16 bits (model.layers.0.mlp.down_proj" in message
 
 
 def test_unknown_modules_are_told_with_the_known(lab: Lab) -> None:
@@ -383,7 +461,7 @@ def test_a_model_that_needs_code_of_its_own_is_refused(lab: Lab) -> None:
 def test_all_rows_too_long_is_bad_data(lab: Lab) -> None:
     code, reason, message = failure(lab.run(lab.contract("lora", MODEL, TRAIN, dataset={"maxLength": 8})))
     assert (code, reason) == (65, "DataInvalid")
-    assert "all 60 are longer than maxLength 8" in message
+    assert "of all 60 maxLength 8 leaves no whole one" in message
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(lab: Lab) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorikeet_api.contract import SourceDigest
 from lorikeet_trainer.errors import RunError
@@ -42,8 +42,11 @@ def published_dtype(folder: Path) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a whole model in transformers' layout, large ones in shards."""
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base: Path, folder: Path) -> None:
+    """Write a whole model in transformers' layout, large ones in shards; `base` is the folder that it came from."""
+    if (base / "generation_config.json").exists():
+        # trl has set fields of it; a changed one is checked more strictly than many published models stand.
+        model.generation_config = GenerationConfig.from_pretrained(base)
     model.config.use_cache = True
     model.config._name_or_path = ""
     model.save_pretrained(folder)

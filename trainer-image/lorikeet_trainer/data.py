@@ -53,13 +53,13 @@ class Example:
         return self.messages, self.text
 
 
-def read_source(files: Sequence[tuple[Path, str]], dataset: Dataset) -> list[Example]:
-    """Return the examples of one source: its files as (path, name), in order.
+def read_source(files: Sequence[tuple[Path, str]], dataset: Dataset) -> Iterator[Example]:
+    """Yield the examples of one source: its files as (path, name), in order.
 
     With format `auto` the source's first row decides. Raises RunError (DataInvalid).
     """
     rows = (placed for path, name in files for placed in read_rows(path, name))
-    return list(_examples(rows, dataset))
+    return _examples(rows, dataset)
 
 
 def _examples(rows: Iterable[Placed], dataset: Dataset) -> Iterator[Example]:
@@ -156,7 +156,13 @@ def _conversation(placed: Placed, dataset: Dataset) -> tuple[Message, ...]:
     messages = tuple(_message(turn, number, placed.where) for number, turn in enumerate(turns, start=1))
     if any(message.role == "system" for message in messages[1:]):
         raise invalid(placed.where, "a system message stands only at the beginning")
+    if all(message.role == "system" for message in messages) or _first_turn(messages).role == "assistant":
+        raise invalid(placed.where, "the conversation must begin with a user's turn, after an optional system message")
     return messages
+
+
+def _first_turn(messages: Sequence[Message]) -> Message:
+    return next(message for message in messages if message.role != "system")
 
 
 def _message(turn: Any, number: int, where: str) -> Message:

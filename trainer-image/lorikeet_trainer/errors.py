@@ -26,6 +26,7 @@ EXIT_CODES: Final[dict[TrainerReason, int]] = {
     "NoGpu": EXIT_INTERNAL,
     "MethodNotApplicable": EXIT_BAD_REQUEST,
     "OutOfMemory": EXIT_DOES_NOT_FIT,
+    "OutOfDisk": EXIT_DOES_NOT_FIT,
     "LossNotFinite": EXIT_BAD_REQUEST,
     "Preempted": EXIT_PREEMPTED,
     "InternalError": EXIT_INTERNAL,
@@ -52,6 +53,22 @@ class RunError(Exception):
 def out_of_memory(what: str) -> RunError:
     """Return the end of a run that does not fit; `what` says which memory ran out."""
     return RunError("OutOfMemory", f"{what} ran out of memory: {ADVICE_OUT_OF_MEMORY}")
+
+
+def out_of_memory_outside_training(stage: str) -> RunError:
+    """Return the end of a run whose files alone do not fit; no hyperparameter changes that."""
+    return RunError(
+        "OutOfMemory", f"the container ran out of memory in the stage {stage}: raise the memory of compute.resources"
+    )
+
+
+def disk_full(error: OSError) -> RunError:
+    """Return the end of a run whose scratch volume or node has no room left."""
+    return RunError(
+        "OutOfDisk",
+        f"no room is left for the run's files ({error}): raise compute.scratch (or set it, so that a node with enough"
+        " room is chosen), or choose a method that writes less than a full fine-tune",
+    )
 
 
 def internal(error: BaseException) -> RunError:

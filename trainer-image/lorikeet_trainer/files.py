@@ -1,6 +1,7 @@
 """Rows out of files: JSON lines, JSON, CSV and Parquet, each row with the place that an error names."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def _csv(path: Path, name: str) -> Iterator[Placed]:
     # A cell may be as long as an example: the default of 128 KiB is too short for documents.
     csv.field_size_limit(2**31 - 1)
     text = _decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), name)
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
         line = reader.line_num + 1

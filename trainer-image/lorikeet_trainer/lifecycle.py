@@ -1,8 +1,8 @@
 """The stages of a run, one after the other, and what their ends mean.
 
 `prepare` (fetch and check; no torch, so a typo costs seconds), `train` (one process a rank) and `publish` are
-processes of their own: a stopped run cannot publish, because that stage is never started, and the ranks never
-see the storage's credentials.
+processes of their own: a stopped run cannot publish, because that stage is never started, and the ranks are not
+handed the storage's credentials.
 """
 
 import os
@@ -18,14 +18,13 @@ from pydantic import ValidationError
 
 from lorikeet_api.contract import EXIT_DONE, FINAL_EXIT_CODES, RunContract, RunRecord
 from lorikeet_trainer import cgroup, log
-from lorikeet_trainer.errors import RunError, out_of_memory
+from lorikeet_trainer.errors import RunError, internal, out_of_memory, out_of_memory_outside_training
 from lorikeet_trainer.processes import Children, Command, End
 from lorikeet_trainer.state import Layout, StageResult
 
 Stage = Literal["prepare", "train", "publish"]
 STAGES: Final[tuple[Stage, ...]] = ("prepare", "train", "publish")
 
-SECRETS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 AIR_GAP: Final = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 """Nothing may be asked of the hub once the model is here: trl reports its start, peft looks the base up."""
 
@@ -49,6 +48,9 @@ def run(options: Options, children: Children) -> int:
         result = _run_stages(options, children)
     except RunError as error:
         result = StageResult(exit_code=error.exit_code, record=error.record())
+    except Exception as error:  # noqa: BLE001 - whatever it was, the pod does not end without a record
+        failure = internal(error)
+        result = StageResult(exit_code=failure.exit_code, record=failure.record())
     record = result.record or RunError("InternalError", "the last stage left no record").record()
     write_record(record, options.termination_log)
     log.event("end", reason=record.reason, message=record.message, exit_code=result.exit_code)
@@ -95,7 +97,7 @@ def _run_stages(options: Options, children: Children) -> StageResult:
         after = cgroup.oom_kills()
         killed = before is not None and after is not None and after > before
         results = {rank: _read_result(layout.result(stage, rank)) for rank in range(ranks)}
-        result = judge(ends, results, stopping=children.stopping, oom_killed=killed)
+        result = judge(stage, ends, results, stopping=children.stopping, oom_killed=killed)
         if result.record is not None:
             return result
     return result
@@ -107,7 +109,7 @@ def preempted() -> RunError:
 
 
 def judge(
-    ends: Sequence[End], results: Mapping[int, StageResult | None], *, stopping: bool, oom_killed: bool
+    stage: Stage, ends: Sequence[End], results: Mapping[int, StageResult | None], *, stopping: bool, oom_killed: bool
 ) -> StageResult:
     """Return what the ends of a stage's ranks mean for the run.
 
@@ -127,7 +129,7 @@ def judge(
     if told and told[0].exit_code in FINAL_EXIT_CODES:
         return told[0]
     if oom_killed and any(end.status == -signal.SIGKILL for end in failed):
-        raise out_of_memory("the container")
+        raise out_of_memory("the container") if stage == "train" else out_of_memory_outside_training(stage)
     if told and results.get(failed[0].index) is not None:
         return told[0]
     raise _died(next(iter([*failed, *ends]), None))
@@ -175,8 +177,7 @@ def environment(stage: Stage, rank: int, ranks: int, port: int) -> dict[str, str
     if stage != "prepare":
         values |= AIR_GAP
     if stage == "train":
-        for name in SECRETS:
-            values.pop(name, None)
+        values = {name: value for name, value in values.items() if not name.startswith("AWS_") and name != "HF_TOKEN"}
     if ranks > 1:
         values |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -1,7 +1,7 @@
 """Which examples are held out, and in which proportions the rest is seen."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lorikeet_trainer.data import Example
@@ -16,17 +16,24 @@ class Split:
     held_out: list[Example]
 
 
+def check_split(examples: Iterable[Example]) -> None:
+    """Find out whether something can be held out. Raises RunError (DataInvalid) without two different examples."""
+    contents = (example.content for example in examples)
+    first = next(contents, None)
+    if all(content == first for content in contents):
+        raise RunError(
+            "DataInvalid", "evalFraction needs at least two different examples; give dataset.eval or more data"
+        )
+
+
 def split(sources: Sequence[Sequence[Example]], fraction: float, seed: int) -> Split:
     """Hold out `fraction` of all examples, at least one, chosen by `seed`.
 
     Equal examples stay on one side together, in whatever source they stand: what is held out was never trained
     on. Raises RunError (DataInvalid) if there are not two different examples.
     """
+    check_split(example for source in sources for example in source)
     contents = list(dict.fromkeys(example.content for source in sources for example in source))
-    if len(contents) < 2:
-        raise RunError(
-            "DataInvalid", "evalFraction needs at least two different examples; give dataset.eval or more data"
-        )
     counts = dict.fromkeys(contents, 0)
     for source in sources:
         for example in source:

@@ -7,7 +7,9 @@ from typing import Any, Final
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,6 +25,9 @@ from transformers.pytorch_utils import Conv1D
 from lorikeet_api.training import Lora, Method, QLora
 from lorikeet_trainer.device import Compute
 from lorikeet_trainer.errors import RunError
+
+_UNREADABLE: Final = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
+"""What the libraries raise about files that are damaged, cut short, or of another kind than they say."""
 
 _SAFE: Final[dict[str, Any]] = {"trust_remote_code": False, "local_files_only": True}
 
@@ -54,8 +59,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Return the base model's tokenizer, able to pad. Raises RunError (ModelInvalid)."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError("ModelInvalid", f"the base model's tokenizer cannot be loaded: {_first_line(error)}") from error
+    except _UNREADABLE as error:
+        raise RunError(
+            "ModelInvalid",
+            f"the base model's tokenizer cannot be loaded: {_first_line(error)}; it must be there as tokenizer.json"
+            " (transformers writes one with save_pretrained)",
+        ) from error
     if tokenizer.pad_token is None:
         # Padding is masked everywhere, so any token will do; the published tokenizer gets this one too.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -70,6 +79,12 @@ def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]
     return frozenset(one for one in [*several, tokenizer.eos_token_id] if one is not None)
 
 
+def limits(folder: Path) -> tuple[int | None, int | None]:
+    """Return how many positions and how many token ids the base model knows, where its config says so."""
+    config = AutoConfig.from_pretrained(folder, **_SAFE).get_text_config()
+    return getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
+
+
 def inspect(folder: Path, method: Method) -> None:
     """Check that `method` fits the model, by its shape alone: no weight is read.
 
@@ -80,7 +95,7 @@ def inspect(folder: Path, method: Method) -> None:
         config = AutoConfig.from_pretrained(folder, **_SAFE)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _UNREADABLE as error:
         raise RunError(
             "ModelInvalid",
             f"the base model cannot be built: {_first_line(error)}; only architectures of transformers itself are"
@@ -129,14 +144,28 @@ def load(folder: Path, method: Method, compute: Compute) -> PreTrainedModel:
     if method.qlora is not None:
         wanted["quantization_config"] = _four_bits(method.qlora, compute)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, device_map={"": compute.device}, **wanted, **_SAFE
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            use_safetensors=True,
+            device_map={"": compute.device},
+            output_loading_info=True,
+            **wanted,
+            **_SAFE,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
+        if "memory" in str(error):
+            raise
         raise RunError("ModelInvalid", f"the base model cannot be loaded: {_first_line(error)}") from error
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        # transformers makes them up at random and only logs it.
+        raise RunError(
+            "ModelInvalid",
+            f"the base model's files lack {len(missing)} of its weights ({', '.join(missing[:3])}, …): upload all"
+            " .safetensors files that it has, with their index",
+        )
     model.config.use_cache = False
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def _four_bits(qlora: QLora, compute: Compute) -> BitsAndBytesConfig:
@@ -148,11 +177,28 @@ def _four_bits(qlora: QLora, compute: Compute) -> BitsAndBytesConfig:
     )
 
 
-def quantized(model: nn.Module) -> Quantized:
-    """Return how much of a base model is held in 4 bits. Raises RunError (MethodNotApplicable) if nothing is."""
+def quantized(model: PreTrainedModel) -> Quantized:
+    """Return how much of a base model is held in 4 bits.
+
+    Raises RunError (MethodNotApplicable) if a linear layer is not that transformers does not mean to leave out.
+    """
     packed = _packed(model)
-    if not packed:
-        raise RunError("MethodNotApplicable", "qlora is not applicable: no layer of the base model is held in 4 bits")
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    left_out = [*(model._keep_in_fp32_modules or []), *(model._keep_in_fp32_modules_strict or [])]
+    whole = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and not isinstance(module, Linear4bit)
+        and module is not head
+        and not set(left_out) & set(name.split("."))
+    ]
+    if whole or not packed:
+        raise RunError(
+            "MethodNotApplicable",
+            f"qlora is not applicable: {len(whole)} linear layers of the base model stay in 16 bits"
+            f" ({', '.join(whole[:3])}), {len(packed)} are held in 4; choose lora",
+        )
     return Quantized(len(packed), 100.0 * sum(packed.values()) / _count(model))
 
 

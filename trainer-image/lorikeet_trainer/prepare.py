@@ -1,36 +1,43 @@
 """The first stage: everything that can be found wrong without torch, and the files of the run."""
 
+from collections.abc import Iterator
+
 from lorikeet_api.contract import Manifest, RunContract, RunRecord, SourceDigest
 from lorikeet_api.training import DataSource
 from lorikeet_storage import artifacts_of, check_free, fetch_data, fetch_model, find_manifest
 from lorikeet_trainer import log
 from lorikeet_trainer.data import Example, read_source
 from lorikeet_trainer.hyperparameters import Hyperparameters
-from lorikeet_trainer.mixture import split
+from lorikeet_trainer.mixture import check_split, split
+from lorikeet_trainer.patience import FETCH_SECONDS, patiently
 from lorikeet_trainer.state import Layout, Prepared
 
 
 def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
     """Adopt a finished run, or fetch and check data and model. Raises RunError and StorageError."""
-    finished = find_manifest(contract.output_uri, contract.run_id, contract.storage)
+    finished = patiently(lambda: find_manifest(contract.output_uri, contract.run_id, contract.storage), FETCH_SECONDS)
     if finished is not None:
         return _adopted(*finished)
     Hyperparameters.of(contract)  # says so now if the batch cannot be shared out
-    check_free(contract)
-    data = []
-    for index, source in enumerate(sources(contract)):
-        with log.timed("fetch", what="data", uri=source.uri) as told:
-            fetched = fetch_data(source, layout.source(index), contract.storage)
-            told["bytes"] = sum(file.size for file in fetched.digest.files)
-        with log.timed("check", what="data", uri=source.uri) as told:
-            told["rows"] = rows = len(_read(fetched.digest, index, contract, layout))
-        data.append(fetched.digest.model_copy(update={"rows": rows}))
-    check_split(contract, layout, data)
+    patiently(lambda: check_free(contract), FETCH_SECONDS)
+    data = [_fetch(source, index, contract, layout) for index, source in enumerate(sources(contract))]
+    if contract.dataset.eval_fraction is not None:
+        check_split(example for index, digest in enumerate(data) for example in _read(digest, index, contract, layout))
     with log.timed("fetch", what="model", uri=contract.model.uri) as told:
-        model = fetch_model(contract.model, layout.model, contract.storage)
+        model = patiently(lambda: fetch_model(contract.model, layout.model, contract.storage), FETCH_SECONDS)
         told["bytes"] = sum(file.size for file in model.digest.files)
     Prepared(model=model.digest, data=data).write(layout.prepared)
     return None
+
+
+def _fetch(source: DataSource, index: int, contract: RunContract, layout: Layout) -> SourceDigest:
+    """Fetch one source and look at every row of it, one at a time: it may be larger than memory."""
+    with log.timed("fetch", what="data", uri=source.uri) as told:
+        fetched = patiently(lambda: fetch_data(source, layout.source(index), contract.storage), FETCH_SECONDS)
+        told["bytes"] = sum(file.size for file in fetched.digest.files)
+    with log.timed("check", what="data", uri=source.uri) as told:
+        told["rows"] = rows = sum(1 for _ in _read(fetched.digest, index, contract, layout))
+    return fetched.digest.model_copy(update={"rows": rows})
 
 
 def sources(contract: RunContract) -> list[DataSource]:
@@ -43,22 +50,16 @@ def read_data(
     contract: RunContract, layout: Layout, digests: list[SourceDigest]
 ) -> tuple[list[list[Example]], list[Example]]:
     """Return the training sources' examples and the held-out ones, from the files in the work folder."""
-    read = [_read(digest, index, contract, layout) for index, digest in enumerate(digests)]
+    read = [list(_read(digest, index, contract, layout)) for index, digest in enumerate(digests)]
     dataset = contract.dataset
     count = len(dataset.train)
     if dataset.eval_fraction is not None:
-        parts = split(read, dataset.eval_fraction, contract.training.seed or 0)
+        parts = split(read, dataset.eval_fraction, Hyperparameters.of(contract).seed)
         return parts.train, parts.held_out
     return read[:count], read[count] if dataset.eval is not None else []
 
 
-def check_split(contract: RunContract, layout: Layout, digests: list[SourceDigest]) -> None:
-    """Find out now whether the held-out share can be had. Raises RunError (DataInvalid)."""
-    if contract.dataset.eval_fraction is not None:
-        read_data(contract, layout, digests)
-
-
-def _read(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> list[Example]:
+def _read(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> Iterator[Example]:
     folder = layout.source(index)
     return read_source([(folder / file.path, file.path) for file in digest.files], contract.dataset)
 

@@ -3,6 +3,7 @@
 from lorikeet_api.contract import Manifest, RunContract, RunRecord, Servable
 from lorikeet_storage import publish as publish_files
 from lorikeet_trainer import log
+from lorikeet_trainer.patience import PUBLISH_SECONDS, patiently
 from lorikeet_trainer.state import Layout, Prepared, Trained
 
 _NO_ADAPTER = "it is a whole model, to be served as one"
@@ -12,7 +13,7 @@ def publish(contract: RunContract, layout: Layout) -> RunRecord:
     """Publish the output folder and return the run's record. Raises StorageError."""
     draft = manifest(contract, Prepared.read(layout.prepared), Trained.read(layout.trained))
     with log.timed("publish", uri=contract.output_uri) as told:
-        artifacts = publish_files(layout.output, draft)
+        artifacts = patiently(lambda: publish_files(layout.output, draft), PUBLISH_SECONDS)
         told |= {"bytes": artifacts.size_bytes, "revision": artifacts.revision}
     return RunRecord(
         reason="Published",

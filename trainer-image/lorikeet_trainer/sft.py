@@ -107,6 +107,8 @@ class Report(TrainerCallback):
         found = self.evaluate()
         seconds = monotonic() - start
         self.eval_seconds += seconds
+        if not math.isfinite(found.loss):
+            raise not_finite("the evaluation loss", state.global_step)
         self.curve.append(LossPoint(step=state.global_step, eval_loss=found.loss))
         log.event("eval", step=state.global_step, eval_loss=found.loss, seconds=round(seconds, 3))
 

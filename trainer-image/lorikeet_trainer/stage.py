@@ -1,7 +1,9 @@
 """Entry of a stage's process: runs it and leaves a result file, whatever happens."""
 
 import argparse
+import errno
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from typing import Final
 from lorikeet_api.contract import EXIT_DONE, EXIT_INTERNAL, RunContract, RunRecord
 from lorikeet_storage.errors import StorageError
 from lorikeet_trainer import log
-from lorikeet_trainer.errors import EXIT_CODES, RunError, internal, out_of_memory
+from lorikeet_trainer.errors import EXIT_CODES, RunError, disk_full, internal, out_of_memory
 from lorikeet_trainer.lifecycle import STAGES, Stage, read_contract
 from lorikeet_trainer.state import Layout, StageResult
 
@@ -62,8 +64,11 @@ def explain(error: Exception) -> RunError:
         return RunError(error.reason, str(error), EXIT_INTERNAL if error.retryable else EXIT_CODES[error.reason])
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return out_of_memory("the process")
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not to be imported for this
+    # torch's own class, which is not to be imported for this, and what CUDA says past torch's allocator.
+    if type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error):
         return out_of_memory("the GPU")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(error)
     return internal(error)
 
 
@@ -77,6 +82,9 @@ def main() -> int:
     given = parser.parse_args()
     # The other ranks do the same as the first: one voice is enough, until something is wrong.
     log.set_up(logging.INFO if given.rank == 0 else logging.WARNING)
+    if given.stage == "publish":
+        # What was trained is worth more than a quick end: it has the grace period to be uploaded in.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     layout = Layout(given.work)
     result = run_stage(given.stage, given.contract, layout)
     result.write(layout.result(given.stage, given.rank))

@@ -122,6 +122,7 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
     held = renderer.render(held_out)
     for what, some in (("training", rendered), ("evaluation", [held] if held_out else [])):
         _check_left(what, some, dataset.max_length)
+    _check_limits([*rendered, held], *model.limits(session.layout.model))
     stop_percent = check_stops([*rendered, held], dataset.overlong)
     weights = [source.weight for source in dataset.train if source.weight is not None]
     chosen = mix([len(one.rows) for one in rendered], weights or None, session.hyper.seed)
@@ -142,13 +143,31 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
     )
 
 
+def _check_limits(rendered: list[Rendered], positions: int | None, vocabulary: int | None) -> None:
+    """Refuse what the base model has no place for: it would end in an error of the device, or train on noise."""
+    rows = [row.input_ids for one in rendered for row in one.rows]
+    longest, largest = max(map(len, rows)), max(int(ids.max()) for ids in rows)
+    if positions is not None and longest > positions:
+        raise RunError(
+            "MethodNotApplicable",
+            f"an example has {longest} tokens and the base model {positions} positions: set dataset.maxLength to"
+            f" {positions} or less",
+        )
+    if vocabulary is not None and largest >= vocabulary:
+        raise RunError(
+            "ModelInvalid",
+            f"the tokenizer gives the token id {largest} and the base model knows {vocabulary} ids: tokenizer and model"
+            " do not belong together",
+        )
+
+
 def _check_left(what: str, rendered: list[Rendered], max_length: int) -> None:
     if rendered and not any(one.rows for one in rendered):
         dropped = sum(one.dropped for one in rendered)
         raise RunError(
             "DataInvalid",
-            f"no {what} example is left: all {dropped} are longer than maxLength {max_length} tokens; raise it or set"
-            " overlong to truncate",
+            f"no {what} example is left: of all {dropped} maxLength {max_length} leaves no whole one (overlong drop) or"
+            " no token of the answer (overlong truncate): raise maxLength",
         )
 
 
@@ -203,7 +222,7 @@ def save(session: Session, trainable: model.Trainable, tokenizer: PreTrainedToke
     if isinstance(trainable.model, PeftModel):
         artifacts.save_adapter(trainable.model, tokenizer, session.prepared.model, output / "adapter")
     else:
-        artifacts.save_model(trainable.model, tokenizer, output / "model")
+        artifacts.save_model(trainable.model, tokenizer, session.layout.model, output / "model")
 
 
 def figures(

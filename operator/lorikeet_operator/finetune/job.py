@@ -12,6 +12,8 @@ CONTRACT_KEY: Final = CONTRACT_PATH.rsplit("/", 1)[1]
 CONTRACT_DIR: Final = CONTRACT_PATH.rsplit("/", 1)[0]
 KILLED: Final = 137
 """Exit code of a container that the kernel ended for its memory (no disruption: that rule stands before)."""
+NEVER_AGAIN: Final = (*FINAL_EXIT_CODES, KILLED)
+"""Exit codes of an attempt that the same request would repeat."""
 
 
 def config_map(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
@@ -31,7 +33,6 @@ def training_job(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
 
     Exit codes that cannot change end it at once; a disruption (drain, preemption) does not count as a retry.
     """
-    final = [*FINAL_EXIT_CODES, KILLED]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -50,7 +51,7 @@ def training_job(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
                         "onExitCodes": {
                             "containerName": names.TRAINER_CONTAINER,
                             "operator": "In",
-                            "values": final,
+                            "values": list(NEVER_AGAIN),
                         },
                     },
                 ]

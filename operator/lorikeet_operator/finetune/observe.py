@@ -8,12 +8,15 @@ from pydantic import ValidationError
 from lorikeet_api.conditions import ADVICE_OUT_OF_MEMORY, OperatorReason, Phase
 from lorikeet_api.contract import RunRecord
 from lorikeet_api.names import TRAINER_CONTAINER
+from lorikeet_operator.finetune.job import KILLED, NEVER_AGAIN
 
 IMAGE_PROBLEMS: Final = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
 CONFIG_PROBLEMS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 PULLING: Final = frozenset({"ContainerCreating", "PodInitializing"})
+UNPREPARED: Final = frozenset({"FailedMount", "FailedMapVolume", "FailedAttachVolume", "FailedCreatePodSandBox"})
+"""Events of a pod whose containers wait for something that is missing."""
 LAST_WORDS: Final = 600
 """Characters of a log tail that a condition quotes."""
 
@@ -39,36 +42,67 @@ class Observation:
     finished_at: str | None = None
 
 
-def observe(job: dict[str, Any], pods: list[dict[str, Any]], refusal: str | None = None) -> Observation:
+def observe(job: dict[str, Any], pods: list[dict[str, Any]], trouble: str | None = None) -> Observation:
     """Return the state of a run.
 
     Args:
         job: its batch Job.
         pods: the Job's pods, in any order.
-        refusal: why Kubernetes refuses to make the pod, where it said so in an Event.
+        trouble: what Kubernetes said in an Event: why it refuses to make the pod, or why the node cannot
+            prepare the one that there is.
     """
     status = job.get("status", {})
     attempts = sum(int(status.get(counter) or 0) for counter in ("active", "succeeded", "failed"))
     pod = newest(pods)
-    for condition in status.get("conditions", []):
-        if condition.get("status") == "True" and condition["type"] in ("Complete", "Failed"):
-            done = condition["type"] == "Complete"
-            ended = newest([pod for pod in pods if _phase(pod) == ("Succeeded" if done else "Failed")])
-            return Observation(
-                phase="Succeeded" if done else "Failed",
-                scheduled=Finding(True, "Bound", _bound(ended)),
-                started=Finding(True, "TrainerRunning", "the trainer ran"),
-                attempts=max(attempts, 1),
-                record=_final_record(condition, ended),
-                finished_at=condition.get("lastTransitionTime"),
-            )
+    condition = final_condition(job)
+    if condition is not None:
+        done = condition["type"] == "Complete"
+        decider = newest([pod for pod in pods if _phase(pod) == ("Succeeded" if done else "Failed")])
+        return Observation(
+            phase="Succeeded" if done else "Failed",
+            scheduled=Finding(True, "Bound", _bound(decider)),
+            started=Finding(True, "TrainerRunning", "the trainer ran"),
+            attempts=max(attempts, 1),
+            record=_final_record(condition, decider),
+            finished_at=condition.get("lastTransitionTime"),
+        )
+    if pod is not None and _phase(pod) == "Failed" and not _made_again(job, pod, pods):
+        # The Job says so itself as soon as it has counted the pod.
+        return Observation(
+            "Running",
+            Finding(True, "Bound", _bound(pod)),
+            Finding(True, "TrainerRunning", "the trainer ended"),
+            attempts,
+        )
     if pod is None or _phase(pod) == "Failed":
-        return _without_pod(attempts, pod, refusal)
+        return _without_pod(attempts, pod, trouble)
     scheduled = _scheduled(pod)
     if not scheduled.holds:
         return Observation("Pending", scheduled, Finding(False, "Waiting", "waits for a node"), attempts)
     started = _started(pod)
+    if started.reason == "PullingImage" and trouble is not None:
+        message = f"the node cannot prepare the pod ({trouble}): make what it names; the pod then starts by itself"
+        started = Finding(False, "PodNotPrepared", message)
     return Observation("Running" if started.holds else "Starting", scheduled, started, attempts)
+
+
+def final_condition(job: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the condition with which a batch Job says that it has ended, if it has."""
+    for condition in job.get("status", {}).get("conditions", []):
+        if condition.get("status") == "True" and condition["type"] in ("Complete", "Failed"):
+            found: dict[str, Any] = condition
+            return found
+    return None
+
+
+def live(pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the pods that have not ended."""
+    return [pod for pod in pods if _phase(pod) not in ("Succeeded", "Failed")]
+
+
+def is_prepared_by_node(pod: dict[str, Any]) -> bool:
+    """Return whether the pod has a node that pulls its image or mounts its volumes, and whose Events may tell more."""
+    return _scheduled(pod).holds and _started(pod).reason == "PullingImage"
 
 
 def newest(pods: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -87,10 +121,29 @@ def _bound(pod: dict[str, Any] | None) -> str:
     return f"pod {pod['metadata']['name']} is on node {node}" if pod and node else "the pod was on a node"
 
 
-def _without_pod(attempts: int, last: dict[str, Any] | None, refusal: str | None) -> Observation:
+def _made_again(job: dict[str, Any], pod: dict[str, Any], pods: list[dict[str, Any]]) -> bool:
+    """Return whether the batch Job will replace a failed pod, before it says so itself (`job.training_job`)."""
+    if _disrupted(pod):
+        return True
+    if any(condition["type"] == "FailureTarget" for condition in job.get("status", {}).get("conditions", [])):
+        return False
+    ended = _container(pod).get("terminated") or {}
+    if ended.get("exitCode") in NEVER_AGAIN:
+        return False
+    failed = [each for each in pods if _phase(each) == "Failed" and not _disrupted(each)]
+    counted = int(job.get("status", {}).get("failed") or 0)
+    return max(len(failed), counted) <= int(job.get("spec", {}).get("backoffLimit", 0))
+
+
+def _disrupted(pod: dict[str, Any]) -> bool:
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any(each["type"] == "DisruptionTarget" and each["status"] == "True" for each in conditions)
+
+
+def _without_pod(attempts: int, last: dict[str, Any] | None, trouble: str | None) -> Observation:
     waiting = Finding(False, "Waiting", "waits for its pod")
-    if refusal is not None:
-        message = f"Kubernetes refuses to make the pod: {refusal}"
+    if trouble is not None:
+        message = f"Kubernetes refuses to make the pod: {trouble}"
         return Observation("Pending", Finding(False, "PodRefused", message), waiting, attempts)
     if last is not None and (record := record_of(last)) is not None:
         message = f"the last attempt failed and is made again shortly: {record.message}"
@@ -157,7 +210,7 @@ def record_of(pod: dict[str, Any]) -> RunRecord | None:
         return RunRecord.model_validate_json(message)
     except ValidationError:
         pass
-    if ended.get("reason") == "OOMKilled" or ended.get("exitCode") == 137:
+    if ended.get("reason") == "OOMKilled" or ended.get("exitCode") == KILLED:
         return RunRecord(
             reason="OutOfMemory", message=f"the container was killed for its memory: {ADVICE_OUT_OF_MEMORY}"
         )

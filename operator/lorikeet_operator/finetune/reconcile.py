@@ -1,7 +1,9 @@
 """Brings one FineTuneJob a step further: reads the cache, decides, writes. Run any number of times."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
 
@@ -13,7 +15,15 @@ from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
 from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_operator.finetune import job as build
 from lorikeet_operator.finetune import status as story
-from lorikeet_operator.finetune.observe import Finding, observe
+from lorikeet_operator.finetune.observe import (
+    UNPREPARED,
+    Finding,
+    final_condition,
+    is_prepared_by_node,
+    live,
+    newest,
+    observe,
+)
 from lorikeet_operator.finetune.resolve import Refused, resolve
 from lorikeet_operator.kube.cache import by_label
 from lorikeet_operator.kube.controller import Kube, Watch
@@ -38,10 +48,11 @@ FINETUNEJOB: Final = Kind(names.GROUP, names.VERSION, "finetunejobs", "FineTuneJ
 TUNINGPROFILE: Final = Kind(names.GROUP, names.VERSION, "tuningprofiles", "TuningProfile", namespaced=False)
 OURS: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
+FINAL: Final = ("Succeeded", "Failed")
 REFUSED_AGAIN: Final = 30.0
 """Seconds until a refusal that no watch would see the end of (a taken name, a quota) is tried again."""
-NO_POD_YET: Final = 5.0
-"""Seconds until a Job without a pod is asked why."""
+NOT_STARTED: Final = 5.0
+"""Seconds until a Job without a pod, or a pod that a node prepares, is looked at again: an Event may tell why."""
 
 
 class FineTuneController:
@@ -90,7 +101,7 @@ class FineTuneController:
         except ValidationError as error:
             await self._unreadable(body, error)
             return None
-        if job.status.phase in ("Succeeded", "Failed"):
+        if job.status.phase in FINAL:
             # The end is the end, whatever becomes of Job and pods; only say which generation was seen.
             await self._write(body, story.with_findings(job.status, job.metadata.generation, {}, self._time()))
             return None
@@ -116,11 +127,16 @@ class FineTuneController:
             )
             return Finding(False, "ProfileNotFound", message)
         try:
-            return resolve(job, TuningProfile.parse(profile), self._trainer_image)
+            parsed = TuningProfile.parse(profile)
+        except ValidationError as error:
+            return Finding(False, "InvalidSpec", f"TuningProfile {name!r} cannot be read: {_sentence(error)}")
+        try:
+            return resolve(job, parsed, self._trainer_image)
         except Refused as refused:
             return Finding(False, refused.reason, refused.message)
         except ValidationError as error:
-            return Finding(False, "InvalidSpec", f"TuningProfile {name!r} cannot be read: {_sentence(error)}")
+            message = f"request and TuningProfile {name!r} do not fit together: {_sentence(error)}"
+            return Finding(False, "InvalidSpec", message)
 
     async def _start(self, body: Object, job: FineTuneJob) -> Requeue | None:
         """Make the contract and the batch Job, and note the Job's uid: from then on it is never made again."""
@@ -132,14 +148,23 @@ class FineTuneController:
         except HeldByOther as error:
             message = f"{error}: delete or rename it, or create the FineTuneJob under another name"
             return await self._refused(body, job, "NameTaken", message)
-        except (Invalid, Forbidden) as error:
-            message = f"Kubernetes refuses the objects of the run: {error.message}"
+        except Invalid as error:
+            message = (
+                f"Kubernetes refuses the objects of the run: {error.message}; correct the request or the TuningProfile,"
+                " and create a new FineTuneJob"
+            )
             return await self._refused(body, job, "InvalidSpec", message)
+        except Forbidden as error:
+            message = (
+                f"Kubernetes forbids the objects of the run: {error.message}; it is tried again, so have what forbids"
+                " them changed (a quota, a policy, the operator's rights)"
+            )
+            return await self._refused(body, job, "Forbidden", message)
         made = {"job_uid": uid_of(child), "start_time": child["metadata"]["creationTimestamp"]}
         status = story.accepted(job, resolved, self._time()).model_copy(update=made)
         job = job.model_copy(update={"status": status})
         await self._write(body, story.observed(job, observe(child, []), self._time()))
-        return Requeue(NO_POD_YET)
+        return Requeue(NOT_STARTED)
 
     async def _refused(self, body: Object, job: FineTuneJob, reason: OperatorReason, message: str) -> Requeue:
         await self._write(body, story.refused(job, Finding(False, reason, message), self._time()))
@@ -155,17 +180,14 @@ class FineTuneController:
             await self._write(body, story.job_deleted(job, self._time()))
             return None
         child = await self._kube.writer.patch(JOB, child, {"spec": {"backoffLimit": job.spec.max_retries}})
-        pods = [
-            pod
-            for pod in self._kube.cache.indexed(POD, key.namespace, job.metadata.name)
-            if controller_uid(pod) == job.status.job_uid
-        ]
-        refusal = await self._refusal(child) if not pods else None
-        observation = observe(child, pods, refusal)
-        await self._write(body, story.observed(job, observation, self._time()))
-        if pods or observation.phase in ("Succeeded", "Failed"):
-            return None
-        return Requeue(REFUSED_AGAIN if refusal else NO_POD_YET)
+        pods = self._pods(child, self._kube.cache.indexed(POD, key.namespace, job.metadata.name))
+        if final_condition(child) is not None and len(live(pods)) == len(pods):
+            # The record is in a pod, and the cache of pods may lag behind that of Jobs.
+            pods = self._pods(child, await self._read_pods(key.namespace, job))
+        ask = None if final_condition(child) is not None else _unexplained(child, pods)
+        trouble = await self._told(ask) if ask is not None else None
+        await self._write(body, story.observed(job, observe(child, pods, trouble), self._time()))
+        return None if ask is None else Requeue(REFUSED_AGAIN if trouble else NOT_STARTED)
 
     async def _read_job(self, key: Key) -> Object | None:
         """Ask the API server itself: a cache that lags must not make a running Job look deleted."""
@@ -174,19 +196,40 @@ class FineTuneController:
         except NotFound:
             return None
 
-    async def _refusal(self, child: Object) -> str | None:
-        """Return why Kubernetes does not make the Job's pod: it says so (quota, admission) in an Event alone."""
-        selector = f"involvedObject.uid={uid_of(child)},reason=FailedCreate"
-        events = await self._kube.client.list(EVENT, key_of(child).namespace, field_selector=selector)
-        latest = max(events.items, key=lambda event: str(event.get("lastTimestamp") or ""), default=None)
-        return str(latest.get("message", "")) if latest else None
+    async def _read_pods(self, namespace: str, job: FineTuneJob) -> list[Object]:
+        selector = f"{OURS},{names.LABEL_FINETUNEJOB}={job.metadata.name}"
+        return (await self._kube.client.list(POD, namespace, selector)).items
+
+    @staticmethod
+    def _pods(child: Object, pods: Iterable[Object]) -> list[Object]:
+        return [pod for pod in pods if controller_uid(pod) == uid_of(child)]
+
+    async def _told(self, ask: "Ask") -> str | None:
+        """Return the newest Event that answers `ask`."""
+        selector = f"involvedObject.uid={uid_of(ask.about)},type=Warning"
+        events = (await self._kube.client.list(EVENT, key_of(ask.about).namespace, field_selector=selector)).items
+        found = [each for each in events if each.get("reason") in ask.reasons and _event_time(each) >= ask.since]
+        latest = max(found, key=_event_time, default=None)
+        # A pod that is refused has another name each time: without it, the same trouble has the same words.
+        return None if latest is None else re.sub(r'pods "[^"]*"', "the pod", str(latest.get("message", "")))
 
     async def _unreadable(self, body: Object, error: ValidationError) -> None:
-        """Report a resource that the API server let in and this version cannot read."""
+        """Report a resource that the API server let in and this version cannot read; the rest of its status stays."""
+        status = body.get("status") or {}
+        if status.get("phase") in FINAL:
+            return
         finding = Finding(False, "InvalidSpec", f"this version of Lorikeet cannot read the job: {_sentence(error)}")
         generation = int(body["metadata"].get("generation") or 0)
-        status = story.with_findings(FineTuneJobStatus(), generation, {"Validated": finding}, self._time())
-        await self._kube.writer.write_status(FINETUNEJOB, body, status.to_wire())
+        found = story.with_findings(FineTuneJobStatus(), generation, {"Validated": finding}, self._time())
+        fresh = found.conditions[0].to_wire()
+        others = []
+        for each in status.get("conditions") or []:
+            if each.get("type") != "Validated":
+                others.append(each)
+            elif each.get("status") == fresh["status"]:
+                fresh["lastTransitionTime"] = each.get("lastTransitionTime")
+        merged = {**status, "message": finding.message, "conditions": [fresh, *others]}
+        await self._kube.writer.write_status(FINETUNEJOB, body, merged)
 
     async def _write(self, body: Object, status: FineTuneJobStatus) -> Object:
         """Write the status where it differs, then tell what is new in it as Events."""
@@ -214,6 +257,31 @@ def _news(before: FineTuneJobStatus, after: FineTuneJobStatus) -> list[tuple[Lit
         bad = (condition.status == "True") == (condition.type == "Failed") and condition.reason != "PullingImage"
         told.append(("Warning" if bad else "Normal", condition.reason, condition.message))
     return told
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What to look for among the Events, where nothing else tells why a Job has no prepared pod."""
+
+    about: Object
+    reasons: frozenset[str]
+    since: str = ""
+    """RFC 3339 time; older ones tell of an earlier attempt."""
+
+
+def _unexplained(child: Object, pods: list[Object]) -> Ask | None:
+    """Return what to ask the Events of a run that has not ended: why no pod is made, or what a node waits for."""
+    waiting = newest([pod for pod in live(pods) if is_prepared_by_node(pod)])
+    if waiting is not None:
+        return Ask(waiting, UNPREPARED)
+    if live(pods) or any(pod["status"].get("phase") == "Succeeded" for pod in pods):
+        return None
+    last = newest(pods)
+    return Ask(child, frozenset({"FailedCreate"}), last["metadata"]["creationTimestamp"] if last else "")
+
+
+def _event_time(event: Object) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
 def _profile_name(body: Object) -> str:

@@ -57,6 +57,13 @@ def resolve(job: FineTuneJob, profile: TuningProfile, trainer_image: str) -> Res
     compute = overlay(COMPUTE_DEFAULTS, profile.spec.defaults.compute, spec.compute)
     gpu_class = _gpu_class(compute, profile)
     compute = _placed(compute, gpu_class, profile)
+    image = compute.image or profile.spec.images.trainer or trainer_image
+    if not image:
+        raise Refused(
+            "InvalidSpec",
+            "no trainer image is known: set compute.image, images.trainer of the TuningProfile, or trainer.image of the"
+            " operator's chart",
+        )
     storage = profile.spec.storage
     return Resolved(
         profile=profile.metadata.name,
@@ -78,7 +85,7 @@ def resolve(job: FineTuneJob, profile: TuningProfile, trainer_image: str) -> Res
             date=(job.metadata.creation_timestamp or "")[:10],
         ),
         compute=compute,
-        image=compute.image or profile.spec.images.trainer or trainer_image,
+        image=image,
         gpu_resource=gpu_class.resource_name,
         secret_name=storage.secret_name,
         ca_config_map_name=storage.ca_config_map_name,

@@ -14,11 +14,15 @@ def with_findings(
 
     Args:
         status: the status so far.
-        generation: generation of the spec that the findings speak of.
+        generation: generation of the spec that the status speaks of.
         findings: the conditions that are known now; others stay.
         now: RFC 3339 time.
     """
-    conditions = {condition.type: condition for condition in status.conditions}
+    # The others still hold for the new generation: `kubectl wait` passes over a condition of an older one.
+    conditions = {
+        condition.type: condition.model_copy(update={"observed_generation": generation})
+        for condition in status.conditions
+    }
     for kind, finding in findings.items():
         holds = "True" if finding.holds else "False"
         before = conditions.get(kind)
@@ -32,7 +36,20 @@ def with_findings(
             last_transition_time=since,
         )
     ordered = [conditions[kind] for kind in CONDITION_ORDER if kind in conditions]
-    return status.model_copy(update={"conditions": ordered, "observed_generation": generation})
+    return status.model_copy(
+        update={"conditions": ordered, "observed_generation": generation, "message": _headline(conditions)}
+    )
+
+
+def _headline(conditions: dict[ConditionType, Condition]) -> str:
+    """Return the message that a user wants to read first: the failure, else what is waited for, else how it stands."""
+    for final in ("Failed", "Complete"):
+        if (condition := conditions.get(final)) is not None and condition.status == "True":
+            return condition.message
+    known = [conditions[kind] for kind in ("Validated", "Scheduled", "Started") if kind in conditions]
+    unmet = [condition for condition in known if condition.status != "True"]
+    telling = [condition for condition in unmet if condition.reason != "Waiting"]
+    return next((condition.message for condition in [*telling, *unmet, *reversed(known)]), "")
 
 
 def refused(job: FineTuneJob, finding: Finding, now: str) -> FineTuneJobStatus:
@@ -66,7 +83,9 @@ def observed(job: FineTuneJob, observation: Observation, now: str) -> FineTuneJo
         "Scheduled": observation.scheduled,
         "Started": observation.started,
     }
-    update: dict[str, object] = {"phase": observation.phase, "attempts": observation.attempts}
+    # Kubernetes forgets an attempt between the end of its pod and its counting.
+    attempts = max(job.status.attempts, observation.attempts)
+    update: dict[str, object] = {"phase": observation.phase, "attempts": attempts}
     record = observation.record
     if observation.phase == "Succeeded":
         if record is None or record.artifacts is None:

@@ -20,7 +20,7 @@ class Writer:
         """Make a child that is never changed afterwards, or return the one that is there already.
 
         `desired` carries a controller ownerReference. `HeldByOther` if the name is taken by an object that
-        this owner does not control.
+        this owner does not control; `Conflict` if that is about to go: a namesake of the owner had it.
         """
         held = self._cache.get(kind, key_of(desired)) if self._cache.keeps(kind) else None
         if held is None:
@@ -29,9 +29,11 @@ class Writer:
             except AlreadyExists:
                 # The kind is not watched, the cache lags, or the object lacks the labels by which we watch.
                 held = self._keep(kind, await self._client.get(kind, key_of(desired)))
-        if controller_uid(held) != controller_uid(desired):
-            raise HeldByOther(kind.resource, str(key_of(desired)))
-        return held
+        if controller_uid(held) == controller_uid(desired):
+            return held
+        if held["metadata"].get("deletionTimestamp") or _owner_name(held) == _owner_name(desired):
+            raise Conflict(409, "Conflict", f"{kind.resource} {key_of(desired)} of an earlier owner is being removed")
+        raise HeldByOther(kind.resource, str(key_of(desired)))
 
     async def patch(self, kind: Kind, obj: Object, body: Mapping[str, Any]) -> Object:
         """Set a single field of a cached object, such as a Job's `suspend`, unless it has the value already."""
@@ -79,6 +81,13 @@ class Writer:
         except NotFound:
             if self._cache.keeps(kind):
                 self._cache.delete(kind, obj)
+
+
+def _owner_name(obj: Object) -> tuple[str, str] | None:
+    for reference in obj["metadata"].get("ownerReferences") or []:
+        if reference.get("controller"):
+            return reference["kind"], reference["name"]
+    return None
 
 
 def contains(live: Any, wanted: Any) -> bool:

@@ -25,7 +25,7 @@ KUBE_VERSION = components.KUBERNETES_VERSION.removeprefix("v")
 def tool(name: str) -> str:
     """Return the path of a pinned tool of the development cluster, else of the machine's; skip if there is none.
 
-    Never builds one: that takes minutes, and lint, types and unit tests are to work without Go.
+    Never builds one: that takes minutes.
     """
     try:
         pinned = components.binary(components.BY_NAME[name], components.go_version(components.find_go()))

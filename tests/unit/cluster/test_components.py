@@ -81,3 +81,9 @@ def test_a_failed_build_says_why_and_leaves_nothing(
 
     assert "no such thing" in caught.value.evidence
     assert list((tmp_path / "cache" / "lorikeet" / "components").iterdir()) == []
+
+
+def test_the_binary_says_the_version_that_it_is_built_from() -> None:
+    module = components.BY_NAME["kube"].source
+    assert module is not None
+    assert f"k8s.io/kubernetes {components.KUBERNETES_VERSION}\n" in (module / "go.mod").read_text()

@@ -48,12 +48,18 @@ def test_interface_names_fit_the_kernels_limit() -> None:
     assert len(network.link_name("ffffffff")) <= 15
 
 
-def test_taken_networks_are_those_of_interfaces_and_routes_but_not_the_default_route() -> None:
+def test_taken_networks_are_those_of_interfaces_and_routes_but_not_routes_to_everywhere() -> None:
     addresses = [
         {"addr_info": [{"family": "inet", "local": "192.0.2.2", "prefixlen": 24}, {"family": "inet6"}]},
         {"ifname": "no-address"},
     ]
-    routes = [{"dst": "default"}, {"dst": "10.9.0.0/16"}, {"type": "local", "dst": "127.0.0.1"}]
+    routes = [
+        {"dst": "default"},
+        {"dst": "0.0.0.0/1"},
+        {"dst": "10.0.0.0/8"},
+        {"dst": "10.9.0.0/16"},
+        {"type": "local", "dst": "127.0.0.1"},
+    ]
 
     taken = network.parse_taken(json.dumps(addresses), json.dumps(routes))
 

@@ -17,7 +17,11 @@ RECORD = {
 
 
 def batch_job(*conditions: dict[str, Any], **counters: int) -> dict[str, Any]:
-    return {"metadata": {"name": "sql-train"}, "status": {"conditions": list(conditions), **counters}}
+    return {
+        "metadata": {"name": "sql-train"},
+        "spec": {"backoffLimit": 3},
+        "status": {"conditions": list(conditions), **counters},
+    }
 
 
 def pod(
@@ -51,7 +55,7 @@ def test_a_job_without_pods_is_pending() -> None:
 
 
 def test_why_kubernetes_refuses_the_pod_is_said() -> None:
-    seen = observe(batch_job(), [], refusal="exceeded quota: gpus")
+    seen = observe(batch_job(), [], trouble="exceeded quota: gpus")
     assert (seen.phase, seen.scheduled.reason) == ("Pending", "PodRefused")
     assert "exceeded quota: gpus" in seen.scheduled.message
 

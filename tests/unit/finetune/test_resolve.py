@@ -10,7 +10,7 @@ from tests.resources import job, profile
 IMAGE = "trainer:test"
 
 
-def test_a_short_request_gets_the_workshops_values() -> None:
+def test_a_short_request_gets_the_usual_values() -> None:
     training = resolve(job(), profile(), IMAGE).contract.training
     assert (training.learning_rate, training.epochs, training.batch_size) == (2e-4, 3, 16)
     assert (training.warmup_ratio, training.weight_decay, training.micro_batch_size) == (0.03, 0.0, 4)

@@ -16,6 +16,7 @@ from lorikeet_operator.kube.throttle import TokenBucket
 
 THING = Kind("x.dev", "v1", "things", "Thing")
 KINDS = (CONFIG_MAP, EVENT, THING)
+CREATED = "2026-11-23T10:00:00Z"
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Seen:
 class Api:
     """The server's state. `answers` are given out first, in order, whatever is asked."""
 
+    kinds: tuple[Kind, ...] = KINDS
     objects: dict[str, Object] = field(default_factory=dict)
     version: int = 100
     seen: list[Seen] = field(default_factory=list)
@@ -56,7 +58,7 @@ class Api:
         before = self.objects.get(path)
         self.version += 1
         uid = before["metadata"]["uid"] if before else obj["metadata"].get("uid") or f"uid-{self.version}"
-        metadata = {**obj["metadata"], "resourceVersion": str(self.version), "uid": uid}
+        metadata = {"creationTimestamp": CREATED, **obj["metadata"], "resourceVersion": str(self.version), "uid": uid}
         self.objects[path] = {**obj, "apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata}
         self.send(kind, {"type": "MODIFIED" if before else "ADDED", "object": self.objects[path]})
         return self.objects[path]
@@ -89,7 +91,7 @@ class Api:
         answer = self._discovery(request.path)
         if answer is not None:
             return web.json_response(answer)
-        kind = next((each for each in KINDS if f"/{each.plural}" in request.path), None)
+        kind = next((each for each in self.kinds if f"/{each.plural}" in request.path), None)
         if kind is None:
             return web.Response(status=404, text="404 page not found")
         match request.method:
@@ -125,6 +127,9 @@ class Api:
         items = [
             obj for path, obj in sorted(self.objects.items()) if path.startswith(scope) and f"/{kind.plural}/" in path
         ]
+        field, _, value = request.query.get("fieldSelector", "").partition(",")[0].partition("=")
+        if field == "involvedObject.uid":
+            items = [obj for obj in items if obj["involvedObject"]["uid"] == value]
         start = int(request.query.get("continue", "0"))
         if start and self.expired_tokens:
             self.expired_tokens -= 1
@@ -138,7 +143,7 @@ class Api:
         )
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        kind = next(each for each in KINDS if request.path.endswith(each.plural))
+        kind = next(each for each in self.kinds if request.path.endswith(each.plural))
         response = web.StreamResponse()
         await response.prepare(request)
         stream: asyncio.Queue[Any] = asyncio.Queue()
@@ -151,7 +156,7 @@ class Api:
         return response
 
     def _discovery(self, path: str) -> Any:
-        groups = {kind.group for kind in KINDS if kind.group}
+        groups = {kind.group for kind in self.kinds if kind.group}
         if path == "/api":
             return {"versions": ["v1"]}
         if path == "/apis":
@@ -159,7 +164,7 @@ class Api:
             return {"groups": [{"name": each, "versions": [version], "preferredVersion": version} for each in groups]}
         extra = [("customresourcedefinitions", "CustomResourceDefinition", "apiextensions.k8s.io")]
         extra += [("namespaces", "Namespace", "")]
-        rows = [(kind.plural, kind.kind, kind.group) for kind in KINDS] + extra
+        rows = [(kind.plural, kind.kind, kind.group) for kind in self.kinds] + extra
         for group in {group for _, _, group in rows}:
             if path == (f"/apis/{group}/v1" if group else "/api/v1"):
                 verbs = ["get", "list", "watch", "patch"]

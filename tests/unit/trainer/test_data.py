@@ -22,7 +22,7 @@ def dataset(**fields: Any) -> Dataset:
 
 
 def read(path: Path, **fields: Any) -> list[Example]:
-    return read_source([(path, path.name)], dataset(**fields))
+    return list(read_source([(path, path.name)], dataset(**fields)))
 
 
 def write(folder: Path, name: str, content: object) -> Path:
@@ -163,3 +163,19 @@ def test_bad_data_is_told_with_its_place(
     assert (caught.value.reason, caught.value.exit_code) == ("DataInvalid", EXIT_BAD_DATA)
     assert where in caught.value.message
     assert cause in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "roles", [["assistant"], ["system", "assistant"], ["assistant", "user", "assistant"], ["system"]]
+)
+def test_a_conversation_begins_with_the_user(tmp_path: Path, roles: list[str]) -> None:
+    row = {"messages": [{"role": role, "content": "x"} for role in roles]}
+    with pytest.raises(RunError, match=r"a.jsonl, line 1: the conversation must begin with a user's turn"):
+        read(write(tmp_path, "a.jsonl", [row]), trainOn="all")
+
+
+def test_only_line_ends_end_the_lines_of_a_csv_file(tmp_path: Path) -> None:
+    text = "prompt,completion\r\nq1,hello\u2028wor\x0cld\nq2,b\n"
+    first, second = read(write(tmp_path, "a.csv", text))
+    assert turns(first)[-1] == ("assistant", "hello\u2028wor\x0cld")
+    assert second.where == "a.csv, line 3"

@@ -1,5 +1,6 @@
 """PID 1: how processes end, what that means, what is told of it."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from lorikeet_api.contract import TERMINATION_LIMIT, RunRecord
 from lorikeet_storage.errors import StorageError
-from lorikeet_trainer import cgroup, lifecycle
+from lorikeet_trainer import cgroup, lifecycle, processes
 from lorikeet_trainer.errors import RunError
 from lorikeet_trainer.processes import End
 from lorikeet_trainer.stage import explain
@@ -125,7 +126,7 @@ def told(code: int, reason: str = "DataInvalid") -> StageResult:
 
 
 def test_a_stage_that_ends_well_leads_to_the_next() -> None:
-    result = lifecycle.judge([End(0, 0, "")], {0: StageResult(exit_code=0)}, stopping=False, oom_killed=False)
+    result = lifecycle.judge("train", [End(0, 0, "")], {0: StageResult(exit_code=0)}, stopping=False, oom_killed=False)
     assert result == StageResult(exit_code=0)
 
 
@@ -143,7 +144,7 @@ def test_a_stage_that_ends_well_leads_to_the_next() -> None:
 )
 def test_ends_become_codes(ends: list[End], results: dict[int, StageResult | None], oom: bool, code: int) -> None:
     try:
-        result = lifecycle.judge(ends, results, stopping=False, oom_killed=oom)
+        result = lifecycle.judge("train", ends, results, stopping=False, oom_killed=oom)
     except RunError as error:
         result = StageResult(exit_code=error.exit_code, record=error.record())
     assert result.exit_code == code
@@ -152,25 +153,60 @@ def test_ends_become_codes(ends: list[End], results: dict[int, StageResult | Non
 @pytest.mark.parametrize(("status", "how"), [(-9, "killed by SIGKILL"), (3, "exit code 3"), (0, "exit code 0")])
 def test_a_rank_without_a_result_is_told_by_its_last_words(status: int, how: str) -> None:
     with pytest.raises(RunError, match=f"{how}.*without a result(.|\n)*Segmentation fault") as caught:
-        lifecycle.judge([End(0, status, "noise\nSegmentation fault\n")], {0: None}, stopping=False, oom_killed=False)
+        lifecycle.judge(
+            "train", [End(0, status, "noise\nSegmentation fault\n")], {0: None}, stopping=False, oom_killed=False
+        )
     assert (caught.value.exit_code, caught.value.record().retryable) == (70, True)
 
 
 def test_a_stop_outweighs_what_it_breaks() -> None:
     with pytest.raises(RunError) as caught:
-        lifecycle.judge([End(0, -15, ""), End(1, 70, "")], {0: None, 1: told(70)}, stopping=True, oom_killed=False)
+        lifecycle.judge(
+            "train", [End(0, -15, ""), End(1, 70, "")], {0: None, 1: told(70)}, stopping=True, oom_killed=False
+        )
     assert (caught.value.reason, caught.value.exit_code) == ("Preempted", 75)
 
 
 def test_what_was_published_before_the_stop_arrived_is_published() -> None:
-    result = lifecycle.judge([End(0, 0, "")], {0: told(0, "Published")}, stopping=True, oom_killed=False)
+    result = lifecycle.judge("train", [End(0, 0, "")], {0: told(0, "Published")}, stopping=True, oom_killed=False)
     assert result.record is not None
     assert result.record.reason == "Published"
 
 
+def test_memory_that_files_alone_need_is_not_blamed_on_hyperparameters() -> None:
+    with pytest.raises(RunError, match="raise the memory of") as caught:
+        lifecycle.judge("prepare", [End(0, -9, "")], {0: None}, stopping=False, oom_killed=True)
+    assert (caught.value.exit_code, "microBatchSize" in caught.value.message) == (66, False)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "code"),
+    [
+        (MemoryError(), "OutOfMemory", 66),
+        (RuntimeError("CUDA error: out of memory"), "OutOfMemory", 66),
+        (OSError(errno.ENOSPC, "No space left on device", "/var/lib/lorikeet/output"), "OutOfDisk", 66),
+        (RuntimeError("shapes differ"), "InternalError", 70),
+    ],
+)
+def test_what_does_not_fit_is_not_tried_again(error: Exception, reason: str, code: int) -> None:
+    found = explain(error)
+    assert (found.reason, found.exit_code) == (reason, code)
+
+
+def test_a_supervisor_that_cannot_go_on_leaves_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> StageResult:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(lifecycle, "_run_stages", refused)
+    log = tmp_path / "log"
+    options = lifecycle.Options(tmp_path / "run.json", tmp_path, log)
+    assert lifecycle.run(options, processes.Children()) == 70
+    assert RunRecord.model_validate_json(log.read_bytes()).reason == "InternalError"
+
+
 def test_the_record_fits_the_termination_message(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
-        lifecycle.judge([End(0, -6, "Ä\x01\n" * 9000)], {0: None}, stopping=False, oom_killed=False)
+        lifecycle.judge("train", [End(0, -6, "Ä\x01\n" * 9000)], {0: None}, stopping=False, oom_killed=False)
     path = tmp_path / "log"
     lifecycle.write_record(caught.value.record().model_copy(update={"message": "\u0001ä" * 5000}), path)
     assert len(path.read_bytes()) < TERMINATION_LIMIT + 1
@@ -191,12 +227,13 @@ def test_a_contract_of_another_release_is_told(tmp_path: Path, content: str) -> 
 
 
 def test_only_stages_that_reach_storage_have_its_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in lifecycle.SECRETS:
+    secrets = {"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE", "HF_TOKEN"}
+    for name in secrets:
         monkeypatch.setenv(name, "secret")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     prepare, train, publish = (lifecycle.environment(stage, 1, 2, 4242) for stage in lifecycle.STAGES)
-    assert set(lifecycle.SECRETS) <= prepare.keys() & publish.keys()
-    assert not set(lifecycle.SECRETS) & train.keys()
+    assert secrets <= prepare.keys() & publish.keys()
+    assert not secrets & train.keys()
     assert "HF_HUB_OFFLINE" not in prepare
     assert train["HF_HUB_OFFLINE"] == publish["HF_HUB_OFFLINE"] == "1"
     assert (train["RANK"], train["WORLD_SIZE"], train["MASTER_PORT"]) == ("1", "2", "4242")

@@ -1,0 +1,360 @@
+"""What the operator makes of a FineTuneJob, step by step, against an API server that keeps every write."""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from lorikeet_operator.finetune.reconcile import FINETUNEJOB, NOT_STARTED, REFUSED_AGAIN, TUNINGPROFILE
+from lorikeet_operator.finetune.reconcile import FineTuneController as Controller
+from lorikeet_operator.kube.cache import Cache
+from lorikeet_operator.kube.controller import Kube
+from lorikeet_operator.kube.errors import Conflict
+from lorikeet_operator.kube.events import Recorder
+from lorikeet_operator.kube.kinds import CONFIG_MAP, EVENT, JOB, POD, Key, Kind, Object
+from lorikeet_operator.kube.queue import Requeue
+from lorikeet_operator.kube.writer import Writer
+from tests.resources import UID, job_body, profile_body
+from tests.unit.kube.api import Api, client_for, serve
+
+KINDS = (CONFIG_MAP, EVENT, POD, JOB, FINETUNEJOB, TUNINGPROFILE)
+NAME = Key("team-a", "sql-v1")
+TRAIN = Key("team-a", "sql-v1-train")
+RECORD = {
+    "reason": "Published",
+    "message": "published s3://adapters/x",
+    "metrics": {"trainLoss": 0.5},
+    "artifacts": {"uri": "s3://a/b", "runId": "r", "revision": "abcdef01", "sha256": "ab" * 32, "sizeBytes": 3},
+}
+
+
+@dataclass
+class World:
+    """A cluster with one namespace, what the operator has in its cache of it, and a clock."""
+
+    api: Api
+    cache: Cache
+    controller: Controller
+    now: datetime = field(default_factory=lambda: datetime(2026, 11, 23, 10, tzinfo=UTC))
+
+    def put(self, kind: Kind, obj: Object, *, seen: bool = True) -> Object:
+        """Change an object in the cluster; `seen`: the operator's watch has told it."""
+        made = self.api.add(kind, obj)
+        if seen:
+            self.cache.put(kind, made)
+        return made
+
+    def change(self, kind: Kind, key: Key, *, seen: bool = True, **fields: Any) -> Object:
+        """Replace top-level fields of an object."""
+        return self.put(kind, {**self.get(kind, key), **fields}, seen=seen)
+
+    def get(self, kind: Kind, key: Key) -> Object:
+        return self.api.objects[kind.path(key.namespace, key.name)]
+
+    def delete(self, kind: Kind, key: Key) -> None:
+        gone = self.get(kind, key)
+        self.api.remove(kind, gone, silently=True)
+        self.cache.delete(kind, {**gone, "metadata": {**gone["metadata"], "resourceVersion": str(self.api.version)}})
+
+    async def reconcile(self, seconds: float = 1) -> Requeue | None:
+        """Let time pass, then reconcile."""
+        self.now += timedelta(seconds=seconds)
+        return await self.controller.reconcile(NAME)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.get(FINETUNEJOB, NAME)["status"]
+        return found
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        return next(each for each in self.status["conditions"] if each["type"] == kind)
+
+    def made(self, kind: Kind) -> int:
+        """Return how many objects of a kind the operator has created."""
+        return sum(seen.method == "POST" and f"/{kind.plural}" in seen.path for seen in self.api.seen)
+
+    def told(self) -> list[str]:
+        """Return the reasons of the Events so far."""
+        return [seen.body["reason"] for seen in self.api.seen if seen.method == "POST" and "/events" in seen.path]
+
+    def pod(self, phase: str, state: dict[str, Any], name: str = "p0", *, seen: bool = True, **status: Any) -> Object:
+        """Put the pod of an attempt."""
+        metadata = {
+            "name": name,
+            "namespace": "team-a",
+            "labels": self.get(JOB, TRAIN)["metadata"]["labels"],
+            "ownerReferences": [{"controller": True, "uid": self.get(JOB, TRAIN)["metadata"]["uid"]}],
+        }
+        spec = {"nodeName": "n1", "containers": [{"name": "trainer", "image": "trainer:1"}]}
+        statuses = [{"name": "trainer", "state": state}]
+        body = {"metadata": metadata, "spec": spec, "status": {"phase": phase, "containerStatuses": statuses, **status}}
+        return self.put(POD, body, seen=seen)
+
+    def batch_job_says(self, *conditions: dict[str, Any], **counters: int) -> None:
+        self.change(JOB, TRAIN, status={"conditions": list(conditions), **counters})
+
+    def event(self, about: Object, reason: str, message: str, time: str = "2026-11-23T10:00:05Z") -> None:
+        """Say something about an object, as Kubernetes does."""
+        uid = about["metadata"]["uid"]
+        metadata = {"name": f"e{self.api.version}", "namespace": "team-a"}
+        body = {"metadata": metadata, "involvedObject": {"uid": uid}, "reason": reason, "message": message}
+        self.api.add(EVENT, {**body, "lastTimestamp": time})
+
+
+def ended(code: int, record: dict[str, Any]) -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "message": json.dumps(record), "reason": "Error"}}
+
+
+def holds(kind: str, **more: str) -> dict[str, Any]:
+    return {"type": kind, "status": "True", "lastTransitionTime": "2026-11-23T10:05:00Z", **more}
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    """A profile, a request, and nothing done yet."""
+    api = Api(kinds=KINDS)
+    server = await serve(api)
+    async with client_for(server) as client:
+        cache = Cache()
+        for watch in Controller.watches:
+            cache.register(watch.kind, watch.index)
+        kube = Kube(cache, Writer(client, cache), Recorder(client, "tester"), client)
+        made = World(api, cache, Controller(kube, "trainer:test", lambda: made.now))
+        made.put(TUNINGPROFILE, profile_with_generation())
+        made.put(FINETUNEJOB, request())
+        yield made
+    await server.close()
+
+
+def request(**spec: Any) -> Object:
+    body = job_body(**spec)
+    body["metadata"] |= {"uid": UID, "generation": 1, "creationTimestamp": "2026-11-23T10:00:00Z"}
+    return body
+
+
+def profile_with_generation(**spec: Any) -> Object:
+    body = profile_body(**spec)
+    body["metadata"] |= {"generation": 1}
+    return body
+
+
+@pytest.fixture
+async def running(world: World) -> World:
+    """The same, with the trainer at work."""
+    await world.reconcile()
+    world.batch_job_says(active=1)
+    world.pod("Running", {"running": {}})
+    await world.reconcile()
+    assert world.status["phase"] == "Running"
+    return world
+
+
+async def test_a_request_becomes_a_contract_and_one_batch_job(world: World) -> None:
+    assert await world.reconcile() == Requeue(NOT_STARTED)
+    assert world.get(CONFIG_MAP, Key("team-a", "sql-v1-run"))["immutable"] is True
+    assert world.status["jobUid"] == world.get(JOB, TRAIN)["metadata"]["uid"]
+    assert (world.condition("Validated")["status"], world.condition("Validated")["reason"]) == ("True", "Resolved")
+
+
+async def test_nothing_is_written_when_nothing_has_changed(running: World) -> None:
+    before = len(running.api.writes)
+    for _ in range(3):
+        assert await running.reconcile(60) is None
+    assert len(running.api.writes) == before
+
+
+async def test_what_was_resolved_outlives_a_change_of_the_profile(world: World) -> None:
+    await world.reconcile()
+    world.put(TUNINGPROFILE, profile_with_generation(storage={"uri": "s3://elsewhere", "secretName": "x"}))
+    await world.reconcile()
+    assert world.status["resolved"]["contract"]["outputUri"].startswith("s3://adapters/")
+
+
+async def test_an_operator_that_died_between_job_and_status_finds_its_job_again(world: World) -> None:
+    await world.reconcile()
+    status = {name: value for name, value in world.status.items() if name not in ("jobUid", "startTime")}
+    world.change(FINETUNEJOB, NAME, status=status)
+    await world.reconcile()
+    assert world.status["jobUid"] == world.get(JOB, TRAIN)["metadata"]["uid"]
+    assert world.made(JOB) == 1
+
+
+async def test_a_batch_job_that_somebody_deleted_is_not_made_again(running: World) -> None:
+    running.delete(JOB, TRAIN)
+    for _ in range(3):
+        await running.reconcile()
+    assert running.status["phase"] == "Failed"
+    assert running.condition("Failed")["reason"] == "JobDeleted"
+    assert running.made(JOB) == 1
+
+
+async def test_a_cache_that_does_not_know_the_job_yet_is_not_believed(world: World) -> None:
+    await world.reconcile()
+    gone = world.get(JOB, TRAIN)
+    world.cache.delete(JOB, gone)
+    await world.reconcile()
+    assert world.status["phase"] == "Pending"
+
+
+async def test_the_record_comes_from_the_api_server_where_the_watch_lags(running: World) -> None:
+    running.pod("Succeeded", ended(0, RECORD), seen=False)
+    running.batch_job_says(holds("Complete"), succeeded=1)
+    await running.reconcile()
+    assert running.status["phase"] == "Succeeded"
+    assert running.status["metrics"] == {"trainLoss": 0.5}
+    assert running.status["artifacts"]["revision"] == "abcdef01"
+    assert running.status["message"] == RECORD["message"]
+
+
+async def test_a_record_that_is_nowhere_is_told(running: World) -> None:
+    running.delete(POD, Key("team-a", "p0"))
+    running.batch_job_says(holds("Complete"), succeeded=1)
+    await running.reconcile()
+    assert (running.status["phase"], running.condition("Complete")["reason"]) == ("Succeeded", "RecordLost")
+
+
+async def test_the_end_is_the_end(running: World) -> None:
+    running.pod("Succeeded", ended(0, RECORD))
+    running.batch_job_says(holds("Complete"), succeeded=1)
+    await running.reconcile()
+    done = running.status
+    running.delete(JOB, TRAIN)
+    running.delete(POD, Key("team-a", "p0"))
+    running.change(FINETUNEJOB, NAME, metadata={**running.get(FINETUNEJOB, NAME)["metadata"], "generation": 2})
+    await running.reconcile()
+    assert {**running.status, "conditions": [], "observedGeneration": 1} == {**done, "conditions": []}
+    # `kubectl wait` passes over a condition that speaks of an older generation.
+    assert {each["observedGeneration"] for each in running.status["conditions"]} == {2}
+    assert [each["lastTransitionTime"] for each in running.status["conditions"]] == [
+        each["lastTransitionTime"] for each in done["conditions"]
+    ]
+
+
+@pytest.mark.parametrize("code", [64, 65, 66])
+async def test_an_attempt_that_ends_the_run_is_not_told_as_one_that_is_made_again(running: World, code: int) -> None:
+    running.pod("Failed", ended(code, {"reason": "DataInvalid", "message": "line 37"}))
+    running.batch_job_says(active=0, failed=1)
+    await running.reconcile()
+    assert running.status["phase"] == "Running"
+    running.batch_job_says(holds("Failed", reason="PodFailurePolicy"), failed=1)
+    await running.reconcile()
+    assert (running.status["phase"], running.status["message"]) == ("Failed", "line 37")
+    assert running.told() == ["Resolved", "Bound", "TrainerRunning", "DataInvalid"]
+
+
+async def test_a_fault_is_told_as_one_that_is_made_again_until_retries_are_used_up(running: World) -> None:
+    fault = {"reason": "InternalError", "message": "a fault", "retryable": True}
+    running.pod("Failed", ended(70, fault))
+    running.batch_job_says(failed=1)
+    await running.reconcile()
+    assert running.status["phase"] == "Starting"
+    assert "made again shortly: a fault" in running.status["message"]
+    for number in (1, 2, 3):
+        running.pod("Failed", ended(70, fault), f"p{number}")
+    running.batch_job_says(failed=4)
+    await running.reconcile()
+    assert running.status["phase"] == "Running"
+
+
+async def test_a_retry_that_a_quota_refuses_says_so_again_and_again_in_the_same_words(running: World) -> None:
+    running.pod("Failed", ended(70, {"reason": "InternalError", "message": "a fault", "retryable": True}))
+    running.batch_job_says(failed=1)
+    job = running.get(JOB, TRAIN)
+    running.event(job, "FailedCreate", 'pods "old" is forbidden: last week', "2026-11-16T10:00:00Z")
+    assert await running.reconcile() == Requeue(NOT_STARTED)
+    assert running.condition("Scheduled")["reason"] == "Waiting"
+    running.event(job, "FailedCreate", 'Error creating: pods "sql-v1-train-0-abcde" is forbidden: exceeded quota')
+    assert await running.reconcile() == Requeue(REFUSED_AGAIN)
+    assert running.condition("Scheduled")["reason"] == "PodRefused"
+    assert "the pod is forbidden: exceeded quota" in running.status["message"]
+    before = len(running.api.writes)
+    running.event(job, "FailedCreate", 'Error creating: pods "sql-v1-train-0-fghij" is forbidden: exceeded quota')
+    await running.reconcile(60)
+    assert len(running.api.writes) == before
+
+
+async def test_a_volume_that_cannot_be_mounted_is_named(world: World) -> None:
+    await world.reconcile()
+    world.batch_job_says(active=1)
+    pod = world.pod("Pending", {"waiting": {"reason": "ContainerCreating"}})
+    assert await world.reconcile() == Requeue(NOT_STARTED)
+    assert world.condition("Started")["reason"] == "PullingImage"
+    world.event(pod, "FailedMount", 'MountVolume.SetUp failed for volume "ca": configmap "company-ca" not found')
+    await world.reconcile()
+    assert world.condition("Started")["reason"] == "PodNotPrepared"
+    assert 'configmap "company-ca" not found' in world.status["message"]
+
+
+async def test_a_queued_pod_costs_no_requests(world: World) -> None:
+    await world.reconcile()
+    world.batch_job_says(active=1)
+    waiting = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}
+    pod = world.pod("Pending", {}, conditions=[waiting])
+    del pod["spec"]["nodeName"]
+    world.put(POD, pod)
+    assert await world.reconcile() is None
+    assert world.status["message"] == "no node takes the pod: 0/3 nodes are available"
+
+
+async def test_a_missing_profile_is_waited_for(world: World) -> None:
+    world.delete(TUNINGPROFILE, Key("", "default"))
+    await world.reconcile()
+    assert (world.status["phase"], world.condition("Validated")["reason"]) == ("Pending", "ProfileNotFound")
+    there = world.put(TUNINGPROFILE, profile_with_generation())
+    assert list(world.controller.keys_for(TUNINGPROFILE, there)) == [NAME]
+    await world.reconcile()
+    assert world.made(JOB) == 1
+    assert list(world.controller.keys_for(TUNINGPROFILE, there)) == []
+
+
+async def test_a_name_that_somebody_else_holds_is_left_alone(world: World) -> None:
+    theirs = {"metadata": {"name": TRAIN.name, "namespace": "team-a", "uid": "theirs"}}
+    world.put(JOB, theirs)
+    assert await world.reconcile() == Requeue(REFUSED_AGAIN)
+    assert world.condition("Validated")["reason"] == "NameTaken"
+    assert world.get(JOB, TRAIN)["metadata"]["uid"] == "theirs"
+
+
+async def test_what_a_deleted_job_of_the_same_name_left_is_waited_for(world: World) -> None:
+    owner = {"controller": True, "uid": "the one before", "kind": "FineTuneJob", "name": "sql-v1"}
+    left = {"metadata": {"name": "sql-v1-run", "namespace": "team-a", "ownerReferences": [owner]}}
+    world.put(CONFIG_MAP, left)
+    with pytest.raises(Conflict, match="of an earlier owner is being removed"):
+        await world.reconcile()
+    assert world.told() == ["Resolved"]
+
+
+async def test_a_job_that_this_version_cannot_read_keeps_its_status(running: World) -> None:
+    before = running.status
+    spec = {**running.get(FINETUNEJOB, NAME)["spec"], "ofTomorrow": 1}
+    running.change(FINETUNEJOB, NAME, spec=spec)
+    await running.reconcile()
+    finding = running.condition("Validated")
+    assert (finding["status"], finding["reason"]) == ("False", "InvalidSpec")
+    assert "ofTomorrow" in running.status["message"]
+    kept = [name for name in before if name not in ("conditions", "message")]
+    assert {name: running.status[name] for name in kept} == {name: before[name] for name in kept}
+    writes = len(running.api.writes)
+    await running.reconcile(60)
+    assert len(running.api.writes) == writes
+    running.change(FINETUNEJOB, NAME, spec=request()["spec"])
+    await running.reconcile()
+    assert running.made(JOB) == 1
+
+
+async def test_more_retries_reach_the_batch_job(running: World) -> None:
+    running.change(FINETUNEJOB, NAME, spec=request(maxRetries=7)["spec"])
+    await running.reconcile()
+    assert running.get(JOB, TRAIN)["spec"]["backoffLimit"] == 7
+
+
+async def test_a_condition_keeps_its_time_while_it_holds(running: World) -> None:
+    since = running.condition("Validated")["lastTransitionTime"]
+    running.pod("Succeeded", ended(0, RECORD))
+    running.batch_job_says(holds("Complete"), succeeded=1)
+    await running.reconcile(600)
+    assert running.condition("Validated")["lastTransitionTime"] == since
+    assert running.condition("Complete")["lastTransitionTime"] == "2026-11-23T10:10:02Z"
