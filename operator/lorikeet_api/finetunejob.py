@@ -74,7 +74,8 @@ class FineTuneJobSpec(Model):
         from_hub = f"uri.startsWith('{HUB}')"
         return [
             cel(
-                "!has(self.training.evalSteps) || has(self.dataset.eval) || has(self.dataset.evalFraction)",
+                "!has(self.training) || !has(self.training.evalSteps) || has(self.dataset.eval)"
+                " || has(self.dataset.evalFraction)",
                 _EVAL_STEPS,
             ),
             cel(

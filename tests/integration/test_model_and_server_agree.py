@@ -1,7 +1,6 @@
 """A property: what the models accept the API server accepts, and the other way round."""
 
 import base64
-import secrets
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,9 @@ from e2e.target import Target
 from lorikeet_api.crdgen import definition
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_api.names import API_VERSION
-from tests.resources import job_body
+from lorikeet_api.resource import Resource
+from lorikeet_api.tuningprofile import TuningProfile
+from tests.resources import job_body, profile_body
 
 pytestmark = pytest.mark.integration
 
@@ -27,6 +28,7 @@ TEXTS = (
     "", "a", "a" * 254, "s3://models/x", "s3://x", "s3://models/x y", "hf://org/name", "hf://org", "pvc://claim/path",
     "pvc://", "nf4", "cosine", "completion", "chat", "text", "Exists", "Equal", "In", "NoExecute", "16Gi", "1.5",
     "x" * 40, "q_proj", "AWS_ACCESS_KEY_ID", "HTTP_PROXY", "name-1", "UPPER", "a.b", "Größe", "-",
+    "s3://models/a\u00a0b", "s3://models/a\u000bb", "s3://models/größe",
 )  # fmt: skip
 SCALARS = st.one_of(
     st.sampled_from(TEXTS),
@@ -66,7 +68,11 @@ def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     return SCALARS
 
 
-SPEC = definition(FineTuneJob)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+def parts_of(resource: type[Resource]) -> dict[str, Any]:
+    """Return the schemas of the fields of a resource's spec."""
+    schema = definition(resource)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    parts: dict[str, Any] = schema["properties"]["spec"]["properties"]
+    return parts
 
 
 def _whole(value: Any) -> Any:
@@ -79,18 +85,18 @@ def _whole(value: Any) -> Any:
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> dict[str, Any]:
-    """Return a FineTuneJob of which one or two parts were made up."""
-    body = job_body()
-    parts = draw(st.lists(st.sampled_from(sorted(SPEC["properties"])), min_size=1, max_size=2, unique=True))
+def requests(draw: st.DrawFn, body: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
+    """Return a resource of which one or two parts were made up."""
+    body = {**body, "spec": dict(body["spec"])}
+    parts = draw(st.lists(st.sampled_from(sorted(properties)), min_size=1, max_size=2, unique=True))
     for part in parts:
-        body["spec"][part] = _whole(draw(values(SPEC["properties"][part])))
+        body["spec"][part] = _whole(draw(values(properties[part])))
     return body
 
 
 @pytest.fixture(scope="module")
 def api(server: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of the API server in a namespace of its own."""
+    """A client of the API server."""
     config = YAML(typ="safe", pure=True).load(Path(server.kubeconfig))
     cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
     folder = tmp_path_factory.mktemp("certificates")
@@ -104,30 +110,37 @@ def api(server: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ht
         files[name].write_bytes(base64.b64decode(text))
     context = ssl.create_default_context(cafile=str(files["ca"]))
     context.load_cert_chain(files["cert"], files["key"])
-    namespace = f"property-{secrets.token_hex(3)}"
-    server.kubectl("create", "namespace", namespace)
-    path = f"{cluster['server']}/apis/{API_VERSION}/namespaces/{namespace}/"
+    path = f"{cluster['server']}/apis/{API_VERSION}/"
     with httpx.Client(verify=context, base_url=path, trust_env=False) as client:
         yield client
-    server.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
-def model_says(body: dict[str, Any]) -> str:
+def model_says(resource: type[Resource], body: dict[str, Any]) -> str:
     try:
-        FineTuneJob.parse(body)
+        resource.parse(body)
     except ValidationError as error:
         return f"refused: {error}"
     return "accepted"
 
 
-def server_says(api: httpx.Client, body: dict[str, Any]) -> str:
+def server_says(api: httpx.Client, path: str, body: dict[str, Any]) -> str:
     body = {**body, "metadata": {"name": body["metadata"]["name"]}}
-    answer = api.post("finetunejobs", params={"dryRun": "All", "fieldValidation": "Strict"}, json=body)
+    answer = api.post(path, params={"dryRun": "All", "fieldValidation": "Strict"}, json=body)
     return "accepted" if answer.status_code == 201 else f"refused: {answer.json().get('message')}"
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(body=requests())
-def test_model_and_server_agree(api: httpx.Client, body: dict[str, Any]) -> None:
-    by_model, by_server = model_says(body), server_says(api, body)
+@pytest.mark.parametrize(
+    ("resource", "path", "body"),
+    [
+        pytest.param(FineTuneJob, "namespaces/default/finetunejobs", job_body(), id="job"),
+        pytest.param(TuningProfile, "tuningprofiles", profile_body("made-up"), id="profile"),
+    ],
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(data=st.data())
+def test_model_and_server_agree(
+    api: httpx.Client, resource: type[Resource], path: str, body: dict[str, Any], data: st.DataObject
+) -> None:
+    body = data.draw(requests(body, parts_of(resource)))
+    by_model, by_server = model_says(resource, body), server_says(api, path, body)
     assert by_model.split(":")[0] == by_server.split(":")[0], f"{body['spec']}\nmodel {by_model}\nserver {by_server}"

@@ -137,6 +137,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_for_all_of_them() -> 
     assert "one" not in trained(one(conversation("x", "two", train_on="all"), made), made)
 
 
+def test_a_template_that_asks_in_other_words_than_it_writes_is_refused_for_answers_alone() -> None:
+    made = tiny.tokenizer(tiny.CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>' }}{% endif %}"))
+    with pytest.raises(RunError, match="choose trainOn all"):
+        one(conversation("one", "two"), made)
+    assert "two" in trained(one(conversation("one", "two", train_on="all"), made), made)
+
+
 def test_a_template_that_refuses_names_the_row() -> None:
     made = tiny.tokenizer("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(RunError, match=r"row 1: .*roles must alternate"):

@@ -145,13 +145,13 @@ class Renderer:
         for number in answers:
             before = self._apply(messages[:number], example.where, answer_next=True)
             after = whole if number == len(messages) - 1 else self._apply(messages[: number + 1], example.where)
-            if not whole.startswith(before):
+            if number == answers[-1] and not whole.startswith(before):
                 raise RunError(
                     "MethodNotApplicable",
                     f"{example.where}: the base model's chat template asks for an answer in other words than it writes"
                     f" one, so trainOn {example.train_on} cannot tell the answer's tokens: choose trainOn all",
                 )
-            if not whole.startswith(after):
+            if not (whole.startswith(before) and whole.startswith(after)):
                 raise RunError(
                     "MethodNotApplicable",
                     f"{example.where}: the base model's chat template writes earlier turns differently once the"
