@@ -151,6 +151,20 @@ def test_a_missing_secret_is_named_and_the_job_starts_once_it_is_there(workspace
     workspace.wait("no-secret", lambda status: status.get("phase") in ("Running", "Succeeded"), "start", 180)
 
 
+def test_a_ca_bundle_that_is_missing_in_the_namespace_is_named(workspace: Workspace) -> None:
+    body = profile(workspace.target, f"ca-{workspace.namespace}")
+    body["spec"]["storage"]["caConfigMapName"] = "company-ca"
+    workspace.target.apply([body])
+    try:
+        apply(workspace, request("no-ca", profileRef={"name": body["metadata"]["name"]}))
+        message = wait_for(workspace, "no-ca", "Started", "PodNotPrepared")["message"]
+        assert 'configmap "company-ca" not found' in message
+        job = json.loads(workspace.kubectl("get", "finetunejob", "no-ca", "-o", "json"))
+        assert job["status"]["message"] == message
+    finally:
+        workspace.target.kubectl("delete", "tuningprofile", body["metadata"]["name"])
+
+
 def test_an_image_that_does_not_exist_is_named(workspace: Workspace) -> None:
     apply(workspace, request("no-image", compute={"image": "lorikeet.local/nowhere:1"}))
     assert "lorikeet.local/nowhere:1" in wait_for(workspace, "no-image", "Started", "ImagePullFailed")["message"]
