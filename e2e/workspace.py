@@ -92,6 +92,10 @@ class Workspace:
         """Run kubectl in the namespace."""
         return self.target.kubectl("--namespace", self.namespace, *arguments, stdin=stdin, check=check)
 
+    def apply(self, body: dict[str, Any]) -> None:
+        """Apply an object in the namespace, as a user does."""
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(body))
+
     def job(self, name: str) -> dict[str, Any]:
         """Return a FineTuneJob as it is now."""
         body: dict[str, Any] = json.loads(self.kubectl("get", "finetunejob", name, "-o", "json"))
@@ -130,6 +134,12 @@ class Workspace:
         logs = self.kubectl("logs", "--selector", selector, "--tail", "40", "--prefix", check=False)
         operator = self.target.kubectl("-n", "lorikeet-system", "logs", "deploy/lorikeet", "--tail", "20", check=False)
         return "\n".join([describe, pods, logs, operator])
+
+
+def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return a condition of a FineTuneJob's status, an empty one where it is not there yet."""
+    found: list[dict[str, Any]] = [each for each in status.get("conditions", []) if each["type"] == kind]
+    return found[0] if found else {"status": "", "reason": "", "message": ""}
 
 
 def profile(target: Target, name: str = PROFILE, storage: str = "s3://adapters") -> dict[str, Any]:

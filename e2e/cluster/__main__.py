@@ -85,7 +85,7 @@ def _run(options: argparse.Namespace) -> int:
             return _status(state)
         case "images":
             for name, reference in cluster.build_images(state, options.names, say).items():
-                print(f"{name:10}{reference}")
+                print(f"{name:14}{reference}")
         case "clean":
             _down(state, say)
             teardown.remove_tree(state.root)

@@ -12,8 +12,9 @@ from e2e.cluster.errors import ClusterError
 from e2e.cluster.images import INDEX_VARIABLES
 
 GIB = 1 << 30
-COLD_GIB = 25
-WARM_GIB = 5
+UP_GIB = 5
+IMAGES_GIB = 20
+"""To build the trainer's image for the first time: it is in the build store, in the registry, and on the node."""
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 KEPT_BY_SUDO = (
@@ -86,7 +87,7 @@ def check_packages() -> None:
 
 
 def check_disk(folder: Path, needed_gib: int) -> None:
-    """Enough free disk for images: one of torch is 6 GB, in the build store, the registry and containerd."""
+    """There are `needed_gib` of free disk below a folder."""
     free = shutil.disk_usage(folder).free
     if free < needed_gib * GIB:
         raise ClusterError(

@@ -101,8 +101,7 @@ def up(state: State, say: Say) -> Record:
             return record
         if teardown.take_down(state):
             say(f"removed what was left of an earlier cluster: {now.why}")
-        cold = not state.containerd.exists() or not images.registry_storage().exists()
-        checks.check_disk(state.root, checks.COLD_GIB if cold else checks.WARM_GIB)
+        checks.check_disk(state.root, checks.UP_GIB)
         try:
             return _bring_up(state, say)
         except BaseException:
@@ -305,7 +304,7 @@ def build_images(state: State, names: list[str], say: Say) -> dict[str, str]:
         raise ClusterError(
             "The cluster is not up, and images are pushed to its registry.", "Run python -m e2e.cluster up first."
         )
-    checks.check_disk(paths.cache_dir(), checks.WARM_GIB)
+    checks.check_disk(paths.cache_dir(), checks.UP_GIB if images.any_in_registry("trainer") else checks.IMAGES_GIB)
     builder = images.Builder(say)
     wanted = names or builder.available()
     with images.building():

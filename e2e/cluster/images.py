@@ -23,7 +23,7 @@ from e2e.cluster.errors import ClusterError
 
 Say = Callable[[str], None]
 
-KEEP = 3
+KEEP = 2
 """How many tags of an image stay, newest first: switching branches should not rebuild."""
 # Changes whenever the way of building does.
 _RECIPE = "1"
@@ -121,6 +121,11 @@ def _tags_folder(name: str) -> Path:
 def in_registry(name: str, its_tag: str) -> bool:
     """True if the registry's storage has this tag. Needs no running registry."""
     return (_tags_folder(name) / its_tag / "current" / "link").exists()
+
+
+def any_in_registry(name: str) -> bool:
+    """True if the registry's storage has the image in any version: most of its layers will be the same."""
+    return _tags_folder(name).exists() and any(_tags_folder(name).iterdir())
 
 
 def stale(names: Iterable[tuple[str, float]], keep: int = KEEP) -> list[str]:

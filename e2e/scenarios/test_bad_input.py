@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from e2e.target import Target
-from e2e.workspace import SECRET, Workspace, profile
+from e2e.workspace import SECRET, Workspace, condition, profile
 
 pytestmark = pytest.mark.e2e
 
@@ -32,15 +32,6 @@ def request(name: str, data: str = DATA, model: str = MODEL, **spec: Any) -> dic
             **spec,
         },
     }
-
-
-def apply(workspace: Workspace, body: dict[str, Any]) -> None:
-    workspace.kubectl("apply", "-f", "-", stdin=json.dumps(body))
-
-
-def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
-    found = [each for each in status.get("conditions", []) if each["type"] == kind]
-    return found[0] if found else {"status": "", "reason": "", "message": ""}
 
 
 def put(workspace: Workspace, name: str, content: bytes) -> str:
@@ -109,7 +100,7 @@ CASES = {
 def test_the_trainer_refuses_with_cause_and_fix(workspace: Workspace, what: str) -> None:
     case = CASES[what]
     body = case.make(workspace)
-    apply(workspace, body)
+    workspace.apply(body)
     status = workspace.wait_final(body["metadata"]["name"], 240)["status"]
     failed = condition(status, "Failed")
     assert (status["phase"], failed["reason"]) == ("Failed", case.reason), failed
@@ -129,7 +120,7 @@ def wait_for(workspace: Workspace, name: str, kind: str, reason: str, seconds: f
 
 def test_a_missing_profile_is_named_and_the_job_starts_once_it_is_there(workspace: Workspace) -> None:
     name = f"profile-{workspace.namespace}"
-    apply(workspace, request("waits", profileRef={"name": name}))
+    workspace.apply(request("waits", profileRef={"name": name}))
     message = wait_for(workspace, "waits", "Validated", "ProfileNotFound")["message"]
     assert name in message
     assert "default" in message
@@ -143,7 +134,7 @@ def test_a_missing_profile_is_named_and_the_job_starts_once_it_is_there(workspac
 def test_a_missing_secret_is_named_and_the_job_starts_once_it_is_there(workspace: Workspace) -> None:
     secret = json.loads(workspace.kubectl("get", "secret", SECRET, "-o", "json"))
     workspace.kubectl("delete", "secret", SECRET)
-    apply(workspace, request("no-secret"))
+    workspace.apply(request("no-secret"))
     message = wait_for(workspace, "no-secret", "Started", "ContainerConfigInvalid")["message"]
     assert SECRET in message
     again = {**secret, "metadata": {"name": SECRET}}
@@ -156,7 +147,7 @@ def test_a_ca_bundle_that_is_missing_in_the_namespace_is_named(workspace: Worksp
     body["spec"]["storage"]["caConfigMapName"] = "company-ca"
     workspace.target.apply([body])
     try:
-        apply(workspace, request("no-ca", profileRef={"name": body["metadata"]["name"]}))
+        workspace.apply(request("no-ca", profileRef={"name": body["metadata"]["name"]}))
         message = wait_for(workspace, "no-ca", "Started", "PodNotPrepared")["message"]
         assert 'configmap "company-ca" not found' in message
         job = json.loads(workspace.kubectl("get", "finetunejob", "no-ca", "-o", "json"))
@@ -166,12 +157,12 @@ def test_a_ca_bundle_that_is_missing_in_the_namespace_is_named(workspace: Worksp
 
 
 def test_an_image_that_does_not_exist_is_named(workspace: Workspace) -> None:
-    apply(workspace, request("no-image", compute={"image": "lorikeet.local/nowhere:1"}))
+    workspace.apply(request("no-image", compute={"image": "lorikeet.local/nowhere:1"}))
     assert "lorikeet.local/nowhere:1" in wait_for(workspace, "no-image", "Started", "ImagePullFailed")["message"]
 
 
 def test_the_schedulers_words_reach_the_user(workspace: Workspace) -> None:
-    apply(workspace, request("no-node", compute={"nodeSelector": {"gpu": "none-such"}}))
+    workspace.apply(request("no-node", compute={"nodeSelector": {"gpu": "none-such"}}))
     assert "affinity/selector" in wait_for(workspace, "no-node", "Scheduled", "Unschedulable")["message"]
 
 
@@ -182,8 +173,8 @@ def test_a_quota_that_is_used_up_is_named(workspace: Workspace) -> None:
         "metadata": {"name": "gpus"},
         "spec": {"hard": {"requests.nvidia.com/gpu": "0"}},
     }
-    apply(workspace, quota)
-    apply(workspace, request("no-quota"))
+    workspace.apply(quota)
+    workspace.apply(request("no-quota"))
     assert "exceeded quota: gpus" in wait_for(workspace, "no-quota", "Scheduled", "PodRefused")["message"]
 
 
@@ -197,9 +188,9 @@ def test_a_childs_name_that_somebody_else_holds_is_left_alone(workspace: Workspa
             "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "none"}]}},
         },
     }
-    apply(workspace, theirs)
+    workspace.apply(theirs)
     before = json.loads(workspace.kubectl("get", "job", "mine-train", "-o", "json"))["metadata"]
-    apply(workspace, request("mine"))
+    workspace.apply(request("mine"))
     assert "mine-train" in wait_for(workspace, "mine", "Validated", "NameTaken")["message"]
     after = json.loads(workspace.kubectl("get", "job", "mine-train", "-o", "json"))["metadata"]
     assert after["resourceVersion"] == before["resourceVersion"]
@@ -212,15 +203,15 @@ def test_wrong_credentials_are_named(workspace: Workspace) -> None:
         "metadata": {"name": SECRET},
         "stringData": {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "wrong-secret"},
     }
-    apply(workspace, wrong)
-    apply(workspace, request("refused"))
+    workspace.apply(wrong)
+    workspace.apply(request("refused"))
     failed = condition(workspace.wait_final("refused", 120)["status"], "Failed")
     assert failed["reason"] == "StorageRefused", failed
 
 
 def test_a_container_that_runs_out_of_memory_is_told_what_to_lower(workspace: Workspace) -> None:
     small = {"resources": {"requests": {"memory": "300Mi"}, "limits": {"memory": "400Mi"}}}
-    apply(workspace, request("too-small", compute=small))
+    workspace.apply(request("too-small", compute=small))
     failed = condition(workspace.wait_final("too-small", 240)["status"], "Failed")
     assert failed["reason"] == "OutOfMemory", failed
     assert "microBatchSize" in failed["message"]

@@ -6,8 +6,8 @@ from pydantic import Field
 
 from lorikeet_api.base import Model
 
-Phase = Literal["Pending", "Starting", "Running", "Succeeded", "Failed"]
-ConditionType = Literal["Validated", "Scheduled", "Started", "Complete", "Failed"]
+Phase = Literal["Pending", "Starting", "Running", "Suspended", "Succeeded", "Failed"]
+ConditionType = Literal["Validated", "Suspended", "Scheduled", "Started", "Complete", "Failed"]
 ConditionStatus = Literal["True", "False", "Unknown"]
 
 OperatorReason = Literal[
@@ -19,6 +19,9 @@ OperatorReason = Literal[
     "InvalidSpec",
     "NameTaken",
     "Forbidden",
+    # Suspended
+    "SuspendedByUser",
+    "Resumed",
     # Scheduled, Started
     "Waiting",
     "PodRefused",
@@ -36,6 +39,8 @@ OperatorReason = Literal[
     "Adopted",
     "RecordLost",
     "JobDeleted",
+    "DeadlineExceeded",
+    "PreemptedTooOften",
 ]
 """Reasons that the operator finds."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorikeet_api.base import Image, LabelKey, Model, NameReference, ObjectName, S3Uri, cel, listed, mapped
+from lorikeet_api.base import Image, LabelKey, Model, NameReference, ObjectName, S3Uri, Text, cel, listed, mapped
 from lorikeet_api.compute import Compute
 from lorikeet_api.conditions import Condition, Phase
 from lorikeet_api.contract import Artifacts, Metrics, RunContract
@@ -35,8 +35,13 @@ _EVAL_STEPS: Final = "training.evalSteps needs dataset.eval or dataset.evalFract
 _NOTHING_TO_OPEN: Final = "model.secretRef opens hf:// sources, and there is none: remove it"
 
 
+STEERED: Final = ("maxRetries", "maxPreemptions", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+"""Fields of the spec that say how the run is kept, not what it is: they may change at any time."""
+
+
 class FineTuneJobSpec(Model):
-    """What to train, how, and on which pod. Immutable but for `maxRetries`."""
+    """What to train, how, and on which pod. What defines the run is immutable; its life may be steered: `suspend`,
+    `maxRetries`, `maxPreemptions`, `activeDeadlineSeconds` and `ttlSecondsAfterFinished`."""
 
     profile_ref: NameReference = NameReference(name=DEFAULT_PROFILE)
     """TuningProfile with storage, images and defaults."""
@@ -57,6 +62,16 @@ class FineTuneJobSpec(Model):
     max_retries: Annotated[int, Field(ge=0, le=100)] = 3
     """How often a failed attempt is made again. A wrong request, bad data and a run that does not fit into
     memory are never retried."""
+    max_preemptions: Annotated[int, Field(ge=0, le=10_000)] = 20
+    """How often the run may be interrupted from outside (a drained or reclaimed node, a pod of higher priority) and
+    is made again. These do not count as retries."""
+    suspend: bool = False
+    """Stops the run and gives its GPUs back; false starts it again. A job that is created suspended starts nothing."""
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=315_360_000)] | None = None
+    """Seconds that the trainer may run, over all attempts together; waiting and suspension do not count."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
+    """Seconds after the end of the run when its batch Job and pods, with their logs, are removed. The FineTuneJob
+    stays as the record and trains no second time. Absent: they stay as long as the FineTuneJob."""
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:
@@ -90,7 +105,7 @@ class FineTuneJobSpec(Model):
                 fieldPath=f".{field}",
             )
             for field in (info.alias or name for name, info in FineTuneJobSpec.model_fields.items())
-            if field != "maxRetries"
+            if field not in STEERED
         ]
 
 
@@ -118,6 +133,15 @@ class Resolved(Model):
     """Values outside the range in which such runs usually work."""
 
 
+class Counted(Model):
+    """The newest pods that are counted, by creation time; a run has one pod at a time."""
+
+    started_until: Text = ""
+    """The newest one that has run."""
+    ended_until: Text = ""
+    """The newest one that has ended."""
+
+
 class FineTuneJobStatus(Model):
     """What became of the job; written by the operator alone."""
 
@@ -126,11 +150,17 @@ class FineTuneJobStatus(Model):
     message: Annotated[str, Field(max_length=4096)] = ""
     """What there is to know of it in one sentence: the message of the condition that counts most now."""
     conditions: Annotated[list[Condition], mapped("type", 16)] = []
-    """Validated, Scheduled, Started, Complete, Failed: each with its reason and a message."""
+    """Validated, Suspended, Scheduled, Started, Complete, Failed: each with its reason and a message."""
     observed_generation: int = 0
     """Generation of the spec that this status speaks of."""
     attempts: int = 0
-    """Pods made so far for this run; those that a drain or a preemption ended are not counted."""
+    """Pods that have run so far."""
+    preemptions: int = 0
+    """How many of them were interrupted from outside."""
+    active_seconds: int = 0
+    """Seconds that the trainer ran, in all attempts that have ended."""
+    counted: Counted = Counted()
+    """How far the three numbers above go."""
     job_uid: str | None = None
     """The batch Job of this run. Once set, no other Job is made: a lost Job is reported, not trained again."""
     start_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
@@ -158,6 +188,7 @@ class FineTuneJob(Resource):
             {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
             {"name": "Loss", "type": "number", "jsonPath": ".status.metrics.trainLoss"},
             {"name": "Eval-Loss", "type": "number", "jsonPath": ".status.metrics.evalLoss"},
+            {"name": "Attempts", "type": "integer", "jsonPath": ".status.attempts", "priority": 1},
             {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
             {"name": "Model", "type": "string", "jsonPath": ".spec.model.uri", "priority": 1},
             {"name": "Revision", "type": "string", "jsonPath": ".status.artifacts.revision", "priority": 1},

@@ -109,9 +109,21 @@ def test_an_optional_field_cannot_vanish_either(server: Target, namespace: str) 
     assert "output cannot change" in answer(server, job_body(namespace=namespace))
 
 
-def test_retries_may_change(server: Target, namespace: str) -> None:
+@pytest.mark.parametrize(
+    "steered",
+    [
+        {"maxRetries": 7},
+        {"maxPreemptions": 0},
+        {"suspend": True},
+        {"activeDeadlineSeconds": 60},
+        {"ttlSecondsAfterFinished": 0},
+    ],
+    ids=str,
+)
+def test_how_the_run_is_kept_may_change(server: Target, namespace: str, steered: dict[str, Any]) -> None:
     assert "created" in answer(server, job_body(namespace=namespace))
-    assert "configured" in answer(server, job_body(namespace=namespace, maxRetries=7))
+    assert "configured" in answer(server, job_body(namespace=namespace, **steered))
+    assert "configured" in answer(server, job_body(namespace=namespace))
 
 
 def test_the_servers_defaults_are_the_models(server: Target, namespace: str) -> None:

@@ -28,8 +28,8 @@
 {{- end -}}
 
 {{- define "lorikeet.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "lorikeet.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "lorikeet.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end -}}
 

@@ -5,15 +5,19 @@ from urllib.parse import urlsplit
 
 from lorikeet_api import names
 from lorikeet_api.compute import Compute
-from lorikeet_api.contract import CA_DIR, CONTRACT_PATH, FINAL_EXIT_CODES, PVC_DIR, TERMINATION_PATH, WORK_DIR
+from lorikeet_api.contract import (
+    CA_DIR,
+    CONTRACT_PATH,
+    EXIT_PREEMPTED,
+    FINAL_EXIT_CODES,
+    PVC_DIR,
+    TERMINATION_PATH,
+    WORK_DIR,
+)
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
 
 CONTRACT_KEY: Final = CONTRACT_PATH.rsplit("/", 1)[1]
 CONTRACT_DIR: Final = CONTRACT_PATH.rsplit("/", 1)[0]
-KILLED: Final = 137
-"""Exit code of a container that the kernel ended for its memory (no disruption: that rule stands before)."""
-NEVER_AGAIN: Final = (*FINAL_EXIT_CODES, KILLED)
-"""Exit codes of an attempt that the same request would repeat."""
 
 
 def config_map(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
@@ -31,7 +35,8 @@ def config_map(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
 def training_job(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
     """Return the batch Job that runs the trainer.
 
-    Exit codes that cannot change end it at once; a disruption (drain, preemption) does not count as a retry.
+    Exit codes that cannot change end it at once; a disruption (drain, preemption) does not count as a retry. A code
+    of 137 ends nothing here: it may be memory or the end of a grace period, which the pod's status alone tells apart.
     """
     return {
         "apiVersion": "batch/v1",
@@ -46,14 +51,8 @@ def training_job(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
             "podFailurePolicy": {
                 "rules": [
                     {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                    {
-                        "action": "FailJob",
-                        "onExitCodes": {
-                            "containerName": names.TRAINER_CONTAINER,
-                            "operator": "In",
-                            "values": list(NEVER_AGAIN),
-                        },
-                    },
+                    _on_exit("Ignore", EXIT_PREEMPTED),
+                    _on_exit("FailJob", *FINAL_EXIT_CODES),
                 ]
             },
             "template": {
@@ -65,6 +64,11 @@ def training_job(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
             },
         },
     }
+
+
+def _on_exit(action: str, *codes: int) -> dict[str, Any]:
+    on = {"containerName": names.TRAINER_CONTAINER, "operator": "In", "values": list(codes)}
+    return {"action": action, "onExitCodes": on}
 
 
 def _metadata(job: FineTuneJob, name: str) -> dict[str, Any]:

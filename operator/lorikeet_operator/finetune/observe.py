@@ -6,9 +6,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from lorikeet_api.conditions import ADVICE_OUT_OF_MEMORY, OperatorReason, Phase
-from lorikeet_api.contract import RunRecord
+from lorikeet_api.contract import EXIT_PREEMPTED, RunRecord
 from lorikeet_api.names import TRAINER_CONTAINER
-from lorikeet_operator.finetune.job import KILLED, NEVER_AGAIN
 
 IMAGE_PROBLEMS: Final = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
@@ -17,6 +16,8 @@ CONFIG_PROBLEMS: Final = frozenset({"CreateContainerConfigError", "CreateContain
 PULLING: Final = frozenset({"ContainerCreating", "PodInitializing"})
 UNPREPARED: Final = frozenset({"FailedMount", "FailedMapVolume", "FailedAttachVolume", "FailedCreatePodSandBox"})
 """Events of a pod whose containers wait for something that is missing."""
+KILLED: Final = 137
+"""Exit code of a container that was killed: by the kernel for its memory, or at the end of its grace period."""
 LAST_WORDS: Final = 600
 """Characters of a log tail that a condition quotes."""
 
@@ -37,7 +38,8 @@ class Observation:
     phase: Phase
     scheduled: Finding
     started: Finding
-    attempts: int
+    at_work: bool = False
+    """Whether a pod is there that has not ended."""
     record: RunRecord | None = None
     finished_at: str | None = None
 
@@ -51,8 +53,6 @@ def observe(job: dict[str, Any], pods: list[dict[str, Any]], trouble: str | None
         trouble: what Kubernetes said in an Event: why it refuses to make the pod, or why the node cannot
             prepare the one that there is.
     """
-    status = job.get("status", {})
-    attempts = sum(int(status.get(counter) or 0) for counter in ("active", "succeeded", "failed"))
     pod = newest(pods)
     condition = final_condition(job)
     if condition is not None:
@@ -62,28 +62,26 @@ def observe(job: dict[str, Any], pods: list[dict[str, Any]], trouble: str | None
             phase="Succeeded" if done else "Failed",
             scheduled=Finding(True, "Bound", _bound(decider)),
             started=Finding(True, "TrainerRunning", "the trainer ran"),
-            attempts=max(attempts, 1),
             record=_final_record(condition, decider),
             finished_at=condition.get("lastTransitionTime"),
         )
-    if pod is not None and _phase(pod) == "Failed" and not _made_again(job, pod, pods):
+    if pod is not None and has_failed(pod) and not _made_again(job, pod, pods):
         # The Job says so itself as soon as it has counted the pod.
         return Observation(
             "Running",
             Finding(True, "Bound", _bound(pod)),
             Finding(True, "TrainerRunning", "the trainer ended"),
-            attempts,
         )
-    if pod is None or _phase(pod) == "Failed":
-        return _without_pod(attempts, pod, trouble)
+    if pod is None or has_failed(pod):
+        return _without_pod(pod, trouble)
     scheduled = _scheduled(pod)
     if not scheduled.holds:
-        return Observation("Pending", scheduled, Finding(False, "Waiting", "waits for a node"), attempts)
+        return Observation("Pending", scheduled, Finding(False, "Waiting", "waits for a node"), at_work=True)
     started = _started(pod)
     if started.reason == "PullingImage" and trouble is not None:
         message = f"the node cannot prepare the pod ({trouble}): make what it names; the pod then starts by itself"
         started = Finding(False, "PodNotPrepared", message)
-    return Observation("Running" if started.holds else "Starting", scheduled, started, attempts)
+    return Observation("Running" if started.holds else "Starting", scheduled, started, at_work=True)
 
 
 def final_condition(job: dict[str, Any]) -> dict[str, Any] | None:
@@ -98,6 +96,11 @@ def final_condition(job: dict[str, Any]) -> dict[str, Any] | None:
 def live(pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the pods that have not ended."""
     return [pod for pod in pods if _phase(pod) not in ("Succeeded", "Failed")]
+
+
+def has_failed(pod: dict[str, Any]) -> bool:
+    """Return whether a pod has ended without success."""
+    return _phase(pod) == "Failed"
 
 
 def is_prepared_by_node(pod: dict[str, Any]) -> bool:
@@ -123,32 +126,36 @@ def _bound(pod: dict[str, Any] | None) -> str:
 
 def _made_again(job: dict[str, Any], pod: dict[str, Any], pods: list[dict[str, Any]]) -> bool:
     """Return whether the batch Job will replace a failed pod, before it says so itself (`job.training_job`)."""
-    if _disrupted(pod):
+    if is_preempted(pod):
         return True
     if any(condition["type"] == "FailureTarget" for condition in job.get("status", {}).get("conditions", [])):
         return False
-    ended = _container(pod).get("terminated") or {}
-    if ended.get("exitCode") in NEVER_AGAIN:
+    if (record := record_of(pod)) is not None and not record.retryable:
         return False
-    failed = [each for each in pods if _phase(each) == "Failed" and not _disrupted(each)]
+    failed = [each for each in pods if has_failed(each) and not is_preempted(each)]
     counted = int(job.get("status", {}).get("failed") or 0)
     return max(len(failed), counted) <= int(job.get("spec", {}).get("backoffLimit", 0))
 
 
-def _disrupted(pod: dict[str, Any]) -> bool:
+def is_preempted(pod: dict[str, Any]) -> bool:
+    """Return whether a pod that has ended was ended from outside: a drain, a preemption, a deletion."""
+    return _is_disrupted(pod) or (trainer_state(pod).get("terminated") or {}).get("exitCode") == EXIT_PREEMPTED
+
+
+def _is_disrupted(pod: dict[str, Any]) -> bool:
     conditions = pod.get("status", {}).get("conditions", [])
     return any(each["type"] == "DisruptionTarget" and each["status"] == "True" for each in conditions)
 
 
-def _without_pod(attempts: int, last: dict[str, Any] | None, trouble: str | None) -> Observation:
+def _without_pod(last: dict[str, Any] | None, trouble: str | None) -> Observation:
     waiting = Finding(False, "Waiting", "waits for its pod")
     if trouble is not None:
         message = f"Kubernetes refuses to make the pod: {trouble}"
-        return Observation("Pending", Finding(False, "PodRefused", message), waiting, attempts)
+        return Observation("Pending", Finding(False, "PodRefused", message), waiting)
     if last is not None and (record := record_of(last)) is not None:
         message = f"the last attempt failed and is made again shortly: {record.message}"
-        return Observation("Starting", waiting, Finding(False, record.reason, message), attempts)
-    return Observation("Pending", waiting, waiting, attempts)
+        return Observation("Starting", waiting, Finding(False, record.reason, message))
+    return Observation("Pending", waiting, waiting)
 
 
 def _scheduled(pod: dict[str, Any]) -> Finding:
@@ -161,14 +168,15 @@ def _scheduled(pod: dict[str, Any]) -> Finding:
     return Finding(False, "Waiting", "waits for the scheduler")
 
 
-def _container(pod: dict[str, Any]) -> dict[str, Any]:
+def trainer_state(pod: dict[str, Any]) -> dict[str, Any]:
+    """Return the trainer container's state as the kubelet tells it; empty before it does."""
     statuses = pod.get("status", {}).get("containerStatuses", [])
     state: dict[str, Any] = next((item["state"] for item in statuses if item["name"] == TRAINER_CONTAINER), {})
     return state
 
 
 def _started(pod: dict[str, Any]) -> Finding:
-    state = _container(pod)
+    state = trainer_state(pod)
     if "running" in state:
         return Finding(True, "TrainerRunning", f"pod {pod['metadata']['name']} trains")
     if "terminated" in state:
@@ -198,10 +206,10 @@ def _started(pod: dict[str, Any]) -> Finding:
 
 def record_of(pod: dict[str, Any]) -> RunRecord | None:
     """Return how the pod's trainer says that it ended, or what its exit tells; None if it has not ended."""
-    ended = _container(pod).get("terminated")
+    ended = trainer_state(pod).get("terminated")
     if ended is None:
         reason = pod.get("status", {}).get("reason")
-        if _phase(pod) == "Failed" and reason:
+        if has_failed(pod) and reason:
             text = pod["status"].get("message", "")
             return RunRecord(reason="InternalError", message=f"the pod was ended ({reason}): {text}", retryable=True)
         return None
@@ -210,7 +218,15 @@ def record_of(pod: dict[str, Any]) -> RunRecord | None:
         return RunRecord.model_validate_json(message)
     except ValidationError:
         pass
-    if ended.get("reason") == "OOMKilled" or ended.get("exitCode") == KILLED:
+    killed = ended.get("exitCode") == KILLED
+    if ended.get("reason") != "OOMKilled" and killed and pod["metadata"].get("deletionTimestamp"):
+        return RunRecord(
+            reason="Preempted",
+            message="the pod was deleted, and killed at the end of its grace period: raise"
+            " compute.terminationGracePeriodSeconds",
+            retryable=True,
+        )
+    if ended.get("reason") == "OOMKilled" or killed:
         return RunRecord(
             reason="OutOfMemory", message=f"the container was killed for its memory: {ADVICE_OUT_OF_MEMORY}"
         )

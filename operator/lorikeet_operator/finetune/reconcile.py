@@ -14,6 +14,7 @@ from lorikeet_api.conditions import OperatorReason
 from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
 from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_operator.finetune import job as build
+from lorikeet_operator.finetune import ledger, limits
 from lorikeet_operator.finetune import status as story
 from lorikeet_operator.finetune.observe import (
     UNPREPARED,
@@ -102,8 +103,10 @@ class FineTuneController:
             await self._unreadable(body, error)
             return None
         if job.status.phase in FINAL:
-            # The end is the end, whatever becomes of Job and pods; only say which generation was seen.
-            await self._write(body, story.with_findings(job.status, job.metadata.generation, {}, self._time()))
+            await self._keep(body, job)
+            return None
+        if job.spec.suspend and job.status.job_uid is None:
+            await self._write(body, story.suspended(job, self._time()))
             return None
         if job.status.resolved is None:
             resolved = self._resolve(job)
@@ -115,6 +118,21 @@ class FineTuneController:
         if job.status.job_uid is None:
             return await self._start(body, job)
         return await self._follow(body, job)
+
+    async def _keep(self, body: Object, job: FineTuneJob) -> None:
+        """Look after a run that has ended: the end is the end, whatever becomes of its batch Job and pods."""
+        await self._write(body, story.with_findings(job.status, job.metadata.generation, {}, self._time()))
+        child = self._kube.cache.get(JOB, _child_key(job))
+        if child is None or uid_of(child) != job.status.job_uid:
+            return
+        steered: dict[str, int] = {}
+        if final_condition(child) is None:
+            # We have ended the run; a deadline that has passed makes its Job see that, too.
+            steered["activeDeadlineSeconds"] = 1
+        if job.spec.ttl_seconds_after_finished is not None:
+            # Only now: a Job that went before its end was seen would take the record with it.
+            steered["ttlSecondsAfterFinished"] = job.spec.ttl_seconds_after_finished
+        await self._kube.writer.patch(JOB, child, {"spec": steered})
 
     def _resolve(self, job: FineTuneJob) -> Resolved | Finding:
         name = job.spec.profile_ref.name
@@ -171,23 +189,35 @@ class FineTuneController:
         return Requeue(REFUSED_AGAIN)
 
     async def _follow(self, body: Object, job: FineTuneJob) -> Requeue | None:
-        """Report on the batch Job and its pods, and keep the Job's retries as the spec has them."""
-        key = Key(job.metadata.namespace or "", names.training_job(job.metadata.name))
+        """Report on the batch Job and its pods, and keep the Job as the spec steers it."""
+        key = _child_key(job)
         child = self._kube.cache.get(JOB, key)
         if child is None or uid_of(child) != job.status.job_uid:
             child = await self._read_job(key)
         if child is None or uid_of(child) != job.status.job_uid:
             await self._write(body, story.job_deleted(job, self._time()))
             return None
-        child = await self._kube.writer.patch(JOB, child, {"spec": {"backoffLimit": job.spec.max_retries}})
         pods = self._pods(child, self._kube.cache.indexed(POD, key.namespace, job.metadata.name))
-        if final_condition(child) is not None and len(live(pods)) == len(pods):
+        ended = final_condition(child) is not None
+        if ended and len(live(pods)) == len(pods):
             # The record is in a pod, and the cache of pods may lag behind that of Jobs.
             pods = self._pods(child, await self._read_pods(key.namespace, job))
-        ask = None if final_condition(child) is not None else _unexplained(child, pods)
+        held_back = bool(child["spec"].get("suspend"))
+        job = job.model_copy(update={"status": ledger.count(job.status, pods, stopped=held_back)})
+        if not ended:
+            if (verdict := limits.exceeded(job, pods, self._now())) is not None:
+                # Its batch Job is ended by the next reconcile, on what is then written: `_keep`.
+                await self._write(body, story.stopped(job, verdict.reason, verdict.message, self._time()))
+                return None
+            steered = {"backoffLimit": job.spec.max_retries, "suspend": job.spec.suspend}
+            child = await self._kube.writer.patch(JOB, child, {"spec": steered})
+        ask = None if ended or job.spec.suspend else _unexplained(child, pods)
         trouble = await self._told(ask) if ask is not None else None
         await self._write(body, story.observed(job, observe(child, pods, trouble), self._time()))
-        return None if ask is None else Requeue(REFUSED_AGAIN if trouble else NOT_STARTED)
+        if ask is not None:
+            return Requeue(REFUSED_AGAIN if trouble else NOT_STARTED)
+        left = None if ended else limits.seconds_left(job, pods, self._now())
+        return None if left is None else Requeue(left)
 
     async def _read_job(self, key: Key) -> Object | None:
         """Ask the API server itself: a cache that lags must not make a running Job look deleted."""
@@ -278,6 +308,10 @@ def _unexplained(child: Object, pods: list[Object]) -> Ask | None:
         return None
     last = newest(pods)
     return Ask(child, frozenset({"FailedCreate"}), last["metadata"]["creationTimestamp"] if last else "")
+
+
+def _child_key(job: FineTuneJob) -> Key:
+    return Key(job.metadata.namespace or "", names.training_job(job.metadata.name))
 
 
 def _event_time(event: Object) -> str:

@@ -4,7 +4,14 @@ from lorikeet_api.conditions import Condition, ConditionType
 from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
 from lorikeet_operator.finetune.observe import Finding, Observation
 
-CONDITION_ORDER: tuple[ConditionType, ...] = ("Validated", "Scheduled", "Started", "Complete", "Failed")
+CONDITION_ORDER: tuple[ConditionType, ...] = (
+    "Validated",
+    "Suspended",
+    "Scheduled",
+    "Started",
+    "Complete",
+    "Failed",
+)
 
 
 def with_findings(
@@ -46,6 +53,8 @@ def _headline(conditions: dict[ConditionType, Condition]) -> str:
     for final in ("Failed", "Complete"):
         if (condition := conditions.get(final)) is not None and condition.status == "True":
             return condition.message
+    if (condition := conditions.get("Suspended")) is not None and condition.reason != "Resumed":
+        return condition.message
     known = [conditions[kind] for kind in ("Validated", "Scheduled", "Started") if kind in conditions]
     unmet = [condition for condition in known if condition.status != "True"]
     telling = [condition for condition in unmet if condition.reason != "Waiting"]
@@ -73,8 +82,39 @@ def accepted(job: FineTuneJob, resolved: Resolved, now: str) -> FineTuneJobStatu
         "Complete": Finding(False, "InProgress", "has not finished"),
         "Failed": Finding(False, "InProgress", "has not failed"),
     }
+    findings |= _suspension(job, stopped=True)
     status = with_findings(job.status, job.metadata.generation, findings, now)
     return status.model_copy(update={"phase": "Pending", "resolved": resolved})
+
+
+def suspended(job: FineTuneJob, now: str) -> FineTuneJobStatus:
+    """Return the status of a job that is suspended before anything of it was made."""
+    findings: dict[ConditionType, Finding] = {
+        **_suspension(job, stopped=True),
+        "Complete": Finding(False, "InProgress", "has not started"),
+        "Failed": Finding(False, "InProgress", "has not started"),
+    }
+    return with_findings(job.status, job.metadata.generation, findings, now).model_copy(update={"phase": "Suspended"})
+
+
+def _suspension(job: FineTuneJob, *, stopped: bool) -> dict[ConditionType, Finding]:
+    """Return the condition Suspended: it holds once nothing of the run is at work (`stopped`)."""
+    if job.spec.suspend:
+        message = "suspended: set spec.suspend to false to go on" if stopped else "the trainer is told to stop"
+        return {"Suspended": Finding(stopped, "SuspendedByUser", message)}
+    if any(condition.type == "Suspended" for condition in job.status.conditions):
+        return {"Suspended": Finding(False, "Resumed", "goes on")}
+    return {}
+
+
+def stopped(job: FineTuneJob, reason: str, message: str, now: str) -> FineTuneJobStatus:
+    """Return the status of a job that the operator ends, whatever its batch Job would do."""
+    findings: dict[ConditionType, Finding] = {
+        "Failed": Finding(True, reason, message),
+        "Complete": Finding(False, reason, "the run failed"),
+    }
+    status = with_findings(job.status, job.metadata.generation, findings, now)
+    return status.model_copy(update={"phase": "Failed", "completion_time": now})
 
 
 def observed(job: FineTuneJob, observation: Observation, now: str) -> FineTuneJobStatus:
@@ -83,9 +123,11 @@ def observed(job: FineTuneJob, observation: Observation, now: str) -> FineTuneJo
         "Scheduled": observation.scheduled,
         "Started": observation.started,
     }
-    # Kubernetes forgets an attempt between the end of its pod and its counting.
-    attempts = max(job.status.attempts, observation.attempts)
-    update: dict[str, object] = {"phase": observation.phase, "attempts": attempts}
+    done = observation.phase in ("Succeeded", "Failed")
+    if not done:
+        findings |= _suspension(job, stopped=not observation.at_work)
+    asleep = job.spec.suspend and not observation.at_work and not done
+    update: dict[str, object] = {"phase": "Suspended" if asleep else observation.phase}
     record = observation.record
     if observation.phase == "Succeeded":
         if record is None or record.artifacts is None:
@@ -100,7 +142,7 @@ def observed(job: FineTuneJob, observation: Observation, now: str) -> FineTuneJo
     elif observation.phase == "Failed" and record is not None:
         findings["Failed"] = Finding(True, record.reason, record.message)
         findings["Complete"] = Finding(False, record.reason, "the run failed")
-    if observation.phase in ("Succeeded", "Failed"):
+    if done:
         update["completion_time"] = observation.finished_at or now
     if record is not None and record.metrics is not None:
         update["metrics"] = record.metrics
@@ -111,12 +153,5 @@ def observed(job: FineTuneJob, observation: Observation, now: str) -> FineTuneJo
 
 def job_deleted(job: FineTuneJob, now: str) -> FineTuneJobStatus:
     """Return the status of a job whose batch Job somebody deleted: it is not trained again."""
-    finding = Finding(
-        True, "JobDeleted", "the batch Job of this run was deleted: create a new FineTuneJob to train again"
-    )
-    findings: dict[ConditionType, Finding] = {
-        "Failed": finding,
-        "Complete": Finding(False, finding.reason, "the run failed"),
-    }
-    status = with_findings(job.status, job.metadata.generation, findings, now)
-    return status.model_copy(update={"phase": "Failed", "completion_time": now})
+    message = "the batch Job of this run was deleted: create a new FineTuneJob to train again"
+    return stopped(job, "JobDeleted", message, now)

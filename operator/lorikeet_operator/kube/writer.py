@@ -36,7 +36,7 @@ class Writer:
         raise HeldByOther(kind.resource, str(key_of(desired)))
 
     async def patch(self, kind: Kind, obj: Object, body: Mapping[str, Any]) -> Object:
-        """Set a single field of a cached object, such as a Job's `suspend`, unless it has the value already."""
+        """Set a few fields of a cached object, such as a Job's `suspend`, unless they have these values already."""
         if contains(obj, body):
             return obj
         try:

@@ -299,6 +299,16 @@ def test_values_that_do_not_go_together_are_refused(values: Values, message: str
     assert message in done.stderr
 
 
+def test_names_that_look_like_numbers_stay_text() -> None:
+    command = [tool("helm"), "template", "123", str(CHART), "--kube-version", KUBE_VERSION, "--namespace", "2024"]
+    text = run(*command, "--set-json", 'watchNamespaces=["2025"]').stdout
+    for each in documents(text):
+        metadata = each["metadata"]
+        assert all(isinstance(value, str) for value in metadata.get("labels", {}).values()), metadata
+        assert isinstance(metadata["name"], str)
+        assert isinstance(metadata.get("namespace", ""), str)
+
+
 def test_an_older_kubernetes_is_refused() -> None:
     command = [tool("helm"), "template", RELEASE, str(CHART), "--kube-version"]
     run(*command, "1.31.0")

@@ -84,7 +84,7 @@ def test_a_container_that_does_not_start_says_why(why: str, reason: str, hint: s
 
 def test_a_running_container_is_running() -> None:
     seen = observe(batch_job(active=1), [pod("Running", {"running": {}})])
-    assert (seen.phase, seen.attempts) == ("Running", 1)
+    assert (seen.phase, seen.at_work) == ("Running", True)
 
 
 def test_a_pod_that_is_done_before_its_job_says_so_still_counts_as_running() -> None:
@@ -140,3 +140,11 @@ def test_between_two_attempts_the_last_failure_is_told() -> None:
     record = {"reason": "StorageUnreachable", "message": "S3 was gone", "retryable": True}
     seen = observe(batch_job(failed=1), [pod("Failed", ended(70, record))])
     assert (seen.phase, seen.started.reason) == ("Starting", "StorageUnreachable")
+
+
+def test_a_kill_at_the_end_of_the_grace_period_is_no_lack_of_memory() -> None:
+    killed = pod("Failed", ended(137, ""))
+    killed["metadata"]["deletionTimestamp"] = "2026-11-23T10:01:00Z"
+    seen = observe(batch_job(failed=1), [killed])
+    assert (seen.phase, seen.started.reason) == ("Starting", "Preempted")
+    assert "terminationGracePeriodSeconds" in seen.started.message

@@ -30,6 +30,8 @@ RECORD = {
     "artifacts": {"uri": "s3://a/b", "runId": "r", "revision": "abcdef01", "sha256": "ab" * 32, "sizeBytes": 3},
 }
 
+RUNNING = {"running": {"startedAt": "2026-11-23T10:00:02Z"}}
+
 
 @dataclass
 class World:
@@ -85,6 +87,7 @@ class World:
         metadata = {
             "name": name,
             "namespace": "team-a",
+            "creationTimestamp": f"2026-11-23T10:{name[1:]:0>2}:00Z",
             "labels": self.get(JOB, TRAIN)["metadata"]["labels"],
             "ownerReferences": [{"controller": True, "uid": self.get(JOB, TRAIN)["metadata"]["uid"]}],
         }
@@ -104,8 +107,15 @@ class World:
         self.api.add(EVENT, {**body, "lastTimestamp": time})
 
 
-def ended(code: int, record: dict[str, Any]) -> dict[str, Any]:
-    return {"terminated": {"exitCode": code, "message": json.dumps(record), "reason": "Error"}}
+def ended(code: int, record: dict[str, Any], seconds: int = 0, reason: str = "Error") -> dict[str, Any]:
+    times = {
+        "startedAt": "2026-11-23T10:00:02Z",
+        "finishedAt": f"2026-11-23T10:{seconds // 60:02}:{seconds % 60 + 2:02}Z",
+    }
+    return {"terminated": {"exitCode": code, "message": json.dumps(record), "reason": reason, **times}}
+
+
+PREEMPTED = {"reason": "Preempted", "message": "stopped", "retryable": True}
 
 
 def holds(kind: str, **more: str) -> dict[str, Any]:
@@ -146,7 +156,7 @@ async def running(world: World) -> World:
     """The same, with the trainer at work."""
     await world.reconcile()
     world.batch_job_says(active=1)
-    world.pod("Running", {"running": {}})
+    world.pod("Running", RUNNING)
     await world.reconcile()
     assert world.status["phase"] == "Running"
     return world
@@ -358,3 +368,106 @@ async def test_a_condition_keeps_its_time_while_it_holds(running: World) -> None
     await running.reconcile(600)
     assert running.condition("Validated")["lastTransitionTime"] == since
     assert running.condition("Complete")["lastTransitionTime"] == "2026-11-23T10:10:02Z"
+
+
+async def steer(world: World, **spec: Any) -> None:
+    """Change the spec as a user does, and reconcile."""
+    held = world.get(FINETUNEJOB, NAME)
+    generation = held["metadata"]["generation"] + 1
+    world.change(
+        FINETUNEJOB, NAME, spec=request(**spec)["spec"], metadata={**held["metadata"], "generation": generation}
+    )
+    await world.reconcile()
+
+
+async def test_a_job_that_is_created_suspended_makes_nothing(world: World) -> None:
+    await steer(world, suspend=True)
+    assert (world.status["phase"], world.condition("Suspended")["status"]) == ("Suspended", "True")
+    assert "resolved" not in world.status
+    await steer(world, suspend=False)
+    assert world.made(JOB) == 1
+    assert (world.condition("Suspended")["status"], world.condition("Suspended")["reason"]) == ("False", "Resumed")
+
+
+async def test_suspending_stops_the_trainer_and_costs_neither_retry_nor_preemption(running: World) -> None:
+    await steer(running, suspend=True)
+    assert running.get(JOB, TRAIN)["spec"]["suspend"] is True
+    assert (running.status["phase"], running.status["message"]) == ("Running", "the trainer is told to stop")
+    running.pod("Failed", ended(75, PREEMPTED, 40))
+    running.batch_job_says(holds("Suspended"))
+    await running.reconcile()
+    assert (running.status["phase"], running.condition("Suspended")["status"]) == ("Suspended", "True")
+    assert (running.status["attempts"], running.status.get("preemptions", 0)) == (1, 0)
+    assert running.status["activeSeconds"] == 40
+    writes = len(running.api.writes)
+    assert await running.reconcile(600) is None
+    assert len(running.api.writes) == writes
+    await steer(running, suspend=False)
+    assert running.get(JOB, TRAIN)["spec"]["suspend"] is False
+    running.pod("Running", RUNNING, "p1")
+    await running.reconcile()
+    assert (running.status["phase"], running.status["attempts"]) == ("Running", 2)
+    assert running.made(JOB) == 1
+
+
+async def test_interruptions_are_counted_apart_and_have_an_end(running: World) -> None:
+    await steer(running, maxPreemptions=2)
+    for number in range(3):
+        assert running.status["phase"] != "Failed"
+        drained: dict[str, Any] = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]} if number else {}
+        running.pod("Failed", ended(75 if not number else 137, PREEMPTED), f"p{number}", **drained)
+        await running.reconcile()
+    assert (running.status["phase"], running.condition("Failed")["reason"]) == ("Failed", "PreemptedTooOften")
+    assert running.status["preemptions"] == 3
+    await running.reconcile()
+    assert running.get(JOB, TRAIN)["spec"]["activeDeadlineSeconds"] == 1
+
+
+async def test_a_pod_that_is_gone_stays_counted(running: World) -> None:
+    running.pod("Failed", ended(75, PREEMPTED, 50))
+    await running.reconcile()
+    running.delete(POD, Key("team-a", "p0"))
+    running.pod("Running", {"running": {"startedAt": "2026-11-23T10:05:00Z"}}, "p1")
+    for _ in range(3):
+        await running.reconcile()
+    status = running.status
+    assert (status["attempts"], status["preemptions"], status["activeSeconds"]) == (2, 1, 50)
+
+
+async def test_the_deadline_counts_running_time_over_all_attempts(running: World) -> None:
+    await steer(running, activeDeadlineSeconds=100)
+    running.pod("Failed", ended(75, PREEMPTED, 50))
+    await running.reconcile(3600)
+    assert running.status["phase"] != "Failed"
+    running.now = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    running.pod("Running", {"running": {"startedAt": "2026-11-23T12:00:00Z"}}, "p1")
+    assert await running.reconcile(20) == Requeue(30.0)
+    assert await running.reconcile(30) is None
+    assert (running.status["phase"], running.condition("Failed")["reason"]) == ("Failed", "DeadlineExceeded")
+    assert "ran for 100 s" in running.status["message"]
+    await running.reconcile()
+    assert running.get(JOB, TRAIN)["spec"]["activeDeadlineSeconds"] == 1
+
+
+async def test_a_container_that_was_killed_for_its_memory_is_not_made_again(running: World) -> None:
+    running.pod("Failed", ended(137, {}, reason="OOMKilled"))
+    running.batch_job_says(failed=1)
+    await running.reconcile()
+    assert (running.status["phase"], running.condition("Failed")["reason"]) == ("Failed", "OutOfMemory")
+
+
+async def test_the_ttl_reaches_the_batch_job_when_its_end_is_written(running: World) -> None:
+    await steer(running, ttlSecondsAfterFinished=60)
+    assert "ttlSecondsAfterFinished" not in running.get(JOB, TRAIN)["spec"]
+    running.pod("Succeeded", ended(0, RECORD))
+    running.batch_job_says(holds("Complete"), succeeded=1)
+    await running.reconcile()
+    await running.reconcile()
+    spec = running.get(JOB, TRAIN)["spec"]
+    assert spec["ttlSecondsAfterFinished"] == 60
+    assert "activeDeadlineSeconds" not in spec
+    running.delete(JOB, TRAIN)
+    running.delete(POD, Key("team-a", "p0"))
+    writes = len(running.api.writes)
+    await running.reconcile()
+    assert (running.status["phase"], len(running.api.writes)) == ("Succeeded", writes)

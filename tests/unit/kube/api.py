@@ -120,7 +120,8 @@ class Api:
         if metadata.get("uid", held["metadata"]["uid"]) != held["metadata"]["uid"]:
             return _failure(422, "Invalid", causes=[{"field": "metadata.uid", "message": "field is immutable"}])
         fields = {name: value for name, value in body.items() if name != "metadata"}
-        return web.json_response(self.add(kind, {**held, **fields}))
+        merge = "merge-patch" in request.headers.get("Content-Type", "")
+        return web.json_response(self.add(kind, _merged(held, fields) if merge else {**held, **fields}))
 
     def _list(self, kind: Kind, request: web.Request) -> web.Response:
         scope = request.path.removesuffix(f"/{kind.plural}")  # of a namespace, or of all
@@ -176,6 +177,14 @@ class Api:
                     ]
                 }
         return None
+
+
+def _merged(held: Any, patch: Any) -> Any:
+    """Return what a JSON merge patch (RFC 7386) makes of an object."""
+    if not isinstance(patch, dict) or not isinstance(held, dict):
+        return patch
+    merged = {**held, **{name: _merged(held.get(name), value) for name, value in patch.items()}}
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 def _failure(status: int, reason: str = "", causes: list[dict[str, str]] | None = None) -> web.Response:
