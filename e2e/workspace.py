@@ -132,7 +132,8 @@ class Workspace:
         pods = self.kubectl("get", "pods", "-o", "wide", check=False)
         selector = "app.kubernetes.io/managed-by=lorikeet"
         logs = self.kubectl("logs", "--selector", selector, "--tail", "40", "--prefix", check=False)
-        operator = self.target.kubectl("-n", "lorikeet-system", "logs", "deploy/lorikeet", "--tail", "20", check=False)
+        of_operator = ("--selector", "app.kubernetes.io/component=operator", "--prefix", "--tail", "20")
+        operator = self.target.kubectl("-n", "lorikeet-system", "logs", *of_operator, check=False)
         return "\n".join([describe, pods, logs, operator])
 
 

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import signal
+import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 
 from kubernetes.aio.client.configuration import Configuration
@@ -18,7 +20,8 @@ from lorikeet_operator.kube.client import Client
 from lorikeet_operator.kube.controller import Controller, Kube, Watch
 from lorikeet_operator.kube.errors import ApiError
 from lorikeet_operator.kube.events import Recorder
-from lorikeet_operator.kube.kinds import Kind, Object, key_of
+from lorikeet_operator.kube.kinds import Key, Kind, Object, key_of
+from lorikeet_operator.kube.lease import Lease, LeaseLost, Timing
 from lorikeet_operator.kube.queue import KeyedQueue
 from lorikeet_operator.kube.relist import Relister
 from lorikeet_operator.kube.throttle import TokenBucket
@@ -43,8 +46,10 @@ class Operator:
         client: Client,
         settings: Settings,
         make: Callable[[Kube, Settings], Sequence[Controller]] = controllers,
+        lease: Lease | None = None,
     ) -> None:
         self.settings = settings
+        self.lease = lease
         self.cache = Cache()
         kube = Kube(self.cache, Writer(client, self.cache), Recorder(client, FIELD_MANAGER), client)
         self.controllers = list(make(kube, settings))
@@ -82,30 +87,49 @@ class Operator:
                     queue.add(key)
 
     async def work(self) -> None:
-        """Work for ever, once every kind is listed: before, a child that is not in the cache may well exist."""
+        """Work for ever, once every kind is listed: before, a child that is not in the cache may well exist.
+
+        Where replicas elect a leader, work while this one leads. Raises LeaseLost in a group when it no longer does.
+        """
         await self.cache.wait_synced()
         _log.info("caches are synced")
-        for queue in self.queues:
-            queue.start()
-        await asyncio.Event().wait()
+        async with asyncio.TaskGroup() as group:
+            if self.lease is not None:
+                await self.lease.acquire()
+                group.create_task(self.lease.hold(), name="lease")
+                # What the last leader wrote just now may be on its way to the watches still.
+                for watch in self.watches:
+                    await self.relister.relist(watch.kind)
+            metrics.LEADER.set(1)
+            for queue in self.queues:
+                queue.start()
+            await asyncio.Event().wait()
 
     def unhealthy(self) -> list[str]:
         """Return why the process should be restarted."""
         return probes.unhealthy(self.cache, self.queues, self.settings.relist_interval)
 
     async def drain(self) -> None:
-        """Let running reconciles end, within the grace period all together."""
-        ended = await asyncio.gather(*(queue.stop(self.settings.shutdown_grace) for queue in self.queues))
+        """Let running reconciles end, within the grace period all together; at once if another replica may lead."""
+        metrics.LEADER.set(0)
+        grace = self.settings.shutdown_grace if self.lease is None or self.lease.leads else 0.0
+        ended = await asyncio.gather(*(queue.stop(grace) for queue in self.queues))
         if not all(ended):
-            _log.warning("reconciles were cancelled: they did not end within %.0f s", self.settings.shutdown_grace)
+            _log.warning("reconciles were cancelled: they did not end within %.0f s", grace)
 
 
 async def run(settings: Settings, make: Callable[[Kube, Settings], Sequence[Controller]] = controllers) -> None:
     """Run until SIGTERM or SIGINT; raise if the operator cannot go on."""
     configuration = await config.load()
     bucket = TokenBucket(settings.qps, settings.burst)
-    async with Client(configuration, FIELD_MANAGER, bucket, settings.request_timeout) as client:
-        operator = Operator(client, settings, make)
+    async with AsyncExitStack() as stack:
+        lease = (
+            await stack.enter_async_context(_election(configuration, settings)) if settings.lease_namespace else None
+        )
+        may_write = (lambda: True) if lease is None else (lambda: lease.leads)
+        client = Client(configuration, FIELD_MANAGER, bucket, settings.request_timeout, may_write)
+        await stack.enter_async_context(client)
+        operator = Operator(client, settings, make, lease)
         server = await probes.serve(
             settings.http_host, settings.http_port, operator.unhealthy, lambda: probes.unready(operator.cache)
         )
@@ -113,6 +137,19 @@ async def run(settings: Settings, make: Callable[[Kube, Settings], Sequence[Cont
             await _work(operator, configuration)
         finally:
             await server.cleanup()
+
+
+@asynccontextmanager
+async def _election(configuration: Configuration, settings: Settings) -> AsyncIterator[Lease]:
+    """Take part in the election, and give the Lease back at the end; with a client whose requests wait for no other."""
+    timing = Timing(settings.lease_duration)
+    key = Key(settings.lease_namespace, settings.lease_name)
+    async with Client(configuration, FIELD_MANAGER, TokenBucket(10, 10), timing.renew_deadline) as client:
+        lease = Lease(client, key, settings.identity or socket.gethostname(), timing)
+        try:
+            yield lease
+        finally:
+            await lease.release()
 
 
 async def _work(operator: Operator, configuration: Configuration) -> None:
@@ -180,7 +217,7 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001  whatever it was, the kubelet starts us again
         cause = _cause(error)
         # What the API server says needs no traceback; anything else does.
-        trace = None if isinstance(cause, ApiError) else error
+        trace = None if isinstance(cause, ApiError | LeaseLost) else error
         _log.critical("the operator ends, to be started again: %s", cause, exc_info=trace)
         return 1
     _log.info("the operator has ended as asked")

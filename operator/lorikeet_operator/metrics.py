@@ -34,6 +34,7 @@ API_REQUESTS: Final = Counter(
     "lorikeet_api_requests_total", "Requests to the API server; code 0: no answer", ["verb", "resource", "code"]
 )
 EVENTS_FAILED: Final = Counter("lorikeet_events_failed_total", "Kubernetes Events that could not be written")
+LEADER: Final = Gauge("lorikeet_leader", "1 on the replica that leads, 0 on one that waits")
 BUILD: Final = Info("lorikeet_build", "Version of the operator")
 
 

@@ -20,18 +20,30 @@ class Settings:
     trainer_image: str = _setting("", "image of the trainer, unless a TuningProfile names one")
     namespaces: tuple[str, ...] = _setting((), "namespaces to serve, with commas between; empty: all")
     workers: int = _setting(16, "reconciles at a time, for each controller")
-    qps: float = _setting(50.0, "requests a second to the API server, in the long run")
-    burst: int = _setting(100, "requests to the API server at once")
+    qps: float = _setting(300.0, "requests a second to the API server, in the long run")
+    burst: int = _setting(600, "requests to the API server at once")
     request_timeout: float = _setting(30.0, "seconds after which a request to the API server is given up")
     reconcile_timeout: float = _setting(120.0, "seconds after which a reconcile is cancelled and tried again")
     relist_interval: float = _setting(600.0, "seconds between full lists, which find what a watch has missed")
     shutdown_grace: float = _setting(10.0, "seconds that running reconciles get to end at SIGTERM")
+    lease_namespace: str = _setting("", "namespace of the Lease by which replicas elect a leader; empty: no election")
+    lease_name: str = _setting("lorikeet", "name of that Lease")
+    lease_duration: float = _setting(12.0, "seconds for which a leader that does not answer is respected")
+    identity: str = _setting("", "name of this replica in the Lease; empty: the host's name")
     http_host: str = _setting("", "address for /healthz, /readyz and /metrics; empty: all")
     http_port: int = _setting(8080, "port for /healthz, /readyz and /metrics")
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
 
     def __post_init__(self) -> None:
-        positive = ("workers", "qps", "burst", "request_timeout", "reconcile_timeout", "relist_interval")
+        positive = (
+            "workers",
+            "qps",
+            "burst",
+            "request_timeout",
+            "reconcile_timeout",
+            "relist_interval",
+            "lease_duration",
+        )
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")

@@ -38,13 +38,14 @@ def server() -> Iterator[Target]:
     listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": crds})
     found.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=listed)
     found.kubectl("wait", "--for=condition=Established", "crd", *[each["metadata"]["name"] for each in crds])
-    deployed = found.kubectl("-n", NAMESPACE, "get", "deploy", RELEASE, "--ignore-not-found", "-o", "name").strip()
+    deployed = found.kubectl("-n", NAMESPACE, "get", "deploy", RELEASE, "--ignore-not-found", "-o", "json")
     if deployed:
-        found.kubectl("-n", NAMESPACE, "scale", deployed, "--replicas=0")
+        found.kubectl("-n", NAMESPACE, "scale", "deploy", RELEASE, "--replicas=0")
         found.kubectl("-n", NAMESPACE, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=lorikeet")
     yield found
     if deployed:
-        found.kubectl("-n", NAMESPACE, "scale", deployed, "--replicas=1")
+        before = json.loads(deployed)["spec"]["replicas"]
+        found.kubectl("-n", NAMESPACE, "scale", "deploy", RELEASE, f"--replicas={before}")
 
 
 @pytest.fixture(autouse=True)

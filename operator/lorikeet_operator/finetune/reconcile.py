@@ -54,6 +54,8 @@ REFUSED_AGAIN: Final = 30.0
 """Seconds until a refusal that no watch would see the end of (a taken name, a quota) is tried again."""
 NOT_STARTED: Final = 5.0
 """Seconds until a Job without a pod, or a pod that a node prepares, is looked at again: an Event may tell why."""
+PATIENCE: Final = 120.0
+"""What those seconds grow to: a thousand jobs that wait for a quota must not ask all the time."""
 
 
 class FineTuneController:
@@ -215,9 +217,15 @@ class FineTuneController:
         trouble = await self._told(ask) if ask is not None else None
         await self._write(body, story.observed(job, observe(child, pods, trouble), self._time()))
         if ask is not None:
-            return Requeue(REFUSED_AGAIN if trouble else NOT_STARTED)
+            return Requeue(self._look_again(job, REFUSED_AGAIN if trouble else NOT_STARTED))
         left = None if ended else limits.seconds_left(job, pods, self._now())
         return None if left is None else Requeue(left)
+
+    def _look_again(self, job: FineTuneJob, at_least: float) -> float:
+        """Return the seconds until a run that does not start is looked at again: as long as it has waited so far."""
+        began = job.status.start_time
+        age = (self._now() - datetime.fromisoformat(began)).total_seconds() if began is not None else 0.0
+        return min(PATIENCE, max(at_least, age))
 
     async def _read_job(self, key: Key) -> Object | None:
         """Ask the API server itself: a cache that lags must not make a running Job look deleted."""

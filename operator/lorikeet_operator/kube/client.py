@@ -1,7 +1,7 @@
 """Requests to the API server: raw JSON in, raw JSON out, typed errors, a rate limit, a timeout on each."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
@@ -11,7 +11,7 @@ import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from lorikeet_operator.kube.errors import ApiError, Unavailable, error_of
+from lorikeet_operator.kube.errors import ApiError, NotLeading, Unavailable, error_of
 from lorikeet_operator.kube.kinds import Key, Kind, Object, key_of
 from lorikeet_operator.kube.throttle import TokenBucket
 from lorikeet_operator.metrics import API_REQUESTS
@@ -35,12 +35,19 @@ class Client:
     """
 
     def __init__(
-        self, configuration: Configuration, field_manager: str, bucket: TokenBucket, timeout: float = 30.0
+        self,
+        configuration: Configuration,
+        field_manager: str,
+        bucket: TokenBucket,
+        timeout: float = 30.0,
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Take the `timeout` of a request in seconds, and what is asked before each write is sent."""
         self._api = ApiClient(configuration)
         self._field_manager = field_manager
         self._bucket = bucket
         self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._may_write = may_write
 
     async def __aenter__(self) -> Self:
         return self
@@ -118,6 +125,8 @@ class Client:
         content_type: str = "application/json",
     ) -> Object:
         await self._bucket.take()
+        if method != "GET" and not self._may_write():
+            raise NotLeading(0, "NotLeading", f"{method} {path} was not sent: this replica does not lead")
         code = "0"
         try:
             status, answer, retry_after = await self._send(method, path, query or {}, body, content_type)

@@ -51,6 +51,12 @@ class TooManyRequests(ApiError):
     retryable = True
 
 
+class NotLeading(ApiError):
+    """The request was not sent: another replica leads, or may begin to."""
+
+    retryable = True
+
+
 class Unavailable(ApiError):
     """No answer, or one of 5xx."""
 

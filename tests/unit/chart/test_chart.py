@@ -76,7 +76,8 @@ CHANGES: dict[str, tuple[Any, Values]] = {
     "workers": (3, {}),
     "qps": (7.5, {}),
     "burst": (9, {}),
-    "replicas": (0, {}),
+    "replicas": (3, {}),
+    "leaseDuration": (30, {}),
     "resources": ({"limits": {"memory": "1Gi"}}, {}),
     "nodeSelector": ({"disk": "ssd"}, {}),
     "tolerations": ([{"operator": "Exists"}], {}),
@@ -203,7 +204,7 @@ def test_no_role_has_a_wildcard_or_sees_a_secret(values: Values) -> None:
         words = [word for names in rule.values() for word in names]
         assert not [word for word in words if "*" in word], rule
         assert "secrets" not in rule["resources"], rule
-        assert rule.keys() == {"apiGroups", "resources", "verbs"}, rule
+        assert rule.keys() - {"resourceNames"} == {"apiGroups", "resources", "verbs"}, rule
         assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"]), rule
 
 
@@ -235,12 +236,13 @@ def test_namespaces_take_the_rights_out_of_the_cluster() -> None:
         {"apiGroups": ["lorikeet.dev"], "resources": ["tuningprofiles"], "verbs": ["list", "watch"]}
     ]
     everywhere = rules(of_kind(objects({"rbac": {"aggregate": False}}), "ClusterRole"))
-    roles = of_kind(rendered, "Role")
+    lease = f"{RELEASE}-lease"
+    roles = [role for role in of_kind(rendered, "Role") if role["metadata"]["name"] != lease]
     assert [role["metadata"]["namespace"] for role in roles] == ["team-a", "team-b"]
     for role in roles:
         assert role["rules"] == [rule for rule in everywhere if rule["resources"] != ["tuningprofiles"]]
     for binding in of_kind(rendered, "RoleBinding"):
-        assert binding["roleRef"]["name"] == RELEASE
+        assert binding["roleRef"]["name"] == binding["metadata"]["name"]
         assert binding["subjects"] == [{"kind": "ServiceAccount", "name": RELEASE, "namespace": NAMESPACE}]
 
 
@@ -249,6 +251,18 @@ def test_people_get_their_rights_by_aggregation(role: str, into: str) -> None:
     (found,) = [each for each in of_kind(objects(), "ClusterRole") if each["metadata"]["name"].endswith(f":{role}")]
     labels = {name: value for name, value in found["metadata"]["labels"].items() if "aggregate" in name}
     assert labels == {f"rbac.authorization.k8s.io/aggregate-to-{into}": "true"}
+
+
+def test_the_lease_is_the_only_one_that_replicas_may_take() -> None:
+    (role,) = [role for role in of_kind(objects(), "Role") if role["metadata"]["name"] == f"{RELEASE}-lease"]
+    assert role["metadata"]["namespace"] == NAMESPACE
+    by_verb = {verb: rule.get("resourceNames") for rule in role["rules"] for verb in rule["verbs"]}
+    assert by_verb == {"create": None, "get": [RELEASE], "patch": [RELEASE]}
+
+
+@pytest.mark.parametrize(("replicas", "budgets"), [(0, 0), (1, 0), (2, 1)])
+def test_a_budget_keeps_a_replica_through_a_drain(replicas: int, budgets: int) -> None:
+    assert len(of_kind(objects({"replicas": replicas}), "PodDisruptionBudget")) == budgets
 
 
 def test_the_schema_knows_each_value_and_no_other() -> None:
@@ -272,7 +286,7 @@ def test_the_schema_knows_each_value_and_no_other() -> None:
         ({"networkPolicy": {"apiServer": {"host": "x"}}}, "host"),
         ({"resources": {"claims": []}}, "claims"),
         ({"image": {"digest": "sha256:abc"}}, "digest"),
-        ({"replicas": 2}, "replicas"),
+        ({"replicas": 9}, "replicas"),
         ({"logLevel": "TRACE"}, "logLevel"),
         ({"watchNamespaces": ["a,b"]}, "watchNamespaces"),
         ({"podAnnotations": {"a": 1}}, "podAnnotations"),
@@ -353,6 +367,7 @@ def test_values_reach_the_operator() -> None:
         "workers": 1000,
         "qps": 2500.5,
         "burst": 100000,
+        "leaseDuration": 30,
         "logLevel": "ERROR",
         "trainer": {"image": {"repository": "images.example:5000/trainer", "tag": "1.2.3", "digest": DIGEST}},
     }
@@ -362,6 +377,9 @@ def test_values_reach_the_operator() -> None:
         workers=1000,
         qps=2500.5,
         burst=100000,
+        lease_namespace=NAMESPACE,
+        lease_name=RELEASE,
+        lease_duration=30.0,
         log_level="ERROR",
     )
 

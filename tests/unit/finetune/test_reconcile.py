@@ -1,14 +1,14 @@
 """What the operator makes of a FineTuneJob, step by step, against an API server that keeps every write."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from lorikeet_operator.finetune.reconcile import FINETUNEJOB, NOT_STARTED, REFUSED_AGAIN, TUNINGPROFILE
+from lorikeet_operator.finetune.reconcile import FINETUNEJOB, NOT_STARTED, PATIENCE, REFUSED_AGAIN, TUNINGPROFILE
 from lorikeet_operator.finetune.reconcile import FineTuneController as Controller
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.controller import Kube
@@ -41,6 +41,7 @@ class World:
     cache: Cache
     controller: Controller
     now: datetime = field(default_factory=lambda: datetime(2026, 11, 23, 10, tzinfo=UTC))
+    restart: Callable[[], tuple[Cache, Controller]] = field(default=lambda: pytest.fail("there is nobody to start one"))
 
     def put(self, kind: Kind, obj: Object, *, seen: bool = True) -> Object:
         """Change an object in the cluster; `seen`: the operator's watch has told it."""
@@ -372,12 +373,17 @@ async def test_a_condition_keeps_its_time_while_it_holds(running: World) -> None
 
 async def steer(world: World, **spec: Any) -> None:
     """Change the spec as a user does, and reconcile."""
+    steered(world, **spec)
+    await world.reconcile()
+
+
+def steered(world: World, **spec: Any) -> None:
+    """Change the spec as a user does."""
     held = world.get(FINETUNEJOB, NAME)
     generation = held["metadata"]["generation"] + 1
     world.change(
         FINETUNEJOB, NAME, spec=request(**spec)["spec"], metadata={**held["metadata"], "generation": generation}
     )
-    await world.reconcile()
 
 
 async def test_a_job_that_is_created_suspended_makes_nothing(world: World) -> None:
@@ -471,3 +477,12 @@ async def test_the_ttl_reaches_the_batch_job_when_its_end_is_written(running: Wo
     writes = len(running.api.writes)
     await running.reconcile()
     assert (running.status["phase"], len(running.api.writes)) == ("Succeeded", writes)
+
+
+async def test_a_job_that_waits_long_is_looked_at_seldom(world: World) -> None:
+    """A thousand jobs that wait for a quota would keep the operator and the API server busy with questions."""
+    assert await world.reconcile() == Requeue(NOT_STARTED)
+    later = await world.reconcile(20)
+    assert later is not None
+    assert later.after == pytest.approx(20, abs=2)
+    assert await world.reconcile(6000) == Requeue(PATIENCE)

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from lorikeet_operator import app
 from lorikeet_operator.kube import relist, watches
 from lorikeet_operator.kube.controller import Controller, Kube, Watch
 from lorikeet_operator.kube.errors import NotFound
-from lorikeet_operator.kube.kinds import CONFIG_MAP, Key, Kind, Object, key_of
+from lorikeet_operator.kube.kinds import CONFIG_MAP, LEASE, Key, Kind, Object, key_of
+from lorikeet_operator.kube.lease import LeaseLost
 from lorikeet_operator.kube.queue import Requeue
 from lorikeet_operator.settings import Settings
 from tests.unit.kube.api import THING, Api
@@ -169,6 +171,42 @@ async def test_only_the_given_namespaces_are_asked_for(api: Api) -> None:
         await until(lambda: len(api.streams[THING]) == 2, "both namespaces are watched")
     paths = {each.path for each in api.seen if each.path.endswith("/things")}
     assert paths == {THING.path("one"), THING.path("two")}
+
+
+async def test_of_two_replicas_one_works_and_the_other_takes_over(api: Api) -> None:
+    api.kinds = (*api.kinds, LEASE)
+    first, second = (
+        Process(replace(SETTINGS, lease_namespace="ns", lease_duration=1.5, identity=name)) for name in "ab"
+    )
+    api.add(THING, thing(spec=1))
+    await until(lambda: status(api) == {"seen": 1}, "one of them works")
+    await until(lambda: len(api.streams.get(THING, [])) == 2, "both watch")
+    leader, other = (first, second) if first.things.reconciled else (second, first)
+    assert other.things.reconciled == []
+    leader.task.cancel()
+    await asyncio.wait([leader.task])
+    api.add(THING, thing("b", spec=2))
+    await until(lambda: status(api, "b") == {"seen": 2}, "the other one works")
+    assert set(leader.things.reconciled) == {A}
+    assert A in other.things.reconciled, "it looks at everything anew"
+    await other.stop()
+    assert api.objects[LEASE.path("ns", "lorikeet")]["spec"]["holderIdentity"] == ""
+
+
+async def test_a_process_that_loses_its_lease_ends(api: Api) -> None:
+    api.kinds = (*api.kinds, LEASE)
+    process = Process(replace(SETTINGS, lease_namespace="ns", lease_duration=1.5))
+    api.add(THING, thing(spec=1))
+    await until(lambda: status(api) == {"seen": 1}, "it works")
+    process.things.gate.clear()
+    api.add(THING, thing("b", spec=2))
+    await until(lambda: Key("ns", "b") in process.things.entered, "it is at work")
+    held = api.objects[LEASE.path("ns", "lorikeet")]
+    api.add(LEASE, {**held, "spec": {**held["spec"], "holderIdentity": "another"}})
+    with pytest.raises(ExceptionGroup) as caught:
+        await asyncio.wait_for(process.task, 10)
+    assert caught.group_contains(LeaseLost)
+    assert status(api, "b") is None
 
 
 async def test_sigterm_lets_a_reconcile_end(api: Api) -> None:
