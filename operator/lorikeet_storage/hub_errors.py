@@ -1,4 +1,4 @@
-"""The hub's exceptions in the user's words. Apart from `errors`, so that S3 users do not load huggingface_hub."""
+"""The hub's exceptions in the user's words. Apart from `translate`, so that S3 users do not load huggingface_hub."""
 
 import huggingface_hub.errors as hub
 

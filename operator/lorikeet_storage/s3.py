@@ -24,7 +24,8 @@ from boto3.session import Session
 from botocore.config import Config
 
 from lorikeet_api.contract import StorageAccess
-from lorikeet_storage.errors import Place, Role, Unreachable, bad_ca_bundle, bad_endpoint, no_credentials, translated
+from lorikeet_storage.errors import Place, Role, Unreachable
+from lorikeet_storage.translate import bad_ca_bundle, bad_endpoint, no_credentials, translated
 from lorikeet_storage.uri import S3Location
 
 if TYPE_CHECKING:

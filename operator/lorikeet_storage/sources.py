@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from lorikeet_api.contract import FileDigest, StorageAccess
-from lorikeet_storage.errors import Place, Refused, Role, translated
+from lorikeet_storage.errors import Place, Refused, Role
 from lorikeet_storage.s3 import S3, ObjectInfo
+from lorikeet_storage.translate import translated
 from lorikeet_storage.uri import HubLocation, Location, PvcLocation, S3Location, safe_relative
 
 _CHUNK: Final = 1 << 20

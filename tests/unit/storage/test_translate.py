@@ -8,7 +8,8 @@ import huggingface_hub.errors as hub
 import pytest
 
 from lorikeet_storage import StorageError
-from lorikeet_storage.errors import Place, translate, translated
+from lorikeet_storage.errors import Place
+from lorikeet_storage.translate import translate, translated
 
 PLACE = Place("s3://bucket/key", "model", "http://s3:7070")
 HUB = Place("hf://org/name", "model")
