@@ -6,15 +6,15 @@ SHELL := bash
 
 BIN := .venv/bin
 PYTHON := $(BIN)/python
-CODE := operator trainer-image e2e tests examples scripts
+CODE := operator trainer-image e2e tests examples scripts bench
 CRD_FOLDERS := crds charts/lorikeet/files/crds
 export PATH := $(CURDIR)/.cluster/bin:$(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help demo test check lint unit integration trainer-test e2e generate lock images cluster cluster-down deploy \
+.PHONY: help demo test check lint unit integration trainer-test e2e generate lock images cluster cluster-down deploy bench-operator \
         host tools clean
 
 help: ## show what there is
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 demo: ready ## all set-up, then the main job: from kubectl apply to a tuned adapter in S3
 	$(PYTHON) -m e2e.demo
@@ -66,6 +66,9 @@ else
 cluster images: host
 	@:
 endif
+
+bench-operator: tools ## measure the operator against an API server of its own (seconds to minutes: BENCH="--jobs 5000")
+	$(PYTHON) -m bench.operator_load $(BENCH)
 
 cluster-down: host ## end the cluster; its image store stays
 	$(PYTHON) -m e2e.cluster down
