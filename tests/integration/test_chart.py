@@ -212,10 +212,12 @@ def test_the_account_has_the_rights_of_the_chart_and_no_more(release: Cluster) -
         user = f"--as=system:serviceaccount:{release.namespace}:{account}"
         return _rights(release.create(review, user, "--validate=false")["status"]["resourceRules"])
 
-    name = f"{release.namespace}:{release.namespace}-lorikeet"
-    (role,) = [each for each in release.render() if each["metadata"]["name"] == name and each["kind"] == "ClusterRole"]
+    fullname = f"{release.namespace}-lorikeet"
+    names = {("ClusterRole", f"{release.namespace}:{fullname}"), ("Role", f"{fullname}-lease")}
+    roles = [each for each in release.render() if (each["kind"], each["metadata"]["name"]) in names]
+    assert len(roles) == len(names)
     given = rights(_account(release)) - rights("default")
-    assert given == _rights(role["rules"])
+    assert given == set().union(*(_rights(role["rules"]) for role in roles))
     assert not [right for right in given if right[1] == "secrets" or right[2] == "delete"]
 
 
