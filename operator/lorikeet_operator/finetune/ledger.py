@@ -5,12 +5,10 @@ one pod at a time (`podReplacementPolicy: Failed`), so those that are older are 
 """
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from lorikeet_api.finetunejob import FineTuneJobStatus
-from lorikeet_operator.finetune.observe import is_preempted, trainer_state
-
-_ENDED: Final = ("Succeeded", "Failed")
+from lorikeet_operator.finetune.observe import has_ended, is_preempted, trainer_state
 
 
 def count(status: FineTuneJobStatus, pods: list[dict[str, Any]], *, stopped: bool) -> FineTuneJobStatus:
@@ -24,7 +22,7 @@ def count(status: FineTuneJobStatus, pods: list[dict[str, Any]], *, stopped: boo
         if _has_run(pod) and made > counted.started_until:
             attempts += 1
             counted = counted.model_copy(update={"started_until": made})
-        if pod["status"].get("phase") in _ENDED and made > counted.ended_until:
+        if has_ended(pod) and made > counted.ended_until:
             seconds += _seconds(trainer_state(pod).get("terminated") or {})
             preemptions += is_preempted(pod) and not stopped
             counted = counted.model_copy(update={"ended_until": made})

@@ -95,7 +95,12 @@ def final_condition(job: dict[str, Any]) -> dict[str, Any] | None:
 
 def live(pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the pods that have not ended."""
-    return [pod for pod in pods if _phase(pod) not in ("Succeeded", "Failed")]
+    return [pod for pod in pods if not has_ended(pod)]
+
+
+def has_ended(pod: dict[str, Any]) -> bool:
+    """Return whether a pod has ended, well or badly."""
+    return _phase(pod) in ("Succeeded", "Failed")
 
 
 def has_failed(pod: dict[str, Any]) -> bool:

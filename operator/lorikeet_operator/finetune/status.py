@@ -1,6 +1,6 @@
 """Turns what is known of a job into its status (pure: the clock is an argument)."""
 
-from lorikeet_api.conditions import Condition, ConditionType
+from lorikeet_api.conditions import Condition, ConditionStatus, ConditionType
 from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
 from lorikeet_operator.finetune.observe import Finding, Observation
 
@@ -31,12 +31,12 @@ def with_findings(
         for condition in status.conditions
     }
     for kind, finding in findings.items():
-        holds = "True" if finding.holds else "False"
+        holds: ConditionStatus = "True" if finding.holds else "False"
         before = conditions.get(kind)
         since = before.last_transition_time if before is not None and before.status == holds else now
         conditions[kind] = Condition(
             type=kind,
-            status="True" if finding.holds else "False",
+            status=holds,
             reason=finding.reason,
             message=finding.message[:4096],
             observed_generation=generation,

@@ -5,6 +5,12 @@ from aiohttp.test_utils import TestServer
 
 from lorikeet_operator.kube.client import Client
 from tests.unit.kube.api import Api, client_for, serve
+from tests.unit.kube.clock import FakeClock
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture

@@ -14,11 +14,6 @@ A = Key("ns", "a")
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
 def cache(clock: FakeClock) -> Cache:
     cache = Cache(clock.now)
     cache.register(CONFIG_MAP, by_label("owner"))

@@ -6,13 +6,9 @@ import pytest
 from lorikeet_operator.kube import probes
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.kinds import CONFIG_MAP, Key
-from lorikeet_operator.kube.queue import KeyedQueue, Requeue
+from lorikeet_operator.kube.queue import KeyedQueue
 from tests.unit.kube.clock import FakeClock
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+from tests.unit.kube.stubborn import stubborn
 
 
 @pytest.fixture
@@ -38,16 +34,7 @@ def test_lists_that_stay_away_are_a_reason_to_restart(cache: Cache, clock: FakeC
 
 async def test_a_reconcile_that_hangs_is_one_too(cache: Cache, clock: FakeClock) -> None:
     release = asyncio.Event()
-
-    async def stubborn(_: Key) -> Requeue | None:
-        while not release.is_set():
-            try:
-                await release.wait()
-            except asyncio.CancelledError:
-                continue
-        return None
-
-    queue = KeyedQueue("stubborn", stubborn, timeout=10, clock=clock)
+    queue = KeyedQueue("stubborn", stubborn(release), timeout=10, clock=clock)
     queue.start()
     queue.add(Key("ns", "a"))
     await asyncio.sleep(0)

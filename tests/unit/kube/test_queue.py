@@ -8,6 +8,7 @@ from lorikeet_operator.kube.errors import Conflict, TooManyRequests
 from lorikeet_operator.kube.kinds import Key
 from lorikeet_operator.kube.queue import KeyedQueue, Requeue
 from tests.unit.kube.clock import FakeClock
+from tests.unit.kube.stubborn import stubborn
 from tests.unit.kube.waiting import until
 
 A, B, C = Key("ns", "a"), Key("ns", "b"), Key("ns", "c")
@@ -197,16 +198,7 @@ async def test_a_reconcile_that_hangs_is_cancelled_and_comes_back(bench: Bench) 
 
 async def test_one_that_does_not_even_end_when_cancelled_is_reported(bench: Bench) -> None:
     release = asyncio.Event()
-
-    async def stubborn(_: Key) -> Requeue | None:
-        while not release.is_set():
-            try:
-                await release.wait()
-            except asyncio.CancelledError:
-                continue
-        return None
-
-    bench.queue._reconcile = stubborn
+    bench.queue._reconcile = stubborn(release)
     bench.queue.start()
     bench.queue.add(A)
     await bench.settle()
