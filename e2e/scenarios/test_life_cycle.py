@@ -73,13 +73,15 @@ def test_a_suspended_job_gives_its_pod_back_and_goes_on_when_told(workspace: Wor
     assert status.get("preemptions", 0) == 0
     steer(workspace, "rests", suspend=False)
     until_it_trains(workspace, "rests", attempts=2)
+    (pod,) = pods(workspace)
+    assert "event=resume" in workspace.kubectl("logs", pod["metadata"]["name"]), "from the checkpoint, not anew"
     status = workspace.wait("rests", lambda status: status["phase"] == "Running", "second start", 60)["status"]
     assert (condition(status, "Suspended")["status"], condition(status, "Failed")["status"]) == ("False", "False")
 
 
-def test_an_evicted_pod_is_made_again_and_costs_no_retry(workspace: Workspace, small: dict[str, Any]) -> None:
-    start(workspace, "drained", small, training={"maxSteps": 60}, maxPreemptions=1)
-    workspace.wait("drained", lambda status: status.get("attempts") == 1, "attempt", 120)
+def test_an_evicted_pod_goes_on_in_another_and_costs_no_retry(workspace: Workspace, small: dict[str, Any]) -> None:
+    start(workspace, "drained", small, training={"epochs": 1000.0, "maxSteps": 400}, maxPreemptions=1)
+    until_it_trains(workspace, "drained")
     (pod,) = pods(workspace)
     name = pod["metadata"]["name"]
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
@@ -87,6 +89,8 @@ def test_an_evicted_pod_is_made_again_and_costs_no_retry(workspace: Workspace, s
     workspace.target.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
     status = workspace.wait_final("drained", 180)["status"]
     assert (status["phase"], status["attempts"], status["preemptions"]) == ("Succeeded", 2, 1), workspace.story()
+    assert status["metrics"]["steps"] == 400
+    assert status["metrics"]["resumedFromStep"] > 0
 
 
 def test_a_deadline_ends_the_run_and_its_batch_job(workspace: Workspace, small: dict[str, Any]) -> None:

@@ -94,7 +94,8 @@ def run_id(model: ModelSource, dataset: Dataset, method: Method, objective: Obje
     The same request gives the same id wherever and whenever it is made, so a finished run is found again
     by a recreated job instead of being trained again.
     """
-    parts = [part.to_wire() for part in (model, dataset, method, objective, training)]
+    decisive = training.model_copy(update={"checkpoints": None})
+    parts = [part.to_wire() for part in (model, dataset, method, objective, decisive)]
     return hashlib.sha256(canonical_json(parts)).hexdigest()[:16]
 
 
@@ -115,6 +116,8 @@ class Metrics(Model):
     """exp(evalLoss)."""
     steps: int | None = None
     """Optimiser steps made."""
+    resumed_from_step: int | None = None
+    """Step of the checkpoint that the last attempt went on from; absent if it began at the beginning."""
     train_examples: int | None = None
     """Examples trained on (an epoch's)."""
     eval_examples: int | None = None
@@ -260,6 +263,19 @@ class Manifest(Model):
     def to_bytes(self) -> bytes:
         """Return the file's bytes; their sha256 is the revision."""
         return json.dumps(self.to_wire(), indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
+class Checkpoint(Model):
+    """A checkpoint in S3: `checkpoints/<step>-<attempt>/checkpoint.json`, written after the files that it names."""
+
+    version: Literal["v1"] = "v1"
+    """Version of this layout."""
+    run_id: str
+    """The run that it is of."""
+    step: int
+    """Optimiser steps made."""
+    files: list[FileDigest]
+    """Every file."""
 
 
 class LatestPointer(Model):

@@ -6,7 +6,8 @@ fine-tune, so these are resolved by the operator when the job starts.
 
 from typing import Any, Final
 
-from lorikeet_api.training import Method, MethodName, ObjectiveName, Training
+from lorikeet_api.base import Model
+from lorikeet_api.training import Checkpoints, Method, MethodName, ObjectiveName, Training
 
 _COMMON: Final = Training(
     epochs=3,
@@ -17,6 +18,7 @@ _COMMON: Final = Training(
     max_grad_norm=1.0,
     seed=42,
     logging_steps=10,
+    checkpoints=Checkpoints(),
 )
 
 DEFAULTS: Final[dict[tuple[MethodName, ObjectiveName], Training]] = {
@@ -36,7 +38,7 @@ def describe(field: str) -> str | None:
     values: dict[Any, list[str]] = {}
     for (method, objective), training in DEFAULTS.items():
         value = getattr(training, field)
-        if value is not None:
+        if value is not None and not isinstance(value, Model):  # a model's fields have defaults of their own
             values.setdefault(value, []).append(f"{method} {objective}")
     if not values:
         return None

@@ -260,6 +260,20 @@ class Objective(Model):
 PositiveSteps = Annotated[int, Field(ge=1, le=100_000_000)]
 
 
+class Checkpoints(Model):
+    """How a run keeps what an interruption would cost it: weights, optimiser, scheduler, random state, data order.
+
+    Uploaded beside training to `<output>/<runId>/checkpoints/`; a run that is asked to stop saves one more.
+    """
+
+    every_steps: PositiveSteps = 200
+    """Steps between two checkpoints (TRL: `save_steps`)."""
+    keep: Annotated[int, Field(ge=1, le=100)] = 2
+    """How many are kept, the newest ones (TRL: `save_total_limit`)."""
+    after_success: Literal["delete", "keep"] = "delete"
+    """What becomes of them once the run has published: `delete` or `keep`."""
+
+
 class Training(Model):
     """Hyperparameters. Each absent one comes from the profile, else from the table by method and objective."""
 
@@ -291,6 +305,8 @@ class Training(Model):
     """Steps between two logged losses."""
     eval_steps: PositiveSteps | None = None
     """Steps between two evaluations. Absent: once an epoch."""
+    checkpoints: Checkpoints | None = None
+    """What an interrupted run goes on from. It has no part in the run's id: the result does not depend on it."""
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:

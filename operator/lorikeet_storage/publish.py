@@ -34,7 +34,8 @@ RUN: Final = "run.json"
 COMMIT: Final = "commit.json"
 LATEST: Final = "latest.json"
 STAGING: Final = "staging"
-_RESERVED: Final = {MANIFEST, RUN, COMMIT, LATEST, STAGING}
+CHECKPOINTS: Final = "checkpoints"
+_RESERVED: Final = {MANIFEST, RUN, COMMIT, LATEST, STAGING, CHECKPOINTS}
 
 
 def find_manifest(output_uri: str, run_id: str, access: StorageAccess) -> tuple[Manifest, str] | None:
@@ -44,7 +45,7 @@ def find_manifest(output_uri: str, run_id: str, access: StorageAccess) -> tuple[
     StorageError: OutputConflict if the manifest is unreadable, of another run or without its files.
     """
     store = S3(access, "output")
-    folder = _run_folder(output_uri, run_id)
+    folder = run_folder(output_uri, run_id)
     location = folder.child(MANIFEST)
     data = store.read(location)
     if data is None:
@@ -68,7 +69,7 @@ def check_free(contract: RunContract) -> None:
     belongs to another run or holds files that no run of ours put there.
     """
     store = S3(contract.storage, "output")
-    folder = _run_folder(contract.output_uri, contract.run_id)
+    folder = run_folder(contract.output_uri, contract.run_id)
     marker = folder.child(RUN)
     owner = store.read(marker)
     if owner is None:
@@ -105,7 +106,7 @@ def publish(folder: Path, draft: Manifest) -> Artifacts:
         raise StorageError("InternalError", f"{folder} holds no file to publish")
     manifest = draft.model_copy(update={"files": digests})
     store = S3(contract.storage, "output")
-    run = _run_folder(contract.output_uri, contract.run_id)
+    run = run_folder(contract.output_uri, contract.run_id)
     attempt = uuid.uuid4().hex[:12]
     _stage(store, folder, manifest, run.child(f"{STAGING}/{attempt}"))
     try:
@@ -118,7 +119,7 @@ def artifacts_of(manifest: Manifest, sha256: str) -> Artifacts:
     """Return what a run's record says of a published manifest."""
     contract = manifest.contract
     return Artifacts(
-        uri=str(_run_folder(contract.output_uri, contract.run_id)),
+        uri=str(run_folder(contract.output_uri, contract.run_id)),
         run_id=manifest.run_id,
         revision=sha256[:8],
         sha256=sha256,
@@ -188,7 +189,8 @@ def _sweep(store: S3, run: S3Location) -> None:
         return  # no right to delete, say: the run is published all the same
 
 
-def _run_folder(output_uri: str, run: str) -> S3Location:
+def run_folder(output_uri: str, run: str) -> S3Location:
+    """Return the folder of a run below an output."""
     if not run.isalnum():
         raise StorageError("InvalidContract", f"{run!r} is no run id")
     return parse_s3(output_uri).child(run)

@@ -11,7 +11,7 @@ import random
 import ssl
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,12 +221,16 @@ class S3:
             body.close()
         return got
 
-    def upload(self, path: Path, location: S3Location) -> None:
-        """Send a file, in parts if it is large, and check the size that the store then has."""
+    def upload(self, path: Path, location: S3Location, on_sent: Callable[[int], None] | None = None) -> None:
+        """Send a file, in parts if it is large, and check the size that the store then has.
+
+        `on_sent` is called with the bytes that went out since the last call, in several threads; what it raises ends
+        the upload.
+        """
         place = self.place(location)
         with translated(place):
             try:
-                self._client.upload_file(str(path), location.bucket, location.key, Config=_TRANSFER)
+                self._client.upload_file(str(path), location.bucket, location.key, Config=_TRANSFER, Callback=on_sent)
             except S3UploadFailedError as error:
                 # boto3 keeps only the text; the cause has the code.
                 raise (error.__context__ if isinstance(error.__context__, aws.ClientError) else error) from error

@@ -94,10 +94,15 @@ def safe_relative(name: str) -> str:
     Names come from listings of stores and from manifests, which others can write: none may lead out of the
     folder that it is joined to.
     """
-    parts = name.split("/")
-    if "\0" in name or any(part in ("", ".", "..") for part in parts) or PurePosixPath(name).is_absolute():
+    if not is_safe(name):
         raise StorageError("InvalidContract", f"{name!r} is not a plain relative path: rename it")
     return name
+
+
+def is_safe(name: str) -> bool:
+    """Return whether `name` is a plain relative path."""
+    parts = name.split("/")
+    return not ("\0" in name or any(part in ("", ".", "..") for part in parts) or PurePosixPath(name).is_absolute())
 
 
 def _bad(uri: str, why: str) -> StorageError:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -84,10 +87,11 @@ class Lab:
         return result
 
     def start(self, contract: RunContract, **popen: Any) -> "Started":
-        """Start the real `lorikeet-train` on a contract."""
+        """Start the real `lorikeet-train` on a contract, in an empty folder as a pod has it."""
         work = self.layout(contract)
         folder = work.model.parent
-        folder.mkdir(exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         command = [str(Path(sys.executable).parent / "lorikeet-train"), "--contract", str(self.write(contract))]
         command += ["--work", str(folder), "--termination-log", str(folder / "termination")]
         environment = {**os.environ, **self.server.env}
@@ -126,6 +130,26 @@ class Started:
             if words in line:
                 return line
         raise AssertionError(f"no line with {words!r} in:\n{''.join(seen)}")
+
+    def kill(self) -> None:
+        """Kill the whole run at once, as the end of a node does."""
+        doomed = [self.process.pid, *self.children()]
+        for pid in doomed:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.communicate(timeout=30)
+
+    def rank(self) -> int:
+        """Return the process of the one rank."""
+        (rank,) = [
+            pid for pid in self.children() if b"lorikeet_trainer.stage" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        return rank
+
+    def children(self) -> list[int]:
+        """Return the processes of the run's stage: its ranks, and the upload beside them."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def end(self) -> tuple[int, dict[str, Any], str]:
         """Return exit code, record and the rest of the log; the record's bytes fit the kubelet's limit."""

@@ -50,6 +50,16 @@ class RunError(Exception):
         return RunRecord(reason=self.reason, message=self.message, retryable=self.exit_code in RETRYABLE_CODES)
 
 
+def preempted(checkpoint: int | None) -> RunError:
+    """Return the end of a run that was asked to stop; `checkpoint` is the step of the newest one in the store."""
+    saved = (
+        "there was no checkpoint yet, so it begins at the beginning"
+        if checkpoint is None
+        else f"it goes on from the checkpoint of step {checkpoint}"
+    )
+    return RunError("Preempted", f"stopped by SIGTERM before the end and nothing published; made again, {saved}")
+
+
 def out_of_memory(what: str) -> RunError:
     """Return the end of a run that does not fit; `what` says which memory ran out."""
     return RunError("OutOfMemory", f"{what} ran out of memory: {ADVICE_OUT_OF_MEMORY}")

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 
 from lorikeet_trainer.batches import batched
 from lorikeet_trainer.render import IGNORED, Tokens
+from lorikeet_trainer.stop import STOP
+
+
+class Interrupted(Exception):
+    """The run was asked to stop during an evaluation on the way."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ def evaluate(
     """Return the loss of `model` (with trl's fused head, so that no whole logits are held) on `rows`.
 
     Each rank takes every n-th row, and the sums are added up over the ranks. The model is left in the mode,
-    training or not, in which it was.
+    training or not, in which it was. Raises Interrupted if a run of one rank is asked to stop meanwhile; of several,
+    each must do its part of the sums.
     """
     device = next(model.parameters()).device
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -65,6 +71,8 @@ def evaluate(
         _evaluation_mode(model)
         with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
             for some in batched(mine, batch_size):
+                if world == 1 and STOP.requested:
+                    raise Interrupted
                 output = model(**pad(some, pad_id, device), use_cache=False, fused_lm_head=True)
                 sums[0] -= output.log_probs.double().sum()
                 sums[1] += output.label_mask.sum()

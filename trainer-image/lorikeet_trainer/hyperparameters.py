@@ -6,7 +6,7 @@ from typing import Self
 
 from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
-from lorikeet_api.training import Scheduler
+from lorikeet_api.training import Checkpoints, Scheduler
 from lorikeet_trainer.batches import micro_batch
 from lorikeet_trainer.errors import RunError
 
@@ -31,6 +31,7 @@ class Hyperparameters:
     logging_steps: int
     eval_steps: int | None
     """None: once an epoch."""
+    checkpoints: Checkpoints
 
     @classmethod
     def of(cls, contract: RunContract) -> Self:

@@ -16,11 +16,18 @@ from typing import Final, Literal
 
 from pydantic import ValidationError
 
-from lorikeet_api.contract import EXIT_DONE, FINAL_EXIT_CODES, RunContract, RunRecord
+from lorikeet_api.contract import EXIT_DONE, EXIT_PREEMPTED, FINAL_EXIT_CODES, RunContract, RunRecord
 from lorikeet_trainer import cgroup, log
-from lorikeet_trainer.errors import RunError, internal, out_of_memory, out_of_memory_outside_training
+from lorikeet_trainer.errors import (
+    RETRYABLE_CODES,
+    RunError,
+    internal,
+    out_of_memory,
+    out_of_memory_outside_training,
+    preempted,
+)
 from lorikeet_trainer.processes import Children, Command, End
-from lorikeet_trainer.state import Layout, StageResult
+from lorikeet_trainer.state import Layout, StageResult, StoredCheckpoint
 
 Stage = Literal["prepare", "train", "publish"]
 STAGES: Final[tuple[Stage, ...]] = ("prepare", "train", "publish")
@@ -30,6 +37,8 @@ AIR_GAP: Final = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NO
 
 _RECORD_SECONDS: Final = 5
 """Kept of the grace period to write the final record."""
+_UPLOAD_SECONDS: Final = 60.0
+"""What a checkpoint's upload may take after a failed attempt, before the next one begins."""
 
 
 @dataclass(frozen=True)
@@ -88,24 +97,43 @@ def _run_stages(options: Options, children: Children) -> StageResult:
     result = StageResult(exit_code=EXIT_DONE)
     for stage in STAGES:
         if children.stopping:
-            raise preempted()
-        ranks = max(1, contract.gpus) if stage == "train" else 1
-        port = _free_port()
-        commands = [_command(stage, rank, ranks, port, options, layout) for rank in range(ranks)]
-        before = cgroup.oom_kills()
-        ends = children.run(commands)
-        after = cgroup.oom_kills()
-        killed = before is not None and after is not None and after > before
-        results = {rank: _read_result(layout.result(stage, rank)) for rank in range(ranks)}
-        result = judge(stage, ends, results, stopping=children.stopping, oom_killed=killed)
+            raise preempted(_stored(layout))
+        result = _run_stage(stage, contract, options, children)
         if result.record is not None:
             return result
     return result
 
 
-def preempted() -> RunError:
-    """Return the end of a run that was asked to stop."""
-    return RunError("Preempted", "stopped by SIGTERM before the end; nothing was published, the run starts again")
+def _run_stage(stage: Stage, contract: RunContract, options: Options, children: Children) -> StageResult:
+    """Run one stage in all its ranks, training with the upload of checkpoints beside it."""
+    layout = Layout(options.work)
+    ranks = max(1, contract.gpus) if stage == "train" else 1
+    port = _free_port()
+    commands = [_command(stage, rank, ranks, port, options, layout) for rank in range(ranks)]
+    if stage == "train":
+        children.start_helper(_upload_command(options, children.grace_seconds))
+    before = cgroup.oom_kills()
+    ends = children.run(commands)
+    after = cgroup.oom_kills()
+    killed = before is not None and after is not None and after > before
+    results = {rank: _read_result(layout.result(stage, rank)) for rank in range(ranks)}
+    try:
+        result = judge(stage, ends, results, stopping=children.stopping, oom_killed=killed)
+    except RunError as error:
+        result = StageResult(exit_code=error.exit_code, record=error.record())
+    # What is uploaded now serves only a run that is made again.
+    children.end_helper(_UPLOAD_SECONDS if result.exit_code in RETRYABLE_CODES else 0)
+    if result.exit_code == EXIT_PREEMPTED:
+        raise preempted(_stored(layout))
+    return result
+
+
+def _stored(layout: Layout) -> int | None:
+    """Return the step of the newest checkpoint in the store."""
+    try:
+        return StoredCheckpoint.read(layout.stored).step
+    except (OSError, ValidationError):
+        return None
 
 
 def judge(
@@ -122,7 +150,7 @@ def judge(
     if ends and all(end.status == EXIT_DONE for end in ends) and first is not None:
         return first
     if stopping:
-        raise preempted()
+        raise preempted(None)
     failed = [end for end in ends if end.status != EXIT_DONE]
     told = [result for end in failed if (result := results.get(end.index)) and result.record is not None]
     told.sort(key=lambda result: result.exit_code not in FINAL_EXIT_CODES)
@@ -158,6 +186,12 @@ def _command(stage: Stage, rank: int, ranks: int, port: int, options: Options, l
     arguments = [sys.executable, "-P", "-m", "lorikeet_trainer.stage", stage]
     arguments += ["--contract", str(options.contract), "--work", str(options.work), "--rank", str(rank)]
     return Command(arguments, environment(stage, rank, ranks, port))
+
+
+def _upload_command(options: Options, grace: float) -> Command:
+    arguments = [sys.executable, "-P", "-m", "lorikeet_trainer.upload"]
+    arguments += ["--contract", str(options.contract), "--work", str(options.work), "--grace", str(grace)]
+    return Command(arguments, environment("publish", 0, 1, 0))
 
 
 def environment(stage: Stage, rank: int, ranks: int, port: int) -> dict[str, str]:

@@ -1,16 +1,19 @@
 """The first stage: everything that can be found wrong without torch, and the files of the run."""
 
+import shutil
 from collections.abc import Iterator
+from functools import partial
 
 from lorikeet_api.contract import Manifest, RunContract, RunRecord, SourceDigest
 from lorikeet_api.training import DataSource
-from lorikeet_storage import artifacts_of, check_free, fetch_data, fetch_model, find_manifest
+from lorikeet_storage import Checkpoints, artifacts_of, check_free, fetch_data, fetch_model, find_manifest
+from lorikeet_storage.errors import Conflict
 from lorikeet_trainer import log
 from lorikeet_trainer.data import Example, read_source
 from lorikeet_trainer.hyperparameters import Hyperparameters
 from lorikeet_trainer.mixture import check_split, split
 from lorikeet_trainer.patience import FETCH_SECONDS, patiently
-from lorikeet_trainer.state import Layout, Prepared
+from lorikeet_trainer.state import Layout, Prepared, StoredCheckpoint
 
 
 def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
@@ -26,7 +29,24 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
     with log.timed("fetch", what="model", uri=contract.model.uri) as told:
         model = patiently(lambda: fetch_model(contract.model, layout.model, contract.storage), FETCH_SECONDS)
         told["bytes"] = sum(file.size for file in model.digest.files)
-    Prepared(model=model.digest, data=data).write(layout.prepared)
+    Prepared(model=model.digest, data=data, checkpoint=_resume(contract, layout)).write(layout.prepared)
+    return None
+
+
+def _resume(contract: RunContract, layout: Layout) -> int | None:
+    """Fetch the newest checkpoint that an earlier attempt has left; return its step, or None if there is none."""
+    checkpoints = Checkpoints(contract)
+    for stored in patiently(lambda: list(checkpoints.newest()), FETCH_SECONDS):
+        step = stored.checkpoint.step
+        shutil.rmtree(layout.resume, ignore_errors=True)
+        try:
+            with log.timed("resume", step=step, uri=str(stored.location)):
+                patiently(partial(checkpoints.fetch, stored, layout.resume), FETCH_SECONDS)
+        except Conflict as error:
+            log.event("checkpoint_damaged", step=step, message=str(error))
+            continue
+        StoredCheckpoint(step=step).write(layout.stored)
+        return step
     return None
 
 

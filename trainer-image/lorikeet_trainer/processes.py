@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import IO, Final
@@ -16,6 +18,9 @@ KILL_AFTER_SECONDS: Final = 10.0
 GRACE_SECONDS: Final = 30.0
 """The same for a stopped run, until the contract says how long the grace is."""
 _TAIL_LINES: Final = 30
+_HELPER_STARTS: Final = 4
+"""How often a helper is started at most: one that fails again and again is left alone."""
+_POLL_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,10 @@ class _Child:
 
 
 class Children:
-    """The processes of one stage at a time.
+    """The processes of one stage at a time, and one that helps them.
 
-    SIGTERM and SIGINT reach `stop` from the moment of `listen`: PID 1 has no default action for them. No call
-    polls: `run` waits in `waitpid`, and the handlers run whenever a signal interrupts it.
+    SIGTERM and SIGINT reach `stop` from the moment of `listen`: PID 1 has no default action for them. `run`
+    waits in `waitpid`, and the handlers run whenever a signal interrupts it.
     """
 
     def __init__(self) -> None:
@@ -59,6 +64,11 @@ class Children:
         self.grace_seconds = GRACE_SECONDS
         """Seconds from the request to stop until what still runs is killed."""
         self._alive: dict[int, _Child] = {}
+        self._helper: subprocess.Popen[bytes] | None = None
+        self._helper_command: Command | None = None
+        self._helper_starts = 0
+        self._killed_at = 0.0
+        """When a stopped run is killed, on the monotonic clock."""
 
     def listen(self) -> None:
         """Handle signals from now on."""
@@ -82,7 +92,9 @@ class Children:
                 break
             child = self._alive.pop(pid, None)
             if child is None:
-                continue  # an orphan that became ours, as PID 1's lot is
+                # The helper, or an orphan that became ours, as PID 1's lot is.
+                self._restart_helper(pid, status)
+                continue
             child.process.returncode = code = os.waitstatus_to_exitcode(status)
             # Its own children may hold the pipe open: do not wait for them.
             child.reader.join(timeout=2)
@@ -90,8 +102,46 @@ class Children:
             if code != 0 and self._alive and not self.stopping:
                 self._signal(signal.SIGTERM)
                 signal.setitimer(signal.ITIMER_REAL, KILL_AFTER_SECONDS)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if not self.stopping:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         return ends
+
+    def start_helper(self, command: Command) -> None:
+        """Start a process beside those of `run`; it is started again if it fails, and ends by `end_helper`."""
+        self._helper_starts += 1
+        self._helper_command = command
+        self._helper = subprocess.Popen(
+            command.arguments, env=command.environment, stdin=subprocess.PIPE, start_new_session=True
+        )
+        if self.stopping:
+            self._signal_helper(signal.SIGTERM)
+
+    def end_helper(self, seconds: float) -> None:
+        """Tell the helper by the end of its stdin to finish, and wait: so long, or for what is left of the grace."""
+        helper, self._helper = self._helper, None
+        if helper is None:
+            return
+        assert helper.stdin is not None  # noqa: S101 - for the type checker; PIPE was asked for
+        helper.stdin.close()
+        patience = time.monotonic() + seconds
+        while helper.poll() is None and time.monotonic() < (self._killed_at if self.stopping else patience):
+            time.sleep(_POLL_SECONDS)
+        helper.kill()
+        helper.wait()
+
+    def _restart_helper(self, pid: int, status: int) -> None:
+        helper = self._helper
+        if helper is None or pid != helper.pid:
+            return
+        helper.returncode = os.waitstatus_to_exitcode(status)
+        self._helper = None
+        if helper.returncode != 0 and self._helper_starts < _HELPER_STARTS and self._helper_command is not None:
+            self.start_helper(self._helper_command)
+
+    def _signal_helper(self, number: int) -> None:
+        if self._helper is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._helper.pid, number)
 
     def _start(self, index: int, command: Command) -> None:
         process = subprocess.Popen(
@@ -119,7 +169,9 @@ class Children:
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self.stopping = True
+        self._killed_at = time.monotonic() + self.grace_seconds
         self._signal(signal.SIGTERM)
+        self._signal_helper(signal.SIGTERM)
         signal.setitimer(signal.ITIMER_REAL, self.grace_seconds)
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:

@@ -1,8 +1,10 @@
 """The last stage: what was trained goes to the output, the manifest last."""
 
 from lorikeet_api.contract import Manifest, RunContract, RunRecord, Servable
+from lorikeet_storage import Checkpoints, StorageError
 from lorikeet_storage import publish as publish_files
 from lorikeet_trainer import log
+from lorikeet_trainer.hyperparameters import Hyperparameters
 from lorikeet_trainer.patience import PUBLISH_SECONDS, patiently
 from lorikeet_trainer.state import Layout, Prepared, Trained
 
@@ -15,12 +17,22 @@ def publish(contract: RunContract, layout: Layout) -> RunRecord:
     with log.timed("publish", uri=contract.output_uri) as told:
         artifacts = patiently(lambda: publish_files(layout.output, draft), PUBLISH_SECONDS)
         told |= {"bytes": artifacts.size_bytes, "revision": artifacts.revision}
+    if Hyperparameters.of(contract).checkpoints.after_success == "delete":
+        _remove_checkpoints(contract)
     return RunRecord(
         reason="Published",
         message=f"published {artifacts.uri}, revision {artifacts.revision}",
         metrics=draft.metrics,
         artifacts=artifacts,
     )
+
+
+def _remove_checkpoints(contract: RunContract) -> None:
+    try:
+        Checkpoints(contract).remove_all()
+    except StorageError as error:
+        # No right to delete, say: the run is published all the same.
+        log.event("checkpoints_left", message=str(error))
 
 
 def manifest(contract: RunContract, prepared: Prepared, trained: Trained) -> Manifest:

@@ -15,22 +15,26 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import nested_gather
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from lorikeet_trainer import log
+from lorikeet_trainer.checkpoints import Keeper
 from lorikeet_trainer.device import Compute
-from lorikeet_trainer.errors import RunError
-from lorikeet_trainer.evaluate import Evaluation
+from lorikeet_trainer.errors import RunError, preempted
+from lorikeet_trainer.evaluate import Evaluation, Interrupted
 from lorikeet_trainer.hyperparameters import Hyperparameters
 from lorikeet_trainer.model import Trainable
 from lorikeet_trainer.render import Tokens
 from lorikeet_trainer.state import LossPoint
+from lorikeet_trainer.stop import STOP
 
 _ADVICE_NOT_FINITE = (
     "lower training.learningRate, lengthen training.warmupRatio or lower training.maxGradNorm, and look at the data of"
@@ -52,6 +56,32 @@ class Sft(SFTTrainer):
         if not torch.isfinite(loss):
             raise not_finite("the training loss", self.state.global_step + 1)
         return loss
+
+    def loss_since_logged(self) -> float:
+        """Return the sum of the steps' losses since the last logged one, mean over the ranks."""
+        gathered: Tensor = nested_gather(self._tr_loss, self.args.parallel_mode)  # type: ignore[no-untyped-call]
+        return float(gathered.mean())
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # Past trl's own, which writes a model card to the output folder each time.
+        Trainer._save_checkpoint(self, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the weights alone: the base's folder has the tokenizer, and nobody reads a pickle of the arguments."""
+        if not self.args.should_save or output_dir is None:
+            return
+        if isinstance(self.model, PeftModel):
+            self.model.save_pretrained(output_dir, save_embedding_layers=False)
+            (Path(output_dir) / "README.md").unlink(missing_ok=True)
+        elif isinstance(self.model, PreTrainedModel):
+            self.model.save_pretrained(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights in the type in which they are trained: peft would cast an adapter to float32."""
+        if isinstance(self.model, PeftModel):
+            self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True, autocast_adapter_dtype=False)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 @dataclass
@@ -87,24 +117,35 @@ class Report(TrainerCallback):
             grad_norm=logs.get("grad_norm"),
         )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluate every `eval_steps` steps."""
-        if self.eval_steps is not None and state.global_step % self.eval_steps == 0:
-            self._evaluate(state)
-
-    def on_epoch_end(
+    def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Evaluate after an epoch where no steps are given."""
-        if self.eval_steps is None:
-            self._evaluate(state)
+        """Make up for an evaluation that the attempt before left out when it was told to stop."""
+        done = any(point.step == state.global_step and point.eval_loss is not None for point in self.curve)
+        if state.global_step > 0 and not done and self._is_due(state):
+            self._evaluate(state, control)
 
-    def _evaluate(self, state: TrainerState) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Evaluate every `eval_steps` steps, or after an epoch where no steps are given."""
+        if self._is_due(state) and not control.should_training_stop:
+            self._evaluate(state, control)
+
+    def _is_due(self, state: TrainerState) -> bool:
         # The end of the run has an evaluation of its own.
         if self.evaluate is None or state.global_step >= state.max_steps:
-            return
+            return False
+        if self.eval_steps is None:
+            return float(state.epoch or 0.5).is_integer()
+        return state.global_step % self.eval_steps == 0
+
+    def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
+        assert self.evaluate is not None  # noqa: S101 - what is due can be done
         start = monotonic()
-        found = self.evaluate()
+        try:
+            found = self.evaluate()
+        except Interrupted:
+            control.should_save = control.should_training_stop = True
+            return
         seconds = monotonic() - start
         self.eval_seconds += seconds
         if not math.isfinite(found.loss):
@@ -166,14 +207,10 @@ def configuration(hyper: Hyperparameters, compute: Compute, *, quantised: bool, 
     )
 
 
-def build(
-    trainable: Trainable, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens], config: SFTConfig, report: Report
-) -> Sft:
-    """Return the trainer, its world size and the trained parameters' type asserted."""
+def build(trainable: Trainable, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens], config: SFTConfig) -> Sft:
+    """Return the trainer, without callbacks of ours."""
     dataset = Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
-    trainer = Sft(
-        model=trainable.model, processing_class=tokenizer, args=config, train_dataset=dataset, callbacks=[report]
-    )
+    trainer = Sft(model=trainable.model, processing_class=tokenizer, args=config, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)
     # trl casts the adapters of a quantised base to bfloat16, also where the hardware computes in float32.
     for parameter in trained_parameters(trainable.model):
@@ -197,16 +234,21 @@ def trained_parameters(model: PreTrainedModel | PeftModel) -> list[nn.Parameter]
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def fit(trainer: Sft, trainable: Trainable, report: Report, ranks: int) -> TrainingOutcome:
-    """Train. Raises RunError (LossNotFinite) if it diverges."""
+def fit(trainer: Sft, trainable: Trainable, keeper: Keeper, ranks: int) -> TrainingOutcome:
+    """Train, from the keeper's checkpoint on if it has one.
+
+    Raises RunError: LossNotFinite if it diverges, Preempted if it was asked to stop on the way.
+    """
     assert_sound(trainer, trainable, ranks)
-    start = monotonic()
-    result = trainer.train()
-    seconds = monotonic() - start - report.eval_seconds
+    with STOP.deferred():
+        result = trainer.train(resume_from_checkpoint=keeper.folder)
+    seconds = keeper.seconds
     assert_sound(trainer, trainable, ranks)
     step = trainer.state.global_step
     # The last step's update is seen by no loss.
     if not all(bool(torch.isfinite(parameter).all()) for parameter in trained_parameters(trainable.model)):
         raise not_finite("a trained weight", step)
+    if step < trainer.state.max_steps:
+        raise preempted(None)
     tokens = float(trainer.state.num_input_tokens_seen)
     return TrainingOutcome(float(result.training_loss), step, seconds, tokens / seconds)

@@ -16,6 +16,7 @@ from lorikeet_trainer import log
 from lorikeet_trainer.errors import EXIT_CODES, RunError, disk_full, internal, out_of_memory
 from lorikeet_trainer.lifecycle import STAGES, Stage, read_contract
 from lorikeet_trainer.state import Layout, StageResult
+from lorikeet_trainer.stop import STOP
 
 Work = Callable[[RunContract, Layout], RunRecord | None]
 """A stage: returns the run's end, or None if the next stage goes on."""
@@ -82,6 +83,8 @@ def main() -> int:
     given = parser.parse_args()
     # The other ranks do the same as the first: one voice is enough, until something is wrong.
     log.set_up(logging.INFO if given.rank == 0 else logging.WARNING)
+    if given.stage == "train":
+        STOP.listen()
     if given.stage == "publish":
         # What was trained is worth more than a quick end: it has the grace period to be uploaded in.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

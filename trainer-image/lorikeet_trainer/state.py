@@ -39,6 +39,15 @@ class Prepared(_File):
     """The base model as it was read."""
     data: list[SourceDigest]
     """The training sources in the contract's order, then the evaluation set."""
+    checkpoint: int | None = None
+    """Step of the checkpoint that was fetched to go on from."""
+
+
+class StoredCheckpoint(_File):
+    """The newest checkpoint of the run that is in the store."""
+
+    step: int
+    """Optimiser steps made."""
 
 
 class LossPoint(Model):
@@ -52,6 +61,23 @@ class LossPoint(Model):
     """Loss on the held-out examples."""
     learning_rate: float | None = None
     """Learning rate of the step."""
+
+
+class Course(_File):
+    """How a run went up to a checkpoint: what Lorikeet keeps in it beside what transformers does."""
+
+    base_eval_loss: float | None = None
+    """Loss on the held-out examples before training."""
+    curve: list[LossPoint]
+    """The loss so far."""
+    seconds: float
+    """Seconds of training so far."""
+    loss_sum: float
+    """Sum of the losses of the steps up to `logged_step`."""
+    loss_since: float
+    """Sum of those after it."""
+    logged_step: int
+    """The last step that was logged."""
 
 
 class MetricsFile(_File):
@@ -86,6 +112,13 @@ class Layout:
         """Holds exactly what is published: `adapter/` or `model/`, and `metrics.json`."""
         self.scratch = work / "trainer"
         """What trl writes on the way; nothing of it is published."""
+        self.checkpoints = work / "checkpoints"
+        """A folder for each step that the ranks have saved and nobody has uploaded yet."""
+        self.uploading = work / "uploading"
+        """The one that is being uploaded."""
+        self.resume = work / "resume"
+        """The checkpoint that the run goes on from."""
+        self.stored = work / "stored.json"
         self.prepared = work / "prepared.json"
         self.trained = work / "trained.json"
         self.results = work / "results"

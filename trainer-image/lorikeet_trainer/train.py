@@ -18,13 +18,14 @@ from trl.trainer.sft_config import SFTConfig
 
 from lorikeet_api.contract import Metrics, RunContract, RunRecord, Template
 from lorikeet_trainer import artifacts, device, log, model, sft
+from lorikeet_trainer.checkpoints import COURSE, Keeper
 from lorikeet_trainer.errors import RunError
 from lorikeet_trainer.evaluate import Evaluation, evaluate
 from lorikeet_trainer.hyperparameters import Hyperparameters
 from lorikeet_trainer.mixture import mix
 from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.render import Rendered, Renderer, Tokens, check_stops, choose_template
-from lorikeet_trainer.state import Layout, LossPoint, MetricsFile, Prepared, Trained
+from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Trained
 
 _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
 
@@ -78,17 +79,14 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         (lambda: held_out_loss(session, trainable, tokenizer, examples)) if examples.held_out else None,
         session.hyper.eval_steps,
     )
-    trainer = sft.build(trainable, tokenizer, examples.train, configuration(session, trainable, examples), report)
-    with session.part("base_eval"):
-        base = report.evaluate and report.evaluate()
-    if base and not math.isfinite(base.loss):
-        raise RunError(
-            "ModelInvalid",
-            "the base model's loss on the held-out examples is not a finite number before training: its weights are"
-            " damaged, or made for another precision",
-        )
+    trainer = sft.build(trainable, tokenizer, examples.train, configuration(session, trainable, examples))
+    resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
+    base = resumed.base_eval_loss if resumed else base_loss(session, report)
+    keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
+    trainer.add_callback(keeper)
+    trainer.add_callback(report)
     with session.part("train"):
-        outcome = sft.fit(trainer, trainable, report, session.hyper.ranks)
+        outcome = sft.fit(trainer, trainable, keeper, session.hyper.ranks)
     if contract.method.full is not None:
         # From here on it is what will be published: the last evaluation is of that.
         _cast(trainable.model, artifacts.published_dtype(layout.model))
@@ -104,6 +102,19 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         metrics = figures(session, examples, trainable, outcome, base, final)
         leave(session, examples.template, MetricsFile(metrics=metrics, curve=report.curve, seconds=session.seconds))
     return None
+
+
+def base_loss(session: Session, report: sft.Report) -> float | None:
+    """Return the loss on the held-out examples before training. Raises RunError (ModelInvalid)."""
+    with session.part("base_eval"):
+        base = report.evaluate and report.evaluate()
+    if base and not math.isfinite(base.loss):
+        raise RunError(
+            "ModelInvalid",
+            "the base model's loss on the held-out examples is not a finite number before training: its weights are"
+            " damaged, or made for another precision",
+        )
+    return base.loss if base else None
 
 
 def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
@@ -230,7 +241,7 @@ def figures(
     examples: Examples,
     trainable: model.Trainable,
     outcome: sft.TrainingOutcome,
-    base: Evaluation | None,
+    base: float | None,
     final: Evaluation | None,
 ) -> Metrics:
     """Return the run's figures."""
@@ -239,10 +250,11 @@ def figures(
     return Metrics(
         train_loss=outcome.loss,
         eval_loss=final.loss if final else None,
-        base_eval_loss=base.loss if base else None,
+        base_eval_loss=base,
         # An infinite one cannot be written as JSON, and evalLoss says it.
         perplexity=perplexity if perplexity is not None and math.isfinite(perplexity) else None,
         steps=outcome.steps,
+        resumed_from_step=session.prepared.checkpoint,
         train_examples=len(examples.train),
         eval_examples=len(examples.held_out),
         dropped_examples=examples.dropped,

@@ -121,6 +121,44 @@ def test_orphans_are_reaped_by_pid_1() -> None:
     assert done.stdout.strip() == "0"
 
 
+HELPED = """
+import json, pathlib, sys
+from lorikeet_trainer import processes
+children = processes.Children()
+children.listen()
+children.grace_seconds = {grace}
+children.start_helper(processes.Command([sys.executable, "-c", sys.argv[1]], {{}}))
+ends = children.run([processes.Command([sys.executable, "-c", sys.argv[2]], {{}})])
+children.end_helper({seconds})
+print(json.dumps([[end.status for end in ends], children.stopping]))
+"""
+UNTIL_EOF = "import pathlib, sys; sys.stdin.read(); pathlib.Path({path!r}).write_text('done')"
+
+
+def test_a_helper_finishes_when_its_stdin_ends(tmp_path: Path) -> None:
+    path = tmp_path / "finished"
+    code = HELPED.format(grace=5, seconds=20)
+    arguments = [sys.executable, "-c", code, UNTIL_EOF.format(path=str(path)), "pass"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(done.stdout) == [[0], False]
+    assert path.read_text() == "done"
+
+
+def test_a_helper_that_does_not_finish_is_killed(tmp_path: Path) -> None:
+    code = HELPED.format(grace=5, seconds=0.2)
+    done = subprocess.run([sys.executable, "-c", code, FOREVER, "pass"], capture_output=True, timeout=30, check=True)
+    assert done.stdout.splitlines()[-1] == b"[[0], false]"
+
+
+def test_a_helper_that_fails_is_started_again(tmp_path: Path) -> None:
+    path = tmp_path / "starts"
+    failing = f"open({str(path)!r}, 'a').write('x'); raise SystemExit(1)"
+    rank = f"import os\nwhile not os.path.exists({str(path)!r}) or os.path.getsize({str(path)!r}) < 4: os.sched_yield()"
+    code = HELPED.format(grace=5, seconds=0.2)
+    subprocess.run([sys.executable, "-c", code, failing, rank], capture_output=True, timeout=30, check=True)
+    assert path.read_text() == "xxxx", "and left alone after four times"
+
+
 def told(code: int, reason: str = "DataInvalid") -> StageResult:
     return StageResult(exit_code=code, record=RunRecord(reason=reason, message=reason))
 

@@ -1,0 +1,115 @@
+"""Checkpoints of a run in S3: each in a folder of its own, and there only once its `checkpoint.json` is.
+
+Two pods of one run (one on a node that the cluster has given up, and its successor) may save the same step with
+bytes that differ by rounding, so a folder is named by the step and by who saves it.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from lorikeet_api.contract import Checkpoint, RunContract
+from lorikeet_storage.errors import Conflict
+from lorikeet_storage.publish import CHECKPOINTS, run_folder
+from lorikeet_storage.s3 import S3, ObjectInfo
+from lorikeet_storage.sources import file_digest
+from lorikeet_storage.uri import S3Location, is_safe
+
+MARKER: Final = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A complete checkpoint in S3."""
+
+    location: S3Location
+    checkpoint: Checkpoint
+
+
+class Checkpoints:
+    """The checkpoints of one run. All methods raise StorageError."""
+
+    def __init__(self, contract: RunContract) -> None:
+        self._store = S3(contract.storage, "output")
+        self._folder = run_folder(contract.output_uri, contract.run_id).child(CHECKPOINTS)
+        self._run_id = contract.run_id
+
+    def newest(self) -> Iterator[Stored]:
+        """Yield the complete checkpoints, the newest first; one whose files are not all there is none."""
+        for name, objects in sorted(self._listed().items(), reverse=True):
+            if (found := self._read(name, objects)) is not None:
+                yield found
+
+    def fetch(self, stored: Stored, into: Path) -> None:
+        """Bring a checkpoint's files into the folder `into`. OutputConflict if they are not those that were saved."""
+        files = stored.checkpoint.files
+        wanted = [
+            (stored.location.child(file.path), ObjectInfo(file.path, file.size, ""), into / file.path) for file in files
+        ]
+        for file, sha256 in zip(files, self._store.download(wanted), strict=True):
+            if sha256 != file.sha256:
+                raise Conflict(
+                    "OutputConflict",
+                    f"{stored.location.child(file.path)} is not what was saved: delete {stored.location}",
+                )
+
+    def save(self, folder: Path, step: int, on_sent: Callable[[int], None] | None = None) -> None:
+        """Upload the files of `folder` as the checkpoint of `step`; it is one from the last write on."""
+        digests = [
+            file_digest(path, path.relative_to(folder).as_posix())
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
+        location = self._folder.child(f"{step:08d}-{uuid.uuid4().hex[:8]}")
+        for file in digests:
+            self._store.upload(folder / file.path, location.child(file.path), on_sent)
+        made = Checkpoint(run_id=self._run_id, step=step, files=digests)
+        self._store.put(location.child(MARKER), json.dumps(made.to_wire(), indent=1).encode())
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the `keep` newest complete checkpoints, and what is older than these and incomplete.
+
+        What is newer than the newest complete one stays: another pod of the run may be saving it now.
+        """
+        listed = self._listed()
+        complete = [name for name in sorted(listed, reverse=True) if self._read(name, listed[name]) is not None]
+        kept = complete[:keep]
+        if kept:
+            self._remove({name: listed[name] for name in listed if name < kept[0] and name not in kept})
+
+    def remove_all(self) -> None:
+        """Remove every checkpoint."""
+        self._remove(self._listed())
+
+    def _listed(self) -> dict[str, list[ObjectInfo]]:
+        """Return the objects of each checkpoint's folder by the folder's name."""
+        listed: dict[str, list[ObjectInfo]] = {}
+        for info in self._store.objects(self._folder):
+            folder, _, name = info.name.partition("/")
+            if name:
+                listed.setdefault(folder, []).append(ObjectInfo(name, info.size, info.etag))
+        return listed
+
+    def _read(self, name: str, objects: list[ObjectInfo]) -> Stored | None:
+        sizes = {info.name: info.size for info in objects}
+        if MARKER not in sizes:
+            return None
+        location = self._folder.child(name)
+        data = self._store.read(location.child(MARKER))
+        try:
+            found = Checkpoint.model_validate_json(data or b"")
+        except ValidationError:
+            return None
+        whole = all(is_safe(file.path) and sizes.get(file.path) == file.size for file in found.files)
+        return Stored(location, found) if whole and found.run_id == self._run_id else None
+
+    def _remove(self, listed: dict[str, list[ObjectInfo]]) -> None:
+        for folder, objects in listed.items():
+            # The marker first: what is half removed is no checkpoint.
+            for info in sorted(objects, key=lambda info: info.name != MARKER):
+                self._store.delete(self._folder.child(f"{folder}/{info.name}"))

@@ -1,0 +1,213 @@
+"""What an interruption costs: a run that was killed or stopped ends as if nothing had been."""
+
+import json
+import random
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from lorikeet_api.contract import RunContract
+from lorikeet_storage import Checkpoints
+from lorikeet_trainer.state import StageResult
+from lorikeet_trainer.stop import STOP
+from lorikeet_trainer.upload import Uploader
+from tests.s3 import S3Server, credentials
+from tests.slow_store import slow_store
+from tests.trainer import tiny
+from tests.trainer.lab import ADAPTER, Lab
+
+pytestmark = pytest.mark.trainer
+
+MODEL, TRAIN = "s3://models/small", "s3://datasets/train.jsonl"
+HELD_OUT = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
+RANDOM = {**ADAPTER, "dropout": 0.05}
+METHODS: dict[str, Any] = {"lora": {"lora": RANDOM}, "qlora": {"qlora": RANDOM}, "full": "full"}
+STEPS = {"maxSteps": 14, "batchSize": 8, "microBatchSize": 4, "loggingSteps": 3}
+"""Of 60 rows: 8 steps an epoch, the last one with half a batch."""
+
+
+@pytest.fixture(scope="module")
+def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A model with random weights and the data; one thread, on which sums have one order."""
+    patch = pytest.MonkeyPatch()
+    torch.set_num_threads(1)
+    patch.setenv("OMP_NUM_THREADS", "1")
+    with credentials(patch, s3_server):
+        made = Lab(s3_server, tmp_path_factory.mktemp("resume"))
+        for bucket in ("models", "datasets", "out"):
+            s3_server.client().create_bucket(Bucket=bucket)
+        made.put_folder(tiny.write_model(made.root / "small"), "small")
+        pairs, held_out = tiny.rows()
+        made.put_rows("train.jsonl", pairs)
+        made.put_rows("heldout.jsonl", held_out)
+        yield made
+    patch.undo()
+
+
+@pytest.fixture
+def stop() -> Iterator[None]:
+    yield
+    STOP.requested = False
+
+
+def steps_stored(contract: RunContract) -> list[int]:
+    return [stored.checkpoint.step for stored in Checkpoints(contract).newest()]
+
+
+def outcome(lab: Lab, contract: RunContract) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Return what must not depend on interruptions: the weights' digests and the loss curve."""
+    weights = {file.path: file.sha256 for file in lab.manifest(contract).files if file.path.endswith(".safetensors")}
+    curve: list[dict[str, Any]] = json.loads(lab.fetch(contract, "metrics.json"))["curve"]
+    assert weights
+    return weights, curve
+
+
+def run_until(lab: Lab, contract: RunContract, step: int, patch: pytest.MonkeyPatch) -> StageResult:
+    """Run in this process, told to stop during `step`."""
+    from lorikeet_trainer import sft
+
+    step_made = sft.Sft.training_step
+
+    def stopped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        STOP.requested = self.state.global_step + 1 >= step
+        return step_made(self, *args, **kwargs)
+
+    with patch.context() as during:
+        during.setattr(sft.Sft, "training_step", stopped)
+        result = lab.run(contract)
+    STOP.requested = False
+    return result
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("where", [5, 8], ids=["in an epoch", "after an epoch"])
+def test_a_stopped_run_ends_as_if_nothing_had_been(
+    lab: Lab, method: str, where: int, monkeypatch: pytest.MonkeyPatch, stop: None
+) -> None:
+    def contract() -> RunContract:
+        return lab.contract(METHODS[method], MODEL, TRAIN, training=STEPS, dataset=HELD_OUT)
+
+    whole, stopped = contract(), contract()
+    assert lab.run(whole).exit_code == 0
+    first = run_until(lab, stopped, where, monkeypatch)
+    assert (first.exit_code, first.record and first.record.reason) == (75, "Preempted")
+    Uploader(Checkpoints(stopped), lab.layout(stopped), keep=2).run(lambda seconds: True)
+    assert steps_stored(stopped) == [where]
+    second = lab.run(stopped)
+    assert second.exit_code == 0, second.record
+    assert second.record is not None
+    assert second.record.metrics is not None
+    assert second.record.metrics.resumed_from_step == where
+    assert outcome(lab, stopped) == outcome(lab, whole)
+    assert second.record.metrics.train_loss == lab.manifest(whole).metrics.train_loss
+    assert steps_stored(stopped) == [], "a published run needs none"
+
+
+def test_a_killed_run_ends_as_if_nothing_had_been(lab: Lab) -> None:
+    """Killed at random steps, once in the middle of an upload; each time a new pod goes on."""
+    slowly = {
+        **STEPS,
+        "epochs": 99.0,
+        "maxSteps": 250,
+        "loggingSteps": 1,
+        "evalSteps": 50,
+        "checkpoints": {"everySteps": 10},
+    }
+    whole = lab.contract(METHODS["lora"], MODEL, TRAIN, training=slowly, dataset=HELD_OUT)
+    code, record, log = lab.start(whole).end()
+    assert code == 0, log
+    seed = random.randrange(1000)
+    chance = random.Random(seed)
+    with slow_store(lab.server, None) as store:
+        killed = lab.contract(METHODS["lora"], MODEL, TRAIN, training=slowly, dataset=HELD_OUT, storage=store.access)
+        reached = 0
+        for number in range(3):
+            run = lab.start(killed)
+            if number == 1:
+                store.rate = 50_000
+                run.await_line("event=checkpoint ")
+                before = store.received
+                while store.received < before + 20_000:
+                    run.await_line("event=step")
+            else:
+                run.await_line("event=checkpoint_stored")
+                for _ in range(chance.randint(0, 15)):
+                    run.await_line("event=step")
+            run.kill()
+            store.rate = None
+            stored = steps_stored(killed)
+            assert stored
+            assert (stored[0] == reached) == (number == 1), f"seed {seed}: step {reached}, then {stored}"
+            reached = stored[0]
+        code, record, log = lab.start(killed).end()
+    assert code == 0, log
+    assert record["metrics"]["resumedFromStep"] == reached
+    assert outcome(lab, killed) == outcome(lab, whole), f"seed {seed}"
+
+
+def test_sigterm_saves_what_two_ranks_have_trained_and_publishes_nothing(lab: Lab) -> None:
+    training = {"epochs": 1000.0, "loggingSteps": 1}
+    contract = lab.contract("lora", MODEL, TRAIN, gpus=2, allow_cpu=True, training=training)
+    run = lab.start(contract)
+    run.await_line("event=step step=3 ")
+    run.process.send_signal(signal.SIGTERM)
+    code, record, _ = run.end()
+    (step,) = steps_stored(contract)
+    assert (code, record["reason"], record["retryable"]) == (75, "Preempted", True)
+    assert {name.partition("/")[0] for name in lab.published(contract)} == {"run.json", "checkpoints"}
+    assert f"it goes on from the checkpoint of step {step}" in record["message"]
+    again = lab.start(contract)
+    assert f"step={step + 1} " in again.await_line("event=step")
+    again.kill()
+
+
+def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, stop: None
+) -> None:
+    training = {**STEPS, "checkpoints": {"keep": 2, "afterSuccess": "keep"}}
+    contract = lab.contract("lora", MODEL, TRAIN, training=training)
+    uploader = Uploader(Checkpoints(contract), lab.layout(contract), keep=2)
+    for step in (3, 6, 9):
+        run_until(lab, contract, step, monkeypatch)
+        uploader.run(lambda seconds: True)
+    assert steps_stored(contract) == [9, 6]
+    names = [name for name in lab.published(contract) if name.startswith("checkpoints/00000009-")]
+    assert sorted(name.rpartition("/")[2] for name in names) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "checkpoint.json",
+        "course.json",
+        "optimizer.pt",
+        "rng_state.pth",
+        "scheduler.pt",
+        "trainer_state.json",
+    ]
+    (optimizer,) = [name for name in names if name.endswith("optimizer.pt")]
+    key = f"{contract.output_uri.removeprefix('s3://out/')}/{contract.run_id}/{optimizer}"
+    lab.server.put("out", key, bytes(len(lab.fetch(contract, optimizer))))
+    result = lab.run(contract)
+    assert result.record is not None
+    assert result.record.metrics is not None
+    assert result.record.metrics.resumed_from_step == 6
+    assert steps_stored(contract) == [9, 6], "afterSuccess keep"
+
+
+def test_what_is_not_complete_is_no_checkpoint(lab: Lab, monkeypatch: pytest.MonkeyPatch, stop: None) -> None:
+    contract = lab.contract("lora", MODEL, TRAIN, training=STEPS)
+    run_until(lab, contract, 3, monkeypatch)
+    store = Checkpoints(contract)
+    Uploader(store, lab.layout(contract), keep=2).run(lambda seconds: True)
+    folder = f"{contract.output_uri}/{contract.run_id}/checkpoints".removeprefix("s3://out/")
+    (name,) = {key.removeprefix(folder + "/").split("/")[0] for key in lab.server.keys("out") if folder in key}
+    marker = json.loads(lab.fetch(contract, f"checkpoints/{name}/checkpoint.json"))
+    lab.server.put("out", f"{folder}/00000005-unmarked/optimizer.pt", b"half")
+    lab.server.put("out", f"{folder}/00000006-unreadable/checkpoint.json", b"{")
+    lab.server.put("out", f"{folder}/00000007-bare/checkpoint.json", json.dumps(marker).encode())
+    lab.server.put("out", f"{folder}/00000002-old/optimizer.pt", b"half")
+    assert steps_stored(contract) == [3]
+    store.prune(1)
+    left = {key.removeprefix(folder + "/").split("/")[0] for key in lab.server.keys("out") if folder in key}
+    assert left == {name, "00000005-unmarked", "00000006-unreadable", "00000007-bare"}, "who saves it may be at it"

@@ -1,0 +1,117 @@
+"""When a rank saves a checkpoint, and what of the run's course goes into it; `upload` brings it to the store.
+
+Written whole or not at all: transformers' files first, ours next, then the folder gets its final name.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorikeet_trainer import log
+from lorikeet_trainer.state import Course, Layout
+from lorikeet_trainer.stop import STOP
+
+if TYPE_CHECKING:
+    from lorikeet_trainer.sft import Report, Sft
+
+COURSE: Final = "course.json"
+
+
+@dataclass
+class Keeper(TrainerCallback):
+    """Saves every `every_steps` steps and when the run is to stop, and takes the course up again."""
+
+    trainer: "Sft"
+    report: "Report"
+    layout: Layout
+    every_steps: int
+    base_eval_loss: float | None
+    """Loss on the held-out examples before training."""
+    resumed: Course | None
+    """The course up to the checkpoint that the run goes on from; None if it begins at the beginning."""
+    _began: float = 0.0
+
+    @property
+    def folder(self) -> str | None:
+        """The checkpoint to go on from, as transformers wants it named."""
+        return str(self.layout.resume) if self.resumed is not None else None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, in all attempts that led here, without the evaluations on the way."""
+        before = self.resumed.seconds if self.resumed is not None else 0.0
+        return before + monotonic() - self._began - self.report.eval_seconds
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Take the losses up where the checkpoint left them: transformers would begin them at nothing."""
+        self._began = monotonic()
+        if self.resumed is None:
+            return
+        self.report.curve[:] = self.resumed.curve
+        trainer = self.trainer
+        trainer._tr_loss.fill_(self.resumed.loss_since)
+        trainer._total_loss_scalar = self.resumed.loss_sum
+        trainer._globalstep_last_logged = self.resumed.logged_step
+        trainer._initial_global_step = 0
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Ask for a checkpoint where one is due; the last step needs none, publishing follows it."""
+        stop = self._asked_to_stop()
+        if state.global_step >= state.max_steps:
+            return
+        if stop:
+            control.should_training_stop = True
+        if stop or state.global_step % self.every_steps == 0:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Add our part to what transformers has saved, and hand it on under its final name."""
+        course = Course(
+            base_eval_loss=self.base_eval_loss,
+            curve=self.report.curve,
+            seconds=self.seconds,
+            loss_sum=self.trainer._total_loss_scalar,
+            loss_since=self.trainer.loss_since_logged(),
+            logged_step=self.trainer._globalstep_last_logged,
+        )
+        if dist.is_initialized():
+            dist.barrier()  # every rank has written its random state
+        if not args.should_save:
+            return
+        start = monotonic()
+        made = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        course.write(made / COURSE)
+        self.layout.checkpoints.mkdir(parents=True, exist_ok=True)
+        superseded = list(self.layout.checkpoints.iterdir())
+        made.rename(self.layout.checkpoints / str(state.global_step))
+        for older in superseded:
+            _remove(older)
+        log.event("checkpoint", step=state.global_step, seconds=round(monotonic() - start, 3))
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any rank was asked to: all of them must end after the same step."""
+        if not dist.is_initialized():
+            return STOP.requested
+        asked = torch.tensor(float(STOP.requested), device=self.trainer.args.device)
+        dist.all_reduce(asked)
+        return bool(asked)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint that nobody has begun to upload; under another name first, so that nobody begins now."""
+    doomed = folder.with_name(f".{folder.name}")
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return  # the uploader was faster
+    shutil.rmtree(doomed)
