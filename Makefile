@@ -10,7 +10,7 @@ CODE := operator trainer-image e2e tests examples scripts bench
 CRD_FOLDERS := crds charts/lorikeet/files/crds
 export PATH := $(CURDIR)/.cluster/bin:$(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help demo test check lint unit integration trainer-test e2e generate lock images cluster cluster-down deploy bench-operator \
+.PHONY: help demo test check lint unit integration trainer-test e2e generate lock images cluster cluster-down deploy bench-operator faults \
         host tools clean
 
 help: ## show what there is
@@ -66,6 +66,9 @@ else
 cluster images: host
 	@:
 endif
+
+faults: tools ## apply each one-line fault of tests/faults.yaml to a copy, and require a red test
+	$(PYTHON) scripts/faults.py
 
 bench-operator: tools ## measure the operator against an API server of its own (seconds to minutes: BENCH="--jobs 5000")
 	$(PYTHON) -m bench.operator_load $(BENCH)

@@ -27,18 +27,21 @@ def image_values(reference: str) -> dict[str, str]:
 
 def values(found: Target) -> dict[str, Any]:
     """Return the chart's values for a cluster."""
-    return {"image": image_values(found.operator_image), "trainer": {"image": image_values(found.trainer_image)}}
+    return {
+        "image": image_values(found.operator_image),
+        "agent": {"image": image_values(found.agent_image)},
+        "trainer": {"image": image_values(found.trainer_image)},
+    }
 
 
 def deploy(found: Target) -> float:
     """Install or upgrade the release, wait until the operator is ready, and return the seconds it took."""
-    if not found.operator_image or not found.trainer_image:
+    if not (found.operator_image and found.agent_image and found.trainer_image):
         raise TargetError("the images are not built: run `make images`")
     began = time.monotonic()
     found.helm(
         *("upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace"),
-        *("--set-json", f"image={json.dumps(values(found)['image'])}"),
-        *("--set-json", f"trainer={json.dumps(values(found)['trainer'])}"),
+        *(word for name, value in values(found).items() for word in ("--set-json", f"{name}={json.dumps(value)}")),
         *("--wait", "--timeout", "5m"),
     )
     return time.monotonic() - began

@@ -37,6 +37,7 @@ class Target:
     context: str
     s3: S3
     operator_image: str
+    agent_image: str
     trainer_image: str
     direct: str = ""
     """Host that no proxy stands before."""
@@ -102,6 +103,7 @@ def development() -> Target:
         context=CONTEXT,
         s3=S3(*(record[name] for name in ("s3_url", "s3_url_in_cluster", "s3_access_key", "s3_secret_key"))),
         operator_image=images.get("operator", ""),
+        agent_image=images.get("agent", ""),
         trainer_image=images.get("trainer", ""),
         direct=record["node_address"],
     )
@@ -110,6 +112,7 @@ def development() -> Target:
 NEEDED = {
     "KUBE_CONTEXT": "the context of your kubeconfig to use; it is never guessed",
     "OPERATOR_IMAGE": "the operator's image, where the cluster can pull it",
+    "AGENT_IMAGE": "the agent's image, where the cluster can pull it",
     "TRAINER_IMAGE": "the trainer's image, where the cluster can pull it",
     "S3_ENDPOINT": "URL of an S3 store as this machine reaches it",
     "S3_ENDPOINT_IN_CLUSTER": "URL of the same store as pods reach it",
@@ -133,6 +136,7 @@ def _existing() -> Target:
             env["AWS_SECRET_ACCESS_KEY"],
         ),
         operator_image=env["OPERATOR_IMAGE"],
+        agent_image=env["AGENT_IMAGE"],
         trainer_image=env["TRAINER_IMAGE"],
     )
 
@@ -142,6 +146,7 @@ def as_existing(found: Target) -> dict[str, str]:
     values = (
         found.context,
         found.operator_image,
+        found.agent_image,
         found.trainer_image,
         found.s3.endpoint,
         found.s3.endpoint_in_cluster,

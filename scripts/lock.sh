@@ -9,5 +9,6 @@ lock() {
     --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet "$@" -o "requirements/$name.txt"
 }
 lock operator "$@"
+lock agent "$@"
 lock trainer "$@"
 lock dev --overrides requirements/dev-overrides.in "$@"

@@ -50,7 +50,15 @@ _TRAINER = (
     "requirements/trainer.txt",
     "operator/lorikeet_api",
     "operator/lorikeet_storage",
+    "operator/lorikeet_run",
     "trainer-image/lorikeet_trainer",
+)
+_AGENT = (
+    "requirements/agent.txt",
+    "operator/lorikeet_api",
+    "operator/lorikeet_storage",
+    "operator/lorikeet_run",
+    "operator/lorikeet_agent",
 )
 _OPERATOR = ("pyproject.toml", "requirements/operator.txt", "operator/lorikeet_api", "operator/lorikeet_operator")
 _PYTHON = ("python3", "python3-venv", "ca-certificates")
@@ -63,6 +71,7 @@ IMAGES = (
     Image("base", "e2e/images/Containerfile.base", packages=_PYTHON),
     Image("trainer-base", "e2e/images/Containerfile.base", packages=(*_PYTHON, "python3-dev", "gcc", "libc6-dev")),
     Image("operator", "operator/Containerfile", base="base", context=_OPERATOR),
+    Image("agent", "operator/Containerfile.agent", base="base", context=_AGENT),
     Image("trainer", "trainer-image/Containerfile", base="trainer-base", context=_TRAINER),
 )
 BY_NAME = {image.name: image for image in IMAGES}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,19 +41,36 @@ def put(workspace: Workspace, name: str, content: bytes) -> str:
     return f"s3://datasets/{key}"
 
 
+SAID_WITHIN = 15.0
+"""Seconds from `kubectl apply` until what can be known without a GPU is said."""
+
+
 @dataclass(frozen=True)
 class Case:
-    """A job whose trainer must refuse it."""
+    """A job that must be refused, before a GPU is asked for unless only torch can tell."""
 
     make: Callable[[Workspace], dict[str, Any]]
     reason: str
     message: str
+    by_trainer: bool = False
 
 
 def model_without_config(workspace: Workspace) -> dict[str, Any]:
     workspace.bucket("models")
     workspace.s3.put_object(Bucket="models", Key=f"{workspace.namespace}/weights.safetensors", Body=b"0" * 64)
     return request("no-config", model=f"s3://models/{workspace.namespace}")
+
+
+def foreign_output(workspace: Workspace) -> dict[str, Any]:
+    """Ask for an output whose run folder holds somebody's notes; the run's id is known from a job like it."""
+    uri = f"s3://adapters/{workspace.namespace}/shared"
+    workspace.apply(request("like-it", output={"uri": uri}))
+    status = workspace.wait("like-it", lambda status: "resolved" in status, "resolution", 30)["status"]
+    run_id = status["resolved"]["contract"]["runId"]
+    workspace.kubectl("delete", "finetunejob", "like-it")
+    prefix = f"{workspace.namespace}/other/{run_id}"
+    workspace.s3.put_object(Bucket="adapters", Key=f"{prefix}/notes.txt", Body=b"mine")
+    return request("foreign", output={"uri": f"s3://adapters/{workspace.namespace}/other"})
 
 
 CASES = {
@@ -84,6 +102,7 @@ CASES = {
         "DataInvalid",
         r"UTF-8",
     ),
+    "an output that another run's files are in": Case(foreign_output, "OutputConflict", r"notes\.txt"),
     "a model without config.json": Case(model_without_config, "ModelInvalid", r"config\.json"),
     "a model that is not there": Case(
         lambda w: request("no-model", model="s3://models/nowhere"), "ModelNotFound", r"s3://models/nowhere"
@@ -92,20 +111,29 @@ CASES = {
         lambda w: request("no-module", method={"lora": {"targetModules": ["nonesuch"]}}),
         "MethodNotApplicable",
         r"nonesuch.*q_proj",
+        by_trainer=True,
     ),
 }
 
 
 @pytest.mark.parametrize("what", CASES)
-def test_the_trainer_refuses_with_cause_and_fix(workspace: Workspace, what: str) -> None:
+def test_it_is_refused_with_cause_and_fix(workspace: Workspace, what: str) -> None:
     case = CASES[what]
     body = case.make(workspace)
+    began = time.monotonic()
     workspace.apply(body)
     status = workspace.wait_final(body["metadata"]["name"], 240)["status"]
+    seconds = time.monotonic() - began
+    print(f"said: {what}: {seconds:.1f} s")
     failed = condition(status, "Failed")
     assert (status["phase"], failed["reason"]) == ("Failed", case.reason), failed
     assert re.search(case.message, failed["message"], re.DOTALL), failed["message"]
-    assert status["attempts"] == 1
+    if case.by_trainer:
+        assert status["attempts"] == 1
+    else:
+        assert status.get("attempts", 0) == 0
+        assert "jobUid" not in status
+        assert seconds < SAID_WITHIN
 
 
 def wait_for(workspace: Workspace, name: str, kind: str, reason: str, seconds: float = 120) -> dict[str, Any]:
@@ -135,7 +163,7 @@ def test_a_missing_secret_is_named_and_the_job_starts_once_it_is_there(workspace
     secret = json.loads(workspace.kubectl("get", "secret", SECRET, "-o", "json"))
     workspace.kubectl("delete", "secret", SECRET)
     workspace.apply(request("no-secret"))
-    message = wait_for(workspace, "no-secret", "Started", "ContainerConfigInvalid")["message"]
+    message = wait_for(workspace, "no-secret", "Validated", "ContainerConfigInvalid")["message"]
     assert SECRET in message
     again = {**secret, "metadata": {"name": SECRET}}
     workspace.kubectl("apply", "-f", "-", stdin=json.dumps(again))
@@ -148,7 +176,7 @@ def test_a_ca_bundle_that_is_missing_in_the_namespace_is_named(workspace: Worksp
     workspace.target.apply([body])
     try:
         workspace.apply(request("no-ca", profileRef={"name": body["metadata"]["name"]}))
-        message = wait_for(workspace, "no-ca", "Started", "PodNotPrepared")["message"]
+        message = wait_for(workspace, "no-ca", "Validated", "PodNotPrepared")["message"]
         assert 'configmap "company-ca" not found' in message
         job = json.loads(workspace.kubectl("get", "finetunejob", "no-ca", "-o", "json"))
         assert job["status"]["message"] == message

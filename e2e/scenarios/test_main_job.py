@@ -11,7 +11,7 @@ import pytest
 from e2e import demo
 from e2e.deploy import NAMESPACE
 from e2e.target import Target
-from e2e.workspace import Workspace
+from e2e.workspace import Workspace, condition
 from lorikeet_api.contract import Manifest
 
 pytestmark = pytest.mark.e2e
@@ -55,7 +55,8 @@ def test_it_was_really_four_bit_and_it_learned(finished: tuple[Workspace, dict[s
 
 
 def test_the_pod_was_restricted_and_held_a_gpu(finished: tuple[Workspace, dict[str, Any]]) -> None:
-    pods = json.loads(finished[0].kubectl("get", "pods", "-o", "json"))["items"]
+    selector = "app.kubernetes.io/component=trainer"
+    pods = json.loads(finished[0].kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
     assert len(pods) == 1
     container = pods[0]["spec"]["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
@@ -68,7 +69,7 @@ def test_events_tell_the_story_once(finished: tuple[Workspace, dict[str, Any]]) 
         finished[0].kubectl("get", "events", "--field-selector", "involvedObject.kind=FineTuneJob", "-o", "json")
     )
     reasons = [event["reason"] for event in events["items"]]
-    assert {"Resolved", "Bound", "TrainerRunning", "Published"} <= set(reasons)
+    assert {"Checked", "Bound", "TrainerRunning", "Published"} <= set(reasons)
     assert len(reasons) == len(set(reasons))
     assert all(event["count"] == 1 for event in events["items"])
 
@@ -81,8 +82,19 @@ def test_a_finished_job_stays_finished_when_its_batch_job_is_deleted(
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         assert workspace.job(demo.NAME)["status"] == job["status"]
-        assert not workspace.kubectl("get", "jobs", "-o", "name").strip()
+        assert f"{demo.NAME}-train" not in workspace.kubectl("get", "jobs", "-o", "name")
         time.sleep(0.5)
+
+
+def test_a_job_that_is_deleted_and_applied_again_finds_its_result(finished: tuple[Workspace, dict[str, Any]]) -> None:
+    workspace, job = finished
+    workspace.kubectl("delete", "finetunejob", demo.NAME, "--wait=true")
+    workspace.kubectl("wait", "--for=delete", f"job/{demo.NAME}-preflight", "--timeout=60s")
+    workspace.apply({name: job[name] for name in ("apiVersion", "kind", "spec")} | {"metadata": {"name": demo.NAME}})
+    status = workspace.wait_final(demo.NAME, 60)["status"]
+    assert (status["phase"], condition(status, "Complete")["reason"]) == ("Succeeded", "Adopted")
+    assert status["artifacts"] == job["status"]["artifacts"]
+    assert status.get("attempts", 0) == 0
 
 
 def writes(found: Target) -> float:

@@ -6,13 +6,14 @@ from pydantic import Field
 
 from lorikeet_api.base import Model
 
-Phase = Literal["Pending", "Starting", "Running", "Suspended", "Succeeded", "Failed"]
+Phase = Literal["Pending", "Validating", "Starting", "Running", "Suspended", "Succeeded", "Failed"]
 ConditionType = Literal["Validated", "Suspended", "Scheduled", "Started", "Complete", "Failed"]
 ConditionStatus = Literal["True", "False", "Unknown"]
 
 OperatorReason = Literal[
     # Validated
     "Resolved",
+    "Checking",
     "ProfileNotFound",
     "GpuClassUnknown",
     "OutputUnknown",
@@ -45,13 +46,16 @@ OperatorReason = Literal[
 """Reasons that the operator finds."""
 
 TrainerReason = Literal[
+    "Checked",
     "Published",
     "Adopted",
+    "Deleted",
     "InvalidContract",
     "ModelNotFound",
     "ModelInvalid",
     "DataNotFound",
     "DataInvalid",
+    "SourceChanged",
     "StorageRefused",
     "StorageUnreachable",
     "OutputConflict",
@@ -63,7 +67,7 @@ TrainerReason = Literal[
     "Preempted",
     "InternalError",
 ]
-"""Reasons that the trainer gives in its record."""
+"""Reasons that the pods of a run give in their record."""
 
 Reason = OperatorReason | TrainerReason
 

@@ -11,9 +11,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field
 
 from lorikeet_api.base import Model, S3Uri, Text
-from lorikeet_api.training import Dataset, Method, ModelSource, Objective, Training
+from lorikeet_api.training import Dataset, DataSource, Method, ModelSource, Objective, Training
 
 CONTRACT_PATH: Final = "/etc/lorikeet/run.json"
+CONTRACT_VARIABLE: Final = "LORIKEET_CONTRACT"
+"""Where the pods that do not train have the contract: it fits into their environment."""
 TERMINATION_PATH: Final = "/dev/termination-log"
 TERMINATION_LIMIT: Final = 4000
 """Bytes that a termination message may have: the kubelet cuts it at 4,096."""
@@ -79,8 +81,17 @@ class RunContract(Model):
     """Train on the CPU if the pod asked for GPUs and has none (development clusters)."""
     grace_period_seconds: Annotated[int, Field(ge=1)] = 120
     """Seconds between SIGTERM and SIGKILL."""
+    pins: Annotated[list[Text], Field(max_length=64)] | None = None
+    """What the sources were when the run was checked: the model's, the training sources' in order, the evaluation
+    set's. A commit of the hub, or the sha256 over names, sizes and versions (ETags, times of change) of the files."""
     date: str
     """Day of the FineTuneJob's creation (YYYY-MM-DD): what a chat template that prints today's date prints."""
+
+
+def data_sources(contract: RunContract) -> list[DataSource]:
+    """Return the training sources in the contract's order, then the evaluation set if there is one."""
+    dataset = contract.dataset
+    return [*dataset.train, *([dataset.eval] if dataset.eval is not None else [])]
 
 
 def canonical_json(value: Any) -> bytes:
@@ -174,6 +185,8 @@ class RunRecord(Model):
     """The run's figures, if it got so far."""
     artifacts: Artifacts | None = None
     """What was published, if anything."""
+    pins: list[str] | None = None
+    """What the sources are, where the run was checked: see `RunContract.pins`."""
 
     def to_message(self) -> str:
         """Return the termination message; the message text is shortened where the limit demands it."""

@@ -35,13 +35,20 @@ _EVAL_STEPS: Final = "training.evalSteps needs dataset.eval or dataset.evalFract
 _NOTHING_TO_OPEN: Final = "model.secretRef opens hf:// sources, and there is none: remove it"
 
 
-STEERED: Final = ("maxRetries", "maxPreemptions", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+STEERED: Final = (
+    "maxRetries",
+    "maxPreemptions",
+    "suspend",
+    "activeDeadlineSeconds",
+    "ttlSecondsAfterFinished",
+    "deletionPolicy",
+)
 """Fields of the spec that say how the run is kept, not what it is: they may change at any time."""
 
 
 class FineTuneJobSpec(Model):
     """What to train, how, and on which pod. What defines the run is immutable; its life may be steered: `suspend`,
-    `maxRetries`, `maxPreemptions`, `activeDeadlineSeconds` and `ttlSecondsAfterFinished`."""
+    `maxRetries`, `maxPreemptions`, `activeDeadlineSeconds`, `ttlSecondsAfterFinished` and `deletionPolicy`."""
 
     profile_ref: NameReference = NameReference(name=DEFAULT_PROFILE)
     """TuningProfile with storage, images and defaults."""
@@ -72,6 +79,10 @@ class FineTuneJobSpec(Model):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
     """Seconds after the end of the run when its batch Job and pods, with their logs, are removed. The FineTuneJob
     stays as the record and trains no second time. Absent: they stay as long as the FineTuneJob."""
+
+    deletion_policy: Literal["Retain", "Delete"] = "Retain"
+    """What deleting the FineTuneJob does to what the run has written to S3: `Retain`, or `Delete` it, the published
+    result too. A result that another job's run has made is left alone."""
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:
@@ -129,6 +140,8 @@ class Resolved(Model):
     """Secret with the S3 credentials."""
     ca_config_map_name: ObjectName | None = None
     """ConfigMap with the CAs to trust."""
+    checked: Annotated[str, Field(max_length=4096)] | None = None
+    """What the check before the run found; absent before it, and where no pod checks."""
     warnings: Annotated[list[str], listed(0, 32)] = []
     """Values outside the range in which such runs usually work."""
 

@@ -1,6 +1,6 @@
 """Names and labels of what Lorikeet makes, in one place."""
 
-from typing import Final
+from typing import Final, Literal
 
 GROUP: Final = "lorikeet.dev"
 VERSION: Final = "v1alpha1"
@@ -12,7 +12,17 @@ DEFAULT_PROFILE: Final = "default"
 MAX_JOB_NAME: Final = 50
 """Longest FineTuneJob name: `<name>-train-0` must be a pod's host name (63), and Kubernetes adds to it."""
 
+TRAINER: Final = "trainer"
 TRAINER_CONTAINER: Final = "trainer"
+AGENT_CONTAINER: Final = "agent"
+RUN_CONTAINERS: Final = (TRAINER_CONTAINER, AGENT_CONTAINER)
+"""The containers that leave a record."""
+
+FINALIZER: Final = f"{GROUP}/cleanup"
+"""On FineTuneJobs whose deletion deletes what they have published."""
+
+Task = Literal["preflight", "recover", "cleanup"]
+"""What the agent does for a run."""
 
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 LABEL_NAME: Final = "app.kubernetes.io/name"
@@ -28,18 +38,23 @@ def training_job(name: str) -> str:
     return f"{name}-train"
 
 
+def agent_job(name: str, task: Task) -> str:
+    """Return the name of the batch Job in which the agent does `task` for a FineTuneJob."""
+    return f"{name}-{task}"
+
+
 def run_config_map(name: str) -> str:
     """Return the name of the ConfigMap that holds a FineTuneJob's contract."""
     return f"{name}-run"
 
 
-def child_labels(name: str) -> dict[str, str]:
-    """Return the labels of every child of the FineTuneJob `name`."""
+def child_labels(name: str, component: str = TRAINER) -> dict[str, str]:
+    """Return the labels of a child of the FineTuneJob `name`; `component` says what it does."""
     return {
         LABEL_MANAGED_BY: MANAGED_BY,
-        LABEL_NAME: "lorikeet-trainer",
+        LABEL_NAME: f"lorikeet-{component}",
         LABEL_INSTANCE: name,
-        LABEL_COMPONENT: "trainer",
+        LABEL_COMPONENT: component,
         LABEL_PART_OF: "lorikeet",
         LABEL_FINETUNEJOB: name,
     }

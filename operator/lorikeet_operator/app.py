@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 def controllers(kube: Kube, settings: Settings) -> list[Controller]:
     """Return every controller that this operator runs."""
-    finetune = FineTuneController(kube, settings.trainer_image)
+    finetune = FineTuneController(kube, settings.trainer_image, agent_image=settings.agent_image)
     metrics.phase_gauge("lorikeet_finetunejobs", "FineTuneJobs by phase", finetune.phases)
     return [finetune]
 

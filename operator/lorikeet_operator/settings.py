@@ -18,6 +18,7 @@ class Settings:
     """The operator's settings. `trainer_image` is `--trainer-image` or `LORIKEET_TRAINER_IMAGE`; flags win."""
 
     trainer_image: str = _setting("", "image of the trainer, unless a TuningProfile names one")
+    agent_image: str = _setting("", "image of the pods that check runs before they begin; empty: none do")
     namespaces: tuple[str, ...] = _setting((), "namespaces to serve, with commas between; empty: all")
     workers: int = _setting(16, "reconciles at a time, for each controller")
     qps: float = _setting(300.0, "requests a second to the API server, in the long run")

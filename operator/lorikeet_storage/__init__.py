@@ -1,24 +1,37 @@
 """Streaming access to S3, the hub and mounted claims, and the atomic publishing of what a run made.
 
-The functions to call: `fetch_model` and `fetch_data` bring a source's files into a folder and digest them,
-`find_manifest` and `check_free` look at an output before a run, `publish` writes it after the run,
-`Checkpoints` keeps what a run goes on from. All raise
-`StorageError` and nothing else, whose reason is one of `lorikeet_api.conditions.TrainerReason`.
+The functions to call: `survey_model` and `survey_data` look at a source and pin it, `fetch_model` and `fetch_data`
+bring its files into a folder and digest them, `find_manifest` and `check_free` look at an output before a run,
+`publish` writes it after the run, `Checkpoints` keeps what a run goes on from. All raise `StorageError` and nothing
+else, whose reason is one of `lorikeet_api.conditions.TrainerReason`.
 """
 
 from lorikeet_storage.checkpoints import Checkpoints
 from lorikeet_storage.errors import StorageError
-from lorikeet_storage.fetch import Fetched, fetch_data, fetch_model
-from lorikeet_storage.publish import artifacts_of, check_free, find_manifest, publish
+from lorikeet_storage.fetch import (
+    Fetched,
+    Survey,
+    fetch_data,
+    fetch_description,
+    fetch_model,
+    survey_data,
+    survey_model,
+)
+from lorikeet_storage.publish import artifacts_of, check_free, find_manifest, publish, remove_run
 
 __all__ = [
     "Checkpoints",
     "Fetched",
     "StorageError",
+    "Survey",
     "artifacts_of",
     "check_free",
     "fetch_data",
+    "fetch_description",
     "fetch_model",
     "find_manifest",
     "publish",
+    "remove_run",
+    "survey_data",
+    "survey_model",
 ]

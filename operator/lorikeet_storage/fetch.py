@@ -1,15 +1,16 @@
 """Bring a model or a data set into the pod, with the digest of every file."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from lorikeet_api.contract import SourceDigest, StorageAccess
-from lorikeet_api.training import DataSource, ModelSource
+from lorikeet_api.contract import FileDigest, SourceDigest, StorageAccess, canonical_json
+from lorikeet_api.training import HUB, DataSource, ModelSource
 from lorikeet_storage.errors import StorageError
-from lorikeet_storage.sources import Source, open_source
+from lorikeet_storage.sources import Entry, Source, open_source
 from lorikeet_storage.uri import HubLocation, parse
 
 DATA_ENDINGS: Final = (".jsonl", ".json", ".csv", ".parquet")
@@ -30,34 +31,49 @@ class Fetched:
     """Where it came from and what it was: URI, resolved revision, each file's path, sha256 and size."""
 
 
-def fetch_model(source: ModelSource, into: Path, access: StorageAccess) -> Fetched:
-    """Bring a transformers model into the folder `into`: weights, configuration, tokenizer, chat template.
+@dataclass(frozen=True)
+class Survey:
+    """What lies at a source, before any of it is fetched."""
 
-    Only safetensors are taken, never pickles; where an index names the shards, only those. Files of a claim
-    are linked, not copied. Raises StorageError: ModelNotFound if nothing is there, ModelInvalid if it is no
-    such model, StorageRefused or StorageUnreachable if it cannot be read.
+    origin: Source
+    uri: str
+    entries: tuple[Entry, ...]
+    """The files that a run reads, in the order of their names."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.entries)
+
+    @property
+    def pin(self) -> str:
+        """The commit of the hub, or the sha256 over the files' names, sizes and versions."""
+        listing = [[entry.name, entry.size, entry.version] for entry in self.entries]
+        return self.origin.revision or hashlib.sha256(canonical_json(listing)).hexdigest()
+
+
+def survey_model(source: ModelSource, access: StorageAccess, pin: str | None = None) -> Survey:
+    """Look at a transformers model: weights, configuration, tokenizer, chat template.
+
+    Raises StorageError: ModelNotFound if nothing is there, ModelInvalid if it is no such model, SourceChanged if it is
+    not what `pin` says, StorageRefused or StorageUnreachable if it cannot be read.
     """
     location = parse(source.uri)
     if isinstance(location, HubLocation) and location.path:
         raise StorageError("InvalidContract", f"{source.uri}: a model is a whole repository, hf://organisation/name")
-    origin = open_source(location, "model", access, source.revision)
+    origin = open_source(location, "model", access, _revision(source, pin))
     found = origin.entries(recursive=False)
-    names = {entry.name for entry in found}
-    _check_model(origin, names)
-    small = [entry for entry in found if entry.name.endswith(_MODEL_ENDINGS)]
-    into.mkdir(parents=True, exist_ok=True)
-    digests = origin.fetch(small, into)
-    shards = _shards(origin, names, into)
-    digests += origin.fetch([entry for entry in found if entry.name in shards], into)
-    return _fetched(origin, source.uri, into, SourceDigest(uri=source.uri, files=digests))
+    _check_model(origin, {entry.name for entry in found})
+    used = tuple(entry for entry in found if entry.name.endswith((*_MODEL_ENDINGS, _WEIGHTS)))
+    return _pinned(Survey(origin, source.uri, used), pin)
 
 
-def fetch_data(source: DataSource, into: Path, access: StorageAccess) -> Fetched:
-    """Bring one file, or all .jsonl, .json, .csv and .parquet files of a folder, into the folder `into`.
+def survey_data(source: DataSource, access: StorageAccess, pin: str | None = None) -> Survey:
+    """Look at one file, or all .jsonl, .json, .csv and .parquet files of a folder.
 
-    Hidden files and folders (`.x`, `_x`) and empty files are left out. Raises StorageError: DataNotFound if
-    nothing is there, DataInvalid if no file of a known kind has content, StorageRefused or StorageUnreachable
-    if it cannot be read.
+    Hidden files and folders (`.x`, `_x`) and empty files are left out. Raises StorageError: DataNotFound if nothing is
+    there, DataInvalid if no file of a known kind has content, SourceChanged if it is not what `pin` says,
+    StorageRefused or StorageUnreachable if it cannot be read.
     """
     location = parse(source.uri)
     if isinstance(location, HubLocation) and not location.path:
@@ -65,7 +81,7 @@ def fetch_data(source: DataSource, into: Path, access: StorageAccess) -> Fetched
             "DataInvalid",
             f"{source.uri} names a whole repository, in which splits would mix: add the path of a file or folder",
         )
-    origin = open_source(location, "data", access, source.revision)
+    origin = open_source(location, "data", access, _revision(source, pin))
     found = origin.entries(recursive=True)
     if not found:
         raise origin.place.missing(
@@ -79,13 +95,52 @@ def fetch_data(source: DataSource, into: Path, access: StorageAccess) -> Fetched
     kept = [entry for entry in kept if entry.size]
     if not kept:
         raise origin.place.invalid(f"{origin.place.uri} is empty (0 bytes): upload the examples again")
+    return _pinned(Survey(origin, source.uri, tuple(kept)), pin)
+
+
+def _revision(source: DataSource | ModelSource, pin: str | None) -> str | None:
+    return pin if pin is not None and source.uri.startswith(HUB) else source.revision
+
+
+def _pinned(survey: Survey, pin: str | None) -> Survey:
+    if pin is not None and survey.pin != pin:
+        raise StorageError(
+            "SourceChanged",
+            f"{survey.uri} is not what it was when the run was checked: put it back as it was, or create a new"
+            " FineTuneJob to train on what is there now",
+        )
+    return survey
+
+
+def fetch_description(survey: Survey, into: Path) -> list[FileDigest]:
+    """Bring what describes a model (configuration, tokenizer, chat template) into the folder `into`; no weights."""
     into.mkdir(parents=True, exist_ok=True)
-    return _fetched(origin, source.uri, into, SourceDigest(uri=source.uri, files=origin.fetch(kept, into)))
+    return survey.origin.fetch([entry for entry in survey.entries if entry.name.endswith(_MODEL_ENDINGS)], into)
 
 
-def _fetched(origin: Source, uri: str, into: Path, digest: SourceDigest) -> Fetched:
-    files = tuple(into / file.path for file in digest.files)
-    return Fetched(into, files, digest.model_copy(update={"revision": origin.revision}))
+def fetch_model(source: ModelSource, into: Path, access: StorageAccess, pin: str | None = None) -> Fetched:
+    """Bring a transformers model into the folder `into`.
+
+    Only safetensors are taken, never pickles; where an index names the shards, only those. Files of a claim are linked,
+    not copied. Raises StorageError as `survey_model` does.
+    """
+    survey = survey_model(source, access, pin)
+    digests = fetch_description(survey, into)
+    shards = _shards(survey.origin, {entry.name for entry in survey.entries}, into)
+    digests += survey.origin.fetch([entry for entry in survey.entries if entry.name in shards], into)
+    return _fetched(survey, into, digests)
+
+
+def fetch_data(source: DataSource, into: Path, access: StorageAccess, pin: str | None = None) -> Fetched:
+    """Bring a data source's files into the folder `into`. Raises StorageError as `survey_data` does."""
+    survey = survey_data(source, access, pin)
+    into.mkdir(parents=True, exist_ok=True)
+    return _fetched(survey, into, survey.origin.fetch(survey.entries, into))
+
+
+def _fetched(survey: Survey, into: Path, files: list[FileDigest]) -> Fetched:
+    digest = SourceDigest(uri=survey.uri, revision=survey.origin.revision, files=files)
+    return Fetched(into, tuple(into / file.path for file in files), digest)
 
 
 def _check_model(origin: Source, names: set[str]) -> None:

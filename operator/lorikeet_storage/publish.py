@@ -115,6 +115,37 @@ def publish(folder: Path, draft: Manifest) -> Artifacts:
         _sweep(store, run)
 
 
+def remove_run(contract: RunContract) -> str:
+    """Delete everything of a run, the pointer to it too; return what was done, as a sentence.
+
+    Only if `run.json` says that this very job took the folder: another one with the same request may have made the
+    result, and have adopted it. Raises StorageError; a retry of the same call is safe.
+    """
+    store = S3(contract.storage, "output")
+    folder = run_folder(contract.output_uri, contract.run_id)
+    data = store.read(folder.child(RUN))
+    if data is None:
+        return f"{folder} holds nothing of the run"
+    try:
+        owner = RunContract.model_validate_json(data)
+    except ValidationError:
+        return f"{folder.child(RUN)} cannot be read: {folder} is left as it is"
+    if (owner.namespace, owner.name) != (contract.namespace, contract.name):
+        return f"{folder} was made for {owner.namespace}/{owner.name}: it is left as it is"
+    names = [info.name for info in store.objects(folder)]
+    # The manifest goes first: what is half deleted is no result; and whose it was last, for a retry.
+    for name in sorted(names, key=lambda name: (name == RUN, name != MANIFEST)):
+        store.delete(folder.child(name))
+    latest = parse_s3(contract.output_uri).child(LATEST)
+    try:
+        pointer = LatestPointer.model_validate_json(store.read(latest) or b"")
+    except ValidationError:
+        pointer = None
+    if pointer is not None and pointer.run_id == contract.run_id:
+        store.delete(latest)
+    return f"deleted {folder} ({len(names)} objects)"
+
+
 def artifacts_of(manifest: Manifest, sha256: str) -> Artifacts:
     """Return what a run's record says of a published manifest."""
     contract = manifest.contract

@@ -132,6 +132,11 @@ class S3:
         with translated(place):
             return bytes(self._part(location, info, 0, info.size))
 
+    def first(self, location: S3Location, info: ObjectInfo, size: int) -> bytes:
+        """Return an object's first `size` bytes, or all that it has."""
+        with translated(self.place(location)):
+            return bytes(self._part(location, info, 0, min(size, info.size)))
+
     def download(self, wanted: Sequence[tuple[S3Location, ObjectInfo, Path]]) -> list[str]:
         """Write objects to files and return the sha256 of each, hashed while it streams.
 

@@ -25,6 +25,8 @@ class Entry:
     """Path below the source's location; of a single file its own name."""
     size: int
     """Bytes."""
+    version: str = ""
+    """Changes whenever the content does: an ETag, a time of change; empty where the source has a revision."""
 
 
 class Source(Protocol):
@@ -40,6 +42,10 @@ class Source(Protocol):
 
     def fetch(self, entries: Sequence[Entry], into: Path) -> list[FileDigest]:
         """Bring files to `into`/<name> and return their digests in the same order."""
+        ...
+
+    def head(self, entry: Entry, size: int) -> bytes | None:
+        """Return the first `size` bytes of a file, or None where a source gives only whole files."""
         ...
 
 
@@ -71,7 +77,7 @@ class S3Source:
         }
         if not self._known and self._location.key and (alone := self._store.head(self._location)):
             self._known = {alone.name: (self._location, alone)}
-        return [Entry(name, info.size) for name, (_, info) in sorted(self._known.items())]
+        return [Entry(name, info.size, info.etag) for name, (_, info) in sorted(self._known.items())]
 
     def fetch(self, entries: Sequence[Entry], into: Path) -> list[FileDigest]:
         """Download the objects, several at a time."""
@@ -81,6 +87,10 @@ class S3Source:
             FileDigest(path=entry.name, sha256=sha256, size=entry.size)
             for entry, sha256 in zip(entries, sums, strict=True)
         ]
+
+    def head(self, entry: Entry, size: int) -> bytes | None:
+        """Return the first bytes of an object."""
+        return self._store.first(*self._known[entry.name], size)
 
 
 class HubSource:
@@ -115,6 +125,10 @@ class HubSource:
             return [self._fetch(entry, into, staging) for entry in entries]
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def head(self, entry: Entry, size: int) -> bytes | None:
+        """Return None: the hub's client brings whole files."""
+        return None
 
     def _fetch(self, entry: Entry, into: Path, staging: Path) -> FileDigest:
         path = self._location.path
@@ -157,16 +171,22 @@ class PvcSource:
                     f"claim {self._location.claim} is not mounted in this pod: does it exist in the job's namespace?"
                 )
             if root.is_file():
-                return [Entry(root.name, root.stat().st_size)]
+                return [_entry(root.name, root)]
             if not root.is_dir():
                 raise self.place.missing(f"claim {self._location.claim} has no path {self._location.path}: correct it")
             found = root.rglob("*") if recursive else root.glob("*")
             files = [(path.relative_to(root).as_posix(), path) for path in found if path.is_file()]
-            return [Entry(name, path.stat().st_size) for name, path in sorted(files)]
+            return [_entry(name, path) for name, path in sorted(files)]
 
     def fetch(self, entries: Sequence[Entry], into: Path) -> list[FileDigest]:
         """Link the files into the folder and digest them."""
         return [self._link(entry, into) for entry in entries]
+
+    def head(self, entry: Entry, size: int) -> bytes | None:
+        """Return the first bytes of a file."""
+        root = self._location.local
+        with translated(self.place), (root if root.is_file() else root / entry.name).open("rb") as file:
+            return file.read(size)
 
     def _link(self, entry: Entry, into: Path) -> FileDigest:
         root = self._location.local
@@ -182,6 +202,11 @@ class PvcSource:
             target.unlink(missing_ok=True)
             target.symlink_to(path)
             return file_digest(path, entry.name)
+
+
+def _entry(name: str, path: Path) -> Entry:
+    stat = path.stat()
+    return Entry(name, stat.st_size, str(stat.st_mtime_ns))
 
 
 def file_digest(path: Path, name: str) -> FileDigest:

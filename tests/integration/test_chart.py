@@ -251,9 +251,14 @@ def test_pod_security_takes_the_pod(release: Cluster) -> None:
 def test_the_operator_can_do_its_work_with_these_rights(release: Cluster, profile: str, tmp_path: Path) -> None:
     """The operator as a process here, with the account's token and the chart's environment.
 
-    It serves this namespace alone. The trainer's image does not exist, so that nothing trains.
+    It serves this namespace alone. The trainer's image does not exist, so that
+    nothing trains, and nothing is checked beforehand.
     """
-    arguments = (f"watchNamespaces={{{release.namespace}}}", "trainer.image.repository=registry.invalid/trainer")
+    arguments = (
+        f"watchNamespaces={{{release.namespace}}}",
+        "agent.enabled=false",
+        "trainer.image.repository=registry.invalid/trainer",
+    )
     release.helm("upgrade", release.namespace, str(CHART), "--set", "replicas=0", "--set", ",".join(arguments))
     (deployment,) = release.get("deployments", "--selector", "app.kubernetes.io/part-of=lorikeet")["items"]
     environment = {

@@ -11,10 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl.trainer.utils import add_fused_lm_head
 
 from lorikeet_api.training import Overlong, TrainOn
-from lorikeet_trainer.data import Example, Message
-from lorikeet_trainer.errors import RunError
+from lorikeet_run.data import Example, Message
+from lorikeet_run.errors import RunError
+from lorikeet_run.render import IGNORED, Rendered, Renderer, Tokens, check_stops, choose_template
 from lorikeet_trainer.evaluate import evaluate
-from lorikeet_trainer.render import IGNORED, Rendered, Renderer, Tokens, check_stops, choose_template
 from tests.trainer import tiny
 
 pytestmark = pytest.mark.trainer

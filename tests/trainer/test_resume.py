@@ -164,6 +164,21 @@ def test_sigterm_saves_what_two_ranks_have_trained_and_publishes_nothing(lab: La
     again.kill()
 
 
+def test_a_store_that_goes_away_in_the_middle_of_a_checkpoint_holds_nothing_up(lab: Lab) -> None:
+    training = {"epochs": 99.0, "maxSteps": 250, "loggingSteps": 1, "checkpoints": {"everySteps": 10}}
+    contract = lab.contract("lora", MODEL, TRAIN, training=training)
+    run = lab.start(contract)
+    run.await_line("event=checkpoint_stored")
+    lab.server.stop()
+    try:
+        run.await_line("event=wait")
+        run.await_line("event=step step=250 ")
+    finally:
+        lab.server.start()
+    code, record, log = run.end()
+    assert (code, record["reason"]) == (0, "Published"), log
+
+
 def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, stop: None
 ) -> None:

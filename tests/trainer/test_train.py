@@ -18,10 +18,10 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from lorikeet_api.contract import Metrics, RunContract, RunRecord
+from lorikeet_run.render import OWN_TEMPLATE
 from lorikeet_trainer import device, model, train
 from lorikeet_trainer.evaluate import Evaluation
 from lorikeet_trainer.lifecycle import STAGES
-from lorikeet_trainer.render import OWN_TEMPLATE
 from lorikeet_trainer.stage import run_stage
 from lorikeet_trainer.state import StageResult
 from tests.s3 import S3Server, credentials

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorikeet_api.contract import SourceDigest
-from lorikeet_trainer.errors import RunError
+from lorikeet_run.errors import RunError
 
 _ADAPTER_KEY: Final = re.compile(r"\.lora_[AB]\.weight$")
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorikeet_trainer import log
+from lorikeet_run import log
 from lorikeet_trainer.state import Course, Layout
 from lorikeet_trainer.stop import STOP
 

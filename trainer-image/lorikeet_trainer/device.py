@@ -8,7 +8,7 @@ from typing import Final
 import torch
 
 from lorikeet_api.contract import RunContract
-from lorikeet_trainer.errors import RunError
+from lorikeet_run.errors import RunError
 
 _BF16_FLAGS: Final = {"avx512_bf16", "amx_bf16", "bf16"}
 

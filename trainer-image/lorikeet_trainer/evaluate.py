@@ -13,8 +13,8 @@ import torch.distributed as dist
 from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 
-from lorikeet_trainer.batches import batched
-from lorikeet_trainer.render import IGNORED, Tokens
+from lorikeet_run.batches import batched
+from lorikeet_run.render import IGNORED, Tokens
 from lorikeet_trainer.stop import STOP
 
 

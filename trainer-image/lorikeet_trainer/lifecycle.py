@@ -16,9 +16,9 @@ from typing import Final, Literal
 
 from pydantic import ValidationError
 
-from lorikeet_api.contract import EXIT_DONE, EXIT_PREEMPTED, FINAL_EXIT_CODES, RunContract, RunRecord
-from lorikeet_trainer import cgroup, log
-from lorikeet_trainer.errors import (
+from lorikeet_api.contract import EXIT_DONE, EXIT_PREEMPTED, FINAL_EXIT_CODES, RunContract
+from lorikeet_run import log
+from lorikeet_run.errors import (
     RETRYABLE_CODES,
     RunError,
     internal,
@@ -26,6 +26,8 @@ from lorikeet_trainer.errors import (
     out_of_memory_outside_training,
     preempted,
 )
+from lorikeet_run.record import read_contract, write_record
+from lorikeet_trainer import cgroup
 from lorikeet_trainer.processes import Children, Command, End
 from lorikeet_trainer.state import Layout, StageResult, StoredCheckpoint
 
@@ -64,30 +66,6 @@ def run(options: Options, children: Children) -> int:
     write_record(record, options.termination_log)
     log.event("end", reason=record.reason, message=record.message, exit_code=result.exit_code)
     return result.exit_code
-
-
-def read_contract(path: Path) -> RunContract:
-    """Return the contract. Raises RunError (InvalidContract)."""
-    try:
-        return RunContract.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RunError("InvalidContract", f"the contract cannot be read: {error}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise RunError(
-            "InvalidContract",
-            f"{path}: {place}: {first['msg']} ({error.error_count()} errors in all): "
-            "operator and trainer image must be of the same release",
-        ) from error
-
-
-def write_record(record: RunRecord, path: Path) -> None:
-    """Write the termination message; without a place for it (outside a pod) the log has it all the same."""
-    try:
-        path.write_text(record.to_message(), encoding="utf-8")
-    except OSError as error:
-        log.event("record", message=f"the termination message could not be written: {error}")
 
 
 def _run_stages(options: Options, children: Children) -> StageResult:

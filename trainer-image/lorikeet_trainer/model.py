@@ -3,33 +3,24 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
-from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
-    GenerationConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
 
 from lorikeet_api.training import Lora, Method, QLora
+from lorikeet_run.errors import RunError
+from lorikeet_run.tokenizer import SAFE, UNREADABLE, first_line
 from lorikeet_trainer.device import Compute
-from lorikeet_trainer.errors import RunError
-
-_UNREADABLE: Final = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
-"""What the libraries raise about files that are damaged, cut short, or of another kind than they say."""
-
-_SAFE: Final[dict[str, Any]] = {"trust_remote_code": False, "local_files_only": True}
 
 
 @dataclass(frozen=True)
@@ -55,36 +46,6 @@ class Trainable:
     quantized: Quantized | None
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Return the base model's tokenizer, able to pad. Raises RunError (ModelInvalid)."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except _UNREADABLE as error:
-        raise RunError(
-            "ModelInvalid",
-            f"the base model's tokenizer cannot be loaded: {_first_line(error)}; it must be there as tokenizer.json"
-            " (transformers writes one with save_pretrained)",
-        ) from error
-    if tokenizer.pad_token is None:
-        # Padding is masked everywhere, so any token will do; the published tokenizer gets this one too.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return tokenizer
-
-
-def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the tokens at which an engine stops: those of generation_config.json (else config.json), and eos_token."""
-    named = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
-    ids = (named or AutoConfig.from_pretrained(folder, **_SAFE)).eos_token_id
-    several = ids if isinstance(ids, list) else [ids]
-    return frozenset(one for one in [*several, tokenizer.eos_token_id] if one is not None)
-
-
-def limits(folder: Path) -> tuple[int | None, int | None]:
-    """Return how many positions and how many token ids the base model knows, where its config says so."""
-    config = AutoConfig.from_pretrained(folder, **_SAFE).get_text_config()
-    return getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
-
-
 def inspect(folder: Path, method: Method) -> None:
     """Check that `method` fits the model, by its shape alone: no weight is read.
 
@@ -92,13 +53,13 @@ def inspect(folder: Path, method: Method) -> None:
     does not know, MethodNotApplicable for modules that are not there and for QLoRA on a mixture of experts.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, **_SAFE)
+        config = AutoConfig.from_pretrained(folder, **SAFE)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise RunError(
             "ModelInvalid",
-            f"the base model cannot be built: {_first_line(error)}; only architectures of transformers itself are"
+            f"the base model cannot be built: {first_line(error)}; only architectures of transformers itself are"
             " loaded, no code out of a model's repository",
         ) from error
     if method.adapter is not None:
@@ -150,12 +111,12 @@ def load(folder: Path, method: Method, compute: Compute) -> PreTrainedModel:
             device_map={"": compute.device},
             output_loading_info=True,
             **wanted,
-            **_SAFE,
+            **SAFE,
         )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if "memory" in str(error):
             raise
-        raise RunError("ModelInvalid", f"the base model cannot be loaded: {_first_line(error)}") from error
+        raise RunError("ModelInvalid", f"the base model cannot be loaded: {first_line(error)}") from error
     model: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         # transformers makes them up at random and only logs it.
@@ -238,7 +199,3 @@ def _packed(model: nn.Module) -> dict[int, int]:
 def _count(model: nn.Module) -> int:
     packed = _packed(model)
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

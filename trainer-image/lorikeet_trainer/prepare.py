@@ -4,15 +4,16 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 
-from lorikeet_api.contract import Manifest, RunContract, RunRecord, SourceDigest
+from lorikeet_api.contract import RunContract, RunRecord, SourceDigest, data_sources
 from lorikeet_api.training import DataSource
-from lorikeet_storage import Checkpoints, artifacts_of, check_free, fetch_data, fetch_model, find_manifest
+from lorikeet_run import log
+from lorikeet_run.data import Example, read_source
+from lorikeet_run.hyperparameters import Hyperparameters
+from lorikeet_run.mixture import check_split, split
+from lorikeet_run.patience import FETCH_SECONDS, patiently
+from lorikeet_run.record import adopted
+from lorikeet_storage import Checkpoints, check_free, fetch_data, fetch_model, find_manifest
 from lorikeet_storage.errors import Conflict
-from lorikeet_trainer import log
-from lorikeet_trainer.data import Example, read_source
-from lorikeet_trainer.hyperparameters import Hyperparameters
-from lorikeet_trainer.mixture import check_split, split
-from lorikeet_trainer.patience import FETCH_SECONDS, patiently
 from lorikeet_trainer.state import Layout, Prepared, StoredCheckpoint
 
 
@@ -20,14 +21,15 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
     """Adopt a finished run, or fetch and check data and model. Raises RunError and StorageError."""
     finished = patiently(lambda: find_manifest(contract.output_uri, contract.run_id, contract.storage), FETCH_SECONDS)
     if finished is not None:
-        return _adopted(*finished)
+        return adopted(*finished)
     Hyperparameters.of(contract)  # says so now if the batch cannot be shared out
     patiently(lambda: check_free(contract), FETCH_SECONDS)
-    data = [_fetch(source, index, contract, layout) for index, source in enumerate(sources(contract))]
+    data = [_fetch(source, index, contract, layout) for index, source in enumerate(data_sources(contract))]
     if contract.dataset.eval_fraction is not None:
         check_split(example for index, digest in enumerate(data) for example in _read(digest, index, contract, layout))
     with log.timed("fetch", what="model", uri=contract.model.uri) as told:
-        model = patiently(lambda: fetch_model(contract.model, layout.model, contract.storage), FETCH_SECONDS)
+        pin = contract.pins[0] if contract.pins else None
+        model = patiently(lambda: fetch_model(contract.model, layout.model, contract.storage, pin), FETCH_SECONDS)
         told["bytes"] = sum(file.size for file in model.digest.files)
     Prepared(model=model.digest, data=data, checkpoint=_resume(contract, layout)).write(layout.prepared)
     return None
@@ -52,18 +54,13 @@ def _resume(contract: RunContract, layout: Layout) -> int | None:
 
 def _fetch(source: DataSource, index: int, contract: RunContract, layout: Layout) -> SourceDigest:
     """Fetch one source and look at every row of it, one at a time: it may be larger than memory."""
+    pin = contract.pins[index + 1] if contract.pins else None
     with log.timed("fetch", what="data", uri=source.uri) as told:
-        fetched = patiently(lambda: fetch_data(source, layout.source(index), contract.storage), FETCH_SECONDS)
+        fetched = patiently(lambda: fetch_data(source, layout.source(index), contract.storage, pin), FETCH_SECONDS)
         told["bytes"] = sum(file.size for file in fetched.digest.files)
     with log.timed("check", what="data", uri=source.uri) as told:
         told["rows"] = rows = sum(1 for _ in _read(fetched.digest, index, contract, layout))
     return fetched.digest.model_copy(update={"rows": rows})
-
-
-def sources(contract: RunContract) -> list[DataSource]:
-    """Return the training sources in the contract's order, then the evaluation set if there is one."""
-    dataset = contract.dataset
-    return [*dataset.train, *([dataset.eval] if dataset.eval is not None else [])]
 
 
 def read_data(
@@ -82,13 +79,3 @@ def read_data(
 def _read(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> Iterator[Example]:
     folder = layout.source(index)
     return read_source([(folder / file.path, file.path) for file in digest.files], contract.dataset)
-
-
-def _adopted(manifest: Manifest, sha256: str) -> RunRecord:
-    artifacts = artifacts_of(manifest, sha256)
-    return RunRecord(
-        reason="Adopted",
-        message=f"{artifacts.uri} holds the finished result of the same request; nothing was trained",
-        metrics=manifest.metrics,
-        artifacts=artifacts,
-    )

@@ -1,11 +1,11 @@
 """The last stage: what was trained goes to the output, the manifest last."""
 
 from lorikeet_api.contract import Manifest, RunContract, RunRecord, Servable
+from lorikeet_run import log
+from lorikeet_run.hyperparameters import Hyperparameters
+from lorikeet_run.patience import PUBLISH_SECONDS, patiently
 from lorikeet_storage import Checkpoints, StorageError
 from lorikeet_storage import publish as publish_files
-from lorikeet_trainer import log
-from lorikeet_trainer.hyperparameters import Hyperparameters
-from lorikeet_trainer.patience import PUBLISH_SECONDS, patiently
 from lorikeet_trainer.state import Layout, Prepared, Trained
 
 _NO_ADAPTER = "it is a whole model, to be served as one"

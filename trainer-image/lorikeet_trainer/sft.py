@@ -25,14 +25,14 @@ from transformers.trainer_pt_utils import nested_gather
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from lorikeet_trainer import log
+from lorikeet_run import log
+from lorikeet_run.errors import RunError, preempted
+from lorikeet_run.hyperparameters import Hyperparameters
+from lorikeet_run.render import Tokens
 from lorikeet_trainer.checkpoints import Keeper
 from lorikeet_trainer.device import Compute
-from lorikeet_trainer.errors import RunError, preempted
 from lorikeet_trainer.evaluate import Evaluation, Interrupted
-from lorikeet_trainer.hyperparameters import Hyperparameters
 from lorikeet_trainer.model import Trainable
-from lorikeet_trainer.render import Tokens
 from lorikeet_trainer.state import LossPoint
 from lorikeet_trainer.stop import STOP
 

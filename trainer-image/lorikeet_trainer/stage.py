@@ -1,7 +1,6 @@
 """Entry of a stage's process: runs it and leaves a result file, whatever happens."""
 
 import argparse
-import errno
 import logging
 import signal
 import sys
@@ -10,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from lorikeet_api.contract import EXIT_DONE, EXIT_INTERNAL, RunContract, RunRecord
-from lorikeet_storage.errors import StorageError
-from lorikeet_trainer import log
-from lorikeet_trainer.errors import EXIT_CODES, RunError, disk_full, internal, out_of_memory
-from lorikeet_trainer.lifecycle import STAGES, Stage, read_contract
+from lorikeet_api.contract import EXIT_DONE, RunContract, RunRecord
+from lorikeet_run import log
+from lorikeet_run.errors import explain
+from lorikeet_run.record import read_contract
+from lorikeet_trainer.lifecycle import STAGES, Stage
 from lorikeet_trainer.state import Layout, StageResult
 from lorikeet_trainer.stop import STOP
 
@@ -55,22 +54,6 @@ def run_stage(stage: Stage, contract_path: Path, layout: Layout) -> StageResult:
         if failure.reason == "InternalError":
             traceback.print_exc()
         return StageResult(exit_code=failure.exit_code, record=failure.record())
-
-
-def explain(error: Exception) -> RunError:
-    """Return any failure as the one that the record is made of."""
-    if isinstance(error, RunError):
-        return error
-    if isinstance(error, StorageError):
-        return RunError(error.reason, str(error), EXIT_INTERNAL if error.retryable else EXIT_CODES[error.reason])
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return out_of_memory("the process")
-    # torch's own class, which is not to be imported for this, and what CUDA says past torch's allocator.
-    if type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error):
-        return out_of_memory("the GPU")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(error)
-    return internal(error)
 
 
 def main() -> int:

@@ -17,14 +17,16 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 
 from lorikeet_api.contract import Metrics, RunContract, RunRecord, Template
-from lorikeet_trainer import artifacts, device, log, model, sft
+from lorikeet_run import log
+from lorikeet_run.errors import RunError
+from lorikeet_run.hyperparameters import Hyperparameters
+from lorikeet_run.mixture import mix
+from lorikeet_run.render import Rendered, Renderer, Tokens, check_stops, choose_template
+from lorikeet_run.tokenizer import limits, load_tokenizer, stop_ids
+from lorikeet_trainer import artifacts, device, model, sft
 from lorikeet_trainer.checkpoints import COURSE, Keeper
-from lorikeet_trainer.errors import RunError
 from lorikeet_trainer.evaluate import Evaluation, evaluate
-from lorikeet_trainer.hyperparameters import Hyperparameters
-from lorikeet_trainer.mixture import mix
 from lorikeet_trainer.prepare import read_data
-from lorikeet_trainer.render import Rendered, Renderer, Tokens, check_stops, choose_template
 from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Trained
 
 _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
@@ -70,7 +72,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         contract, layout, Prepared.read(layout.prepared), Hyperparameters.of(contract), device.choose(contract)
     )
     model.inspect(layout.model, contract.method)
-    tokenizer = model.load_tokenizer(layout.model)
+    tokenizer = load_tokenizer(layout.model)
     with session.part("render"):
         examples = render(session, tokenizer)
     with session.part("load"):
@@ -124,7 +126,7 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
     template = choose_template(tokenizer, [*(example for source in sources for example in source), *held_out])
     renderer = Renderer(
         tokenizer,
-        model.stop_ids(session.layout.model, tokenizer),
+        stop_ids(session.layout.model, tokenizer),
         date=contract.date,
         max_length=dataset.max_length,
         overlong=dataset.overlong,
@@ -133,7 +135,7 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
     held = renderer.render(held_out)
     for what, some in (("training", rendered), ("evaluation", [held] if held_out else [])):
         _check_left(what, some, dataset.max_length)
-    _check_limits([*rendered, held], *model.limits(session.layout.model))
+    _check_limits([*rendered, held], *limits(session.layout.model))
     stop_percent = check_stops([*rendered, held], dataset.overlong)
     weights = [source.weight for source in dataset.train if source.weight is not None]
     chosen = mix([len(one.rows) for one in rendered], weights or None, session.hyper.seed)

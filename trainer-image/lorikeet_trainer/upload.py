@@ -18,11 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from lorikeet_run import log
+from lorikeet_run.hyperparameters import Hyperparameters
+from lorikeet_run.patience import PUBLISH_SECONDS, patiently
+from lorikeet_run.record import read_contract
 from lorikeet_storage import Checkpoints, StorageError
-from lorikeet_trainer import log
-from lorikeet_trainer.hyperparameters import Hyperparameters
-from lorikeet_trainer.lifecycle import read_contract
-from lorikeet_trainer.patience import PUBLISH_SECONDS, patiently
 from lorikeet_trainer.state import Layout, StoredCheckpoint
 
 _POLL_SECONDS: Final = 0.5

@@ -18,6 +18,18 @@ from lorikeet_api.finetunejob import FineTuneJob, Resolved
 
 CONTRACT_KEY: Final = CONTRACT_PATH.rsplit("/", 1)[1]
 CONTRACT_DIR: Final = CONTRACT_PATH.rsplit("/", 1)[0]
+POD: Final[dict[str, Any]] = {
+    "restartPolicy": "Never",
+    "automountServiceAccountToken": False,
+    "enableServiceLinks": False,
+    "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+}
+"""What every pod of a run has: Pod Security `restricted`, no API token."""
+CONTAINER_SECURITY: Final[dict[str, Any]] = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 
 def config_map(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
@@ -26,7 +38,7 @@ def config_map(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(job, names.run_config_map(job.metadata.name)),
+        "metadata": metadata(job, names.run_config_map(job.metadata.name)),
         "immutable": True,
         "data": {CONTRACT_KEY: contract},
     }
@@ -41,7 +53,7 @@ def training_job(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(job, names.training_job(job.metadata.name)),
+        "metadata": metadata(job, names.training_job(job.metadata.name)),
         "spec": {
             "completions": 1,
             "parallelism": 1,
@@ -51,8 +63,8 @@ def training_job(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
             "podFailurePolicy": {
                 "rules": [
                     {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                    _on_exit("Ignore", EXIT_PREEMPTED),
-                    _on_exit("FailJob", *FINAL_EXIT_CODES),
+                    on_exit(names.TRAINER_CONTAINER, "Ignore", EXIT_PREEMPTED),
+                    on_exit(names.TRAINER_CONTAINER, "FailJob", *FINAL_EXIT_CODES),
                 ]
             },
             "template": {
@@ -66,16 +78,18 @@ def training_job(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def _on_exit(action: str, *codes: int) -> dict[str, Any]:
-    on = {"containerName": names.TRAINER_CONTAINER, "operator": "In", "values": list(codes)}
+def on_exit(container: str, action: str, *codes: int) -> dict[str, Any]:
+    """Return a rule of a podFailurePolicy for exit codes."""
+    on = {"containerName": container, "operator": "In", "values": list(codes)}
     return {"action": action, "onExitCodes": on}
 
 
-def _metadata(job: FineTuneJob, name: str) -> dict[str, Any]:
+def metadata(job: FineTuneJob, name: str, component: str = names.TRAINER) -> dict[str, Any]:
+    """Return the metadata of a child: it goes with the FineTuneJob, and its changes are seen by its labels."""
     return {
         "name": name,
         "namespace": job.metadata.namespace,
-        "labels": names.child_labels(job.metadata.name),
+        "labels": names.child_labels(job.metadata.name, component),
         "ownerReferences": [
             {
                 "apiVersion": job.api_version,
@@ -90,35 +104,28 @@ def _metadata(job: FineTuneJob, name: str) -> dict[str, Any]:
 
 def _pod_spec(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
     compute = resolved.compute
-    volumes, mounts = _volumes(job, resolved)
+    volumes, mounts = _trainer_volumes(job, resolved)
     pod: dict[str, Any] = {
-        "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
+        **POD,
         "terminationGracePeriodSeconds": resolved.contract.grace_period_seconds,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [
             {
                 "name": names.TRAINER_CONTAINER,
                 "image": resolved.image,
-                "env": _environment(resolved),
+                "env": environment(resolved),
                 "resources": _resources(resolved),
                 "volumeMounts": mounts,
                 "terminationMessagePath": TERMINATION_PATH,
                 "terminationMessagePolicy": "FallbackToLogsOnError",
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "readOnlyRootFilesystem": True,
-                    "capabilities": {"drop": ["ALL"]},
-                },
+                "securityContext": CONTAINER_SECURITY,
             }
         ],
         "volumes": volumes,
     }
-    return {**pod, **_placement(compute)}
+    return {**pod, **placement(compute)}
 
 
-def _placement(compute: Compute) -> dict[str, Any]:
+def placement(compute: Compute) -> dict[str, Any]:
     """Return the pod fields that the user's compute names as Kubernetes does, where they are set."""
     same = compute.model_dump(
         mode="json",
@@ -137,7 +144,8 @@ def _placement(compute: Compute) -> dict[str, Any]:
     return {name: value for name, value in same.items() if value not in ({}, [])}
 
 
-def _environment(resolved: Resolved) -> list[dict[str, Any]]:
+def environment(resolved: Resolved) -> list[dict[str, Any]]:
+    """Return the environment by which a container reaches the run's stores, and what the user adds."""
     contract = resolved.contract
     env: list[dict[str, Any]] = []
     if resolved.secret_name is not None:
@@ -172,8 +180,8 @@ def _resources(resolved: Resolved) -> dict[str, Any]:
     return {kind: values for kind, values in (("requests", requests), ("limits", limits)) if values}
 
 
-def _volumes(job: FineTuneJob, resolved: Resolved) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the pod's volumes and their mounts: contract, scratch, /tmp, /dev/shm, CAs, claims."""
+def _trainer_volumes(job: FineTuneJob, resolved: Resolved) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the trainer's volumes and their mounts: contract, scratch, /tmp, /dev/shm, CAs, claims."""
     work: dict[str, Any] = {}
     if resolved.compute.scratch is not None:
         work["sizeLimit"] = resolved.compute.scratch
@@ -184,6 +192,14 @@ def _volumes(job: FineTuneJob, resolved: Resolved) -> tuple[list[dict[str, Any]]
         ({"emptyDir": {}}, {"name": "tmp", "mountPath": "/tmp"}),  # noqa: S108 - the pod's own
         ({"emptyDir": shm}, {"name": "shm", "mountPath": "/dev/shm"}),  # noqa: S108 - the pod's own
     ]
+    shared, mounts = volumes(resolved)
+    own = [{"name": mount["name"], **source} for source, mount in parts]
+    return [*own, *shared], [*(mount for _, mount in parts), *mounts]
+
+
+def volumes(resolved: Resolved) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the volumes through which a container reaches the run's stores, and their mounts: CAs, claims."""
+    parts: list[tuple[dict[str, Any], dict[str, Any]]] = []
     if resolved.ca_config_map_name is not None:
         ca = {"name": resolved.ca_config_map_name, "items": [{"key": "ca.crt", "path": "ca.crt"}]}
         parts.append(({"configMap": ca}, {"name": "ca", "mountPath": CA_DIR, "readOnly": True}))

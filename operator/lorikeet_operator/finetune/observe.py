@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from lorikeet_api.conditions import ADVICE_OUT_OF_MEMORY, OperatorReason, Phase
 from lorikeet_api.contract import EXIT_PREEMPTED, RunRecord
-from lorikeet_api.names import TRAINER_CONTAINER
+from lorikeet_api.names import RUN_CONTAINERS
 
 IMAGE_PROBLEMS: Final = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
@@ -29,6 +29,9 @@ class Finding:
     holds: bool
     reason: str
     message: str
+
+
+CHECKING: Final = Finding(False, "Checking", "model, data and output are looked at, before a GPU is asked for")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,14 @@ def observe(job: dict[str, Any], pods: list[dict[str, Any]], trouble: str | None
         message = f"the node cannot prepare the pod ({trouble}): make what it names; the pod then starts by itself"
         started = Finding(False, "PodNotPrepared", message)
     return Observation("Running" if started.holds else "Starting", scheduled, started, at_work=True)
+
+
+def checking(observation: Observation) -> Finding:
+    """Return what there is to say of a run that a pod of the agent looks at."""
+    for finding in (observation.scheduled, observation.started):
+        if not finding.holds and finding.reason != "Waiting":
+            return finding
+    return CHECKING
 
 
 def final_condition(job: dict[str, Any]) -> dict[str, Any] | None:
@@ -174,9 +185,9 @@ def _scheduled(pod: dict[str, Any]) -> Finding:
 
 
 def trainer_state(pod: dict[str, Any]) -> dict[str, Any]:
-    """Return the trainer container's state as the kubelet tells it; empty before it does."""
+    """Return the state of the container that leaves a record, as the kubelet tells it; empty before it does."""
     statuses = pod.get("status", {}).get("containerStatuses", [])
-    state: dict[str, Any] = next((item["state"] for item in statuses if item["name"] == TRAINER_CONTAINER), {})
+    state: dict[str, Any] = next((item["state"] for item in statuses if item["name"] in RUN_CONTAINERS), {})
     return state
 
 
@@ -188,7 +199,7 @@ def _started(pod: dict[str, Any]) -> Finding:
         return Finding(True, "TrainerRunning", "the trainer ended")
     waiting = state.get("waiting", {})
     why, text = waiting.get("reason", ""), waiting.get("message", "")
-    image = next((item["image"] for item in pod["spec"]["containers"] if item["name"] == TRAINER_CONTAINER), "")
+    image = next((item["image"] for item in pod["spec"]["containers"] if item["name"] in RUN_CONTAINERS), "")
     found: dict[OperatorReason, str] = {
         "ImagePullFailed": f"the trainer image {image} cannot be pulled ({why}: {text}): check its name and tag, and"
         " compute.imagePullSecrets; the pod starts by itself once the image is there",
@@ -253,6 +264,6 @@ def _final_record(condition: dict[str, Any], pod: dict[str, Any] | None) -> RunR
         text = condition.get("message") or condition.get("reason", "")
         return RunRecord(reason="InternalError", message=f"the batch Job failed and no pod is left to ask: {text}")
     if condition.get("reason") == "BackoffLimitExceeded" and record.retryable:
-        message = f"every attempt failed, maxRetries is used up; the last one: {record.message}"
+        message = f"every attempt failed; the last one: {record.message}"
         return record.model_copy(update={"message": message})
     return record

@@ -1,9 +1,8 @@
 """Brings one FineTuneJob a step further: reads the cache, decides, writes. Run any number of times."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, Literal
 
@@ -16,22 +15,16 @@ from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_operator.finetune import job as build
 from lorikeet_operator.finetune import ledger, limits
 from lorikeet_operator.finetune import status as story
-from lorikeet_operator.finetune.observe import (
-    UNPREPARED,
-    Finding,
-    final_condition,
-    is_prepared_by_node,
-    live,
-    newest,
-    observe,
-)
+from lorikeet_operator.finetune.agent import agent_job
+from lorikeet_operator.finetune.deletion import Deletion, is_held
+from lorikeet_operator.finetune.evidence import OURS, Evidence, unexplained
+from lorikeet_operator.finetune.observe import CHECKING, Finding, Observation, checking, final_condition, observe
 from lorikeet_operator.finetune.resolve import Refused, resolve
 from lorikeet_operator.kube.cache import by_label
 from lorikeet_operator.kube.controller import Kube, Watch
-from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid, NotFound
+from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid
 from lorikeet_operator.kube.kinds import (
     CONFIG_MAP,
-    EVENT,
     JOB,
     POD,
     Key,
@@ -47,7 +40,9 @@ from lorikeet_operator.kube.times import timestamp
 
 FINETUNEJOB: Final = Kind(names.GROUP, names.VERSION, "finetunejobs", "FineTuneJob")
 TUNINGPROFILE: Final = Kind(names.GROUP, names.VERSION, "tuningprofiles", "TuningProfile", namespaced=False)
-OURS: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+
+UNMADE: Final = (HeldByOther, Invalid, Forbidden)
+"""What keeps an object from being made until somebody changes something."""
 
 FINAL: Final = ("Succeeded", "Failed")
 REFUSED_AGAIN: Final = 30.0
@@ -69,10 +64,21 @@ class FineTuneController:
         Watch(POD, label_selector=OURS, index=by_label(names.LABEL_FINETUNEJOB)),
     )
 
-    def __init__(self, kube: Kube, trainer_image: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        trainer_image: str,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        agent_image: str = "",
+    ) -> None:
+        """Check runs before they begin, and look for lost records, where an `agent_image` is known to do it with."""
         self._kube = kube
+        self._evidence = Evidence(kube)
         self._trainer_image = trainer_image
+        self._agent_image = agent_image
         self._now = now
+        self._deletion = Deletion(kube, FINETUNEJOB, self._clean_up, now)
 
     def keys_for(self, kind: Kind, obj: Object) -> Iterable[Key]:
         """Return the FineTuneJobs that a change concerns: itself, its owner, or those that wait for a profile."""
@@ -97,13 +103,20 @@ class FineTuneController:
     async def reconcile(self, key: Key) -> Requeue | None:
         """Bring the FineTuneJob `key` a step further."""
         body = self._kube.cache.get(FINETUNEJOB, key)
-        if body is None or body["metadata"].get("deletionTimestamp"):
+        if body is None:
             return None  # its children go with it, by their owner references
+        going = bool(body["metadata"].get("deletionTimestamp"))
+        if going and not is_held(body):
+            return None
         try:
             job = FineTuneJob.parse(body)
         except ValidationError as error:
-            await self._unreadable(body, error)
+            await (self._deletion.let_go(body) if going else self._unreadable(body, error))
             return None
+        if going:
+            return await self._deletion.finish(body, job)
+        if self._agent_image:
+            body = await self._deletion.prepare(body, job)
         if job.status.phase in FINAL:
             await self._keep(body, job)
             return None
@@ -115,28 +128,41 @@ class FineTuneController:
             if isinstance(resolved, Finding):
                 await self._write(body, story.refused(job, resolved, self._time()))
                 return None
-            body = await self._write(body, story.accepted(job, resolved, self._time()))
+            status = (
+                story.checking(job, resolved, CHECKING, self._time())
+                if self._agent_image
+                else story.accepted(job, resolved, self._time())
+            )
+            body = await self._write(body, status)
             job = FineTuneJob.parse(body)
-        if job.status.job_uid is None:
-            return await self._start(body, job)
-        return await self._follow(body, job)
+        if job.status.job_uid is not None:
+            return await self._follow(body, job)
+        if self._agent_image and job.status.resolved is not None and job.status.resolved.checked is None:
+            return await self._check(body, job, job.status.resolved)
+        return await self._start(body, job)
 
     async def _keep(self, body: Object, job: FineTuneJob) -> None:
         """Look after a run that has ended: the end is the end, whatever becomes of its batch Job and pods."""
         await self._write(body, story.with_findings(job.status, job.metadata.generation, {}, self._time()))
-        child = self._kube.cache.get(JOB, _child_key(job))
-        if child is None or uid_of(child) != job.status.job_uid:
-            return
-        steered: dict[str, int] = {}
-        if final_condition(child) is None:
-            # We have ended the run; a deadline that has passed makes its Job see that, too.
-            steered["activeDeadlineSeconds"] = 1
-        if job.spec.ttl_seconds_after_finished is not None:
-            # Only now: a Job that went before its end was seen would take the record with it.
-            steered["ttlSecondsAfterFinished"] = job.spec.ttl_seconds_after_finished
-        await self._kube.writer.patch(JOB, child, {"spec": steered})
+        for child in self._kube.cache.indexed(JOB, job.metadata.namespace or "", job.metadata.name):
+            if controller_uid(child) != job.metadata.uid:
+                continue
+            steered: dict[str, int] = {}
+            if uid_of(child) == job.status.job_uid and final_condition(child) is None:
+                # We have ended the run; a deadline that has passed makes its Job see that, too.
+                steered["activeDeadlineSeconds"] = 1
+            if job.spec.ttl_seconds_after_finished is not None:
+                # Only now: a Job that went before its end was seen would take the record with it.
+                steered["ttlSecondsAfterFinished"] = job.spec.ttl_seconds_after_finished
+            await self._kube.writer.patch(JOB, child, {"spec": steered})
 
     def _resolve(self, job: FineTuneJob) -> Resolved | Finding:
+        if job.spec.deletion_policy == "Delete" and not self._agent_image:
+            message = (
+                "deletionPolicy Delete needs the agent, which this installation does without (agent.enabled of the"
+                " chart): set it to Retain, or have the agent enabled"
+            )
+            return Finding(False, "InvalidSpec", message)
         name = job.spec.profile_ref.name
         profile = self._kube.cache.get(TUNINGPROFILE, Key("", name))
         if profile is None:
@@ -158,6 +184,40 @@ class FineTuneController:
             message = f"request and TuningProfile {name!r} do not fit together: {_sentence(error)}"
             return Finding(False, "InvalidSpec", message)
 
+    async def _check(self, body: Object, job: FineTuneJob, resolved: Resolved) -> Requeue | None:
+        """Have the run looked at before a GPU is asked for; go on with it, adopt its result, or say what is wrong."""
+        try:
+            task = await self._ask_agent(job, resolved, "preflight")
+        except UNMADE as error:
+            return await self._unmade(body, job, error)
+        if not task.ended:
+            await self._write(body, story.checking(job, resolved, checking(task.observation), self._time()))
+            return Requeue(self._look_again(task.began, NOT_STARTED)) if task.unexplained else None
+        record = task.observation.record
+        if record is None:
+            # Its pod is gone and so is what it said. The Job goes too, by its ttl, and is then made again.
+            await self._kube.writer.patch(JOB, task.child, {"spec": {"ttlSecondsAfterFinished": 0}})
+            return Requeue(NOT_STARTED)
+        if record.pins is not None:
+            contract = resolved.contract.model_copy(update={"pins": record.pins})
+            checked = resolved.model_copy(update={"contract": contract, "checked": record.message})
+            body = await self._write(body, story.accepted(job, checked, self._time()))
+            return await self._start(body, FineTuneJob.parse(body))
+        await self._write(body, story.settled(job, record, self._time()))
+        return None
+
+    async def _clean_up(self, job: FineTuneJob) -> "Asked":
+        assert job.status.resolved is not None  # noqa: S101 - else there is nothing to clean
+        return await self._ask_agent(job, job.status.resolved, "cleanup")
+
+    async def _ask_agent(self, job: FineTuneJob, resolved: Resolved, task: names.Task) -> "Asked":
+        """Have a pod of the job's namespace do `task`, and return how that stands."""
+        child = await self._kube.writer.create(JOB, agent_job(job, resolved, task, self._agent_image))
+        pods = await self._evidence.pods(child)
+        ask = unexplained(child, pods)
+        trouble = await self._evidence.told(ask) if ask is not None else None
+        return Asked(child, observe(child, pods, trouble), ask is not None)
+
     async def _start(self, body: Object, job: FineTuneJob) -> Requeue | None:
         """Make the contract and the batch Job, and note the Job's uid: from then on it is never made again."""
         resolved = job.status.resolved
@@ -165,26 +225,30 @@ class FineTuneController:
         try:
             await self._kube.writer.create(CONFIG_MAP, build.config_map(job, resolved))
             child = await self._kube.writer.create(JOB, build.training_job(job, resolved))
-        except HeldByOther as error:
-            message = f"{error}: delete or rename it, or create the FineTuneJob under another name"
-            return await self._refused(body, job, "NameTaken", message)
-        except Invalid as error:
-            message = (
-                f"Kubernetes refuses the objects of the run: {error.message}; correct the request or the TuningProfile,"
-                " and create a new FineTuneJob"
-            )
-            return await self._refused(body, job, "InvalidSpec", message)
-        except Forbidden as error:
-            message = (
-                f"Kubernetes forbids the objects of the run: {error.message}; it is tried again, so have what forbids"
-                " them changed (a quota, a policy, the operator's rights)"
-            )
-            return await self._refused(body, job, "Forbidden", message)
+        except UNMADE as error:
+            return await self._unmade(body, job, error)
         made = {"job_uid": uid_of(child), "start_time": child["metadata"]["creationTimestamp"]}
         status = story.accepted(job, resolved, self._time()).model_copy(update=made)
         job = job.model_copy(update={"status": status})
         await self._write(body, story.observed(job, observe(child, []), self._time()))
         return Requeue(NOT_STARTED)
+
+    async def _unmade(self, body: Object, job: FineTuneJob, error: HeldByOther | Invalid | Forbidden) -> Requeue:
+        """Say why the objects of the run are not made; it is tried again."""
+        if isinstance(error, HeldByOther):
+            message = f"{error}: delete or rename it, or create the FineTuneJob under another name"
+            return await self._refused(body, job, "NameTaken", message)
+        if isinstance(error, Invalid):
+            message = (
+                f"Kubernetes refuses the objects of the run: {error.message}; correct the request or the TuningProfile,"
+                " and create a new FineTuneJob"
+            )
+            return await self._refused(body, job, "InvalidSpec", message)
+        message = (
+            f"Kubernetes forbids the objects of the run: {error.message}; it is tried again, so have what forbids"
+            " them changed (a quota, a policy, the operator's rights)"
+        )
+        return await self._refused(body, job, "Forbidden", message)
 
     async def _refused(self, body: Object, job: FineTuneJob, reason: OperatorReason, message: str) -> Requeue:
         await self._write(body, story.refused(job, Finding(False, reason, message), self._time()))
@@ -193,17 +257,12 @@ class FineTuneController:
     async def _follow(self, body: Object, job: FineTuneJob) -> Requeue | None:
         """Report on the batch Job and its pods, and keep the Job as the spec steers it."""
         key = _child_key(job)
-        child = self._kube.cache.get(JOB, key)
-        if child is None or uid_of(child) != job.status.job_uid:
-            child = await self._read_job(key)
-        if child is None or uid_of(child) != job.status.job_uid:
+        child = await self._evidence.job(key, job.status.job_uid)
+        if child is None:
             await self._write(body, story.job_deleted(job, self._time()))
             return None
-        pods = self._pods(child, self._kube.cache.indexed(POD, key.namespace, job.metadata.name))
+        pods = await self._evidence.pods(child)
         ended = final_condition(child) is not None
-        if ended and len(live(pods)) == len(pods):
-            # The record is in a pod, and the cache of pods may lag behind that of Jobs.
-            pods = self._pods(child, await self._read_pods(key.namespace, job))
         held_back = bool(child["spec"].get("suspend"))
         job = job.model_copy(update={"status": ledger.count(job.status, pods, stopped=held_back)})
         if not ended:
@@ -213,43 +272,40 @@ class FineTuneController:
                 return None
             steered = {"backoffLimit": job.spec.max_retries, "suspend": job.spec.suspend}
             child = await self._kube.writer.patch(JOB, child, {"spec": steered})
-        ask = None if ended or job.spec.suspend else _unexplained(child, pods)
-        trouble = await self._told(ask) if ask is not None else None
-        await self._write(body, story.observed(job, observe(child, pods, trouble), self._time()))
+        ask = None if job.spec.suspend else unexplained(child, pods)
+        trouble = await self._evidence.told(ask) if ask is not None else None
+        observation = observe(child, pods, trouble)
+        if observation.phase == "Succeeded" and observation.record is None and self._agent_image:
+            return await self._recover(body, job, observation)
+        await self._write(body, story.observed(job, observation, self._time()))
         if ask is not None:
-            return Requeue(self._look_again(job, REFUSED_AGAIN if trouble else NOT_STARTED))
+            return Requeue(self._look_again(job.status.start_time, REFUSED_AGAIN if trouble else NOT_STARTED))
         left = None if ended else limits.seconds_left(job, pods, self._now())
         return None if left is None else Requeue(left)
 
-    def _look_again(self, job: FineTuneJob, at_least: float) -> float:
-        """Return the seconds until a run that does not start is looked at again: as long as it has waited so far."""
-        began = job.status.start_time
+    async def _recover(self, body: Object, job: FineTuneJob, observation: Observation) -> Requeue | None:
+        """Find the record of a run that is done in what it has published: its pod went, and the record with it."""
+        resolved = job.status.resolved
+        assert resolved is not None  # noqa: S101 - a run that is done has begun
+        try:
+            task = await self._ask_agent(job, resolved, "recover")
+        except UNMADE as error:
+            await self._write(body, story.recovering(job, Finding(False, "Forbidden", str(error)), self._time()))
+            return Requeue(REFUSED_AGAIN)
+        if not task.ended:
+            await self._write(body, story.recovering(job, checking(task.observation), self._time()))
+            return Requeue(self._look_again(task.began, NOT_STARTED)) if task.unexplained else None
+        found = task.observation.record
+        if found is None or found.artifacts is not None:
+            await self._write(body, story.observed(job, replace(observation, record=found), self._time()))
+        else:
+            await self._write(body, story.settled(job, found, self._time()))
+        return None
+
+    def _look_again(self, began: str | None, at_least: float) -> float:
+        """Return the seconds until what does not start is looked at again: as long as it has waited so far."""
         age = (self._now() - datetime.fromisoformat(began)).total_seconds() if began is not None else 0.0
         return min(PATIENCE, max(at_least, age))
-
-    async def _read_job(self, key: Key) -> Object | None:
-        """Ask the API server itself: a cache that lags must not make a running Job look deleted."""
-        try:
-            return await self._kube.client.get(JOB, key)
-        except NotFound:
-            return None
-
-    async def _read_pods(self, namespace: str, job: FineTuneJob) -> list[Object]:
-        selector = f"{OURS},{names.LABEL_FINETUNEJOB}={job.metadata.name}"
-        return (await self._kube.client.list(POD, namespace, selector)).items
-
-    @staticmethod
-    def _pods(child: Object, pods: Iterable[Object]) -> list[Object]:
-        return [pod for pod in pods if controller_uid(pod) == uid_of(child)]
-
-    async def _told(self, ask: "Ask") -> str | None:
-        """Return the newest Event that answers `ask`."""
-        selector = f"involvedObject.uid={uid_of(ask.about)},type=Warning"
-        events = (await self._kube.client.list(EVENT, key_of(ask.about).namespace, field_selector=selector)).items
-        found = [each for each in events if each.get("reason") in ask.reasons and _event_time(each) >= ask.since]
-        latest = max(found, key=_event_time, default=None)
-        # A pod that is refused has another name each time: without it, the same trouble has the same words.
-        return None if latest is None else re.sub(r'pods "[^"]*"', "the pod", str(latest.get("message", "")))
 
     async def _unreadable(self, body: Object, error: ValidationError) -> None:
         """Report a resource that the API server let in and this version cannot read; the rest of its status stays."""
@@ -288,7 +344,7 @@ def _news(before: FineTuneJobStatus, after: FineTuneJobStatus) -> list[tuple[Lit
     for condition in after.conditions:
         if known.get(condition.type) == (condition.status, condition.reason):
             continue
-        if condition.reason in ("InProgress", "Waiting"):
+        if condition.reason in ("InProgress", "Waiting", "Checking"):
             continue
         if condition.type in ("Complete", "Failed") and condition.status == "False":
             continue  # the other one of the two tells it
@@ -298,32 +354,28 @@ def _news(before: FineTuneJobStatus, after: FineTuneJobStatus) -> list[tuple[Lit
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What to look for among the Events, where nothing else tells why a Job has no prepared pod."""
+class Asked:
+    """How a task of the agent stands."""
 
-    about: Object
-    reasons: frozenset[str]
-    since: str = ""
-    """RFC 3339 time; older ones tell of an earlier attempt."""
+    child: Object
+    """Its batch Job."""
+    observation: Observation
+    unexplained: bool
+    """Whether nothing but an Event would tell why it does not go on."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has, well or badly."""
+        return final_condition(self.child) is not None
 
-def _unexplained(child: Object, pods: list[Object]) -> Ask | None:
-    """Return what to ask the Events of a run that has not ended: why no pod is made, or what a node waits for."""
-    waiting = newest([pod for pod in live(pods) if is_prepared_by_node(pod)])
-    if waiting is not None:
-        return Ask(waiting, UNPREPARED)
-    if live(pods) or any(pod["status"].get("phase") == "Succeeded" for pod in pods):
-        return None
-    last = newest(pods)
-    return Ask(child, frozenset({"FailedCreate"}), last["metadata"]["creationTimestamp"] if last else "")
+    @property
+    def began(self) -> str:
+        """When it was made."""
+        return str(self.child["metadata"]["creationTimestamp"])
 
 
 def _child_key(job: FineTuneJob) -> Key:
     return Key(job.metadata.namespace or "", names.training_job(job.metadata.name))
-
-
-def _event_time(event: Object) -> str:
-    return str(event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
 def _profile_name(body: Object) -> str:

@@ -1,6 +1,7 @@
 """Turns what is known of a job into its status (pure: the clock is an argument)."""
 
 from lorikeet_api.conditions import Condition, ConditionStatus, ConditionType
+from lorikeet_api.contract import RunRecord
 from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
 from lorikeet_operator.finetune.observe import Finding, Observation
 
@@ -75,16 +76,61 @@ def refused(job: FineTuneJob, finding: Finding, now: str) -> FineTuneJobStatus:
 def accepted(job: FineTuneJob, resolved: Resolved, now: str) -> FineTuneJobStatus:
     """Return the status of a request whose every value is decided."""
     message = f"resolved with TuningProfile {resolved.profile!r}"
+    if resolved.checked is not None:
+        message = f"{resolved.checked}; {message}"
     if resolved.warnings:
         message += "; unusual: " + "; ".join(resolved.warnings)
     findings: dict[ConditionType, Finding] = {
-        "Validated": Finding(True, "Resolved", message),
+        "Validated": Finding(True, "Resolved" if resolved.checked is None else "Checked", message),
         "Complete": Finding(False, "InProgress", "has not finished"),
         "Failed": Finding(False, "InProgress", "has not failed"),
     }
     findings |= _suspension(job, stopped=True)
     status = with_findings(job.status, job.metadata.generation, findings, now)
     return status.model_copy(update={"phase": "Pending", "resolved": resolved})
+
+
+def checking(job: FineTuneJob, resolved: Resolved, finding: Finding, now: str) -> FineTuneJobStatus:
+    """Return the status of a job whose every value is decided, and that is being checked in its namespace."""
+    findings: dict[ConditionType, Finding] = {
+        "Validated": finding,
+        **_suspension(job, stopped=True),
+        "Complete": Finding(False, "InProgress", "has not finished"),
+        "Failed": Finding(False, "InProgress", "has not failed"),
+    }
+    status = with_findings(job.status, job.metadata.generation, findings, now)
+    return status.model_copy(update={"phase": "Validating", "resolved": resolved})
+
+
+def settled(job: FineTuneJob, record: RunRecord, now: str) -> FineTuneJobStatus:
+    """Return the status of a job whose end the agent has found: its result was there already, or it cannot be."""
+    if record.artifacts is None:
+        status = stopped(job, record.reason, record.message, now)
+        # What was never started is not valid; what has trained was.
+        found = Finding(False, record.reason, record.message)
+        return (
+            status if job.status.job_uid else with_findings(status, job.metadata.generation, {"Validated": found}, now)
+        )
+    findings: dict[ConditionType, Finding] = {
+        "Validated": Finding(True, record.reason, record.message),
+        "Complete": Finding(True, record.reason, record.message),
+        "Failed": Finding(False, record.reason, ""),
+    }
+    status = with_findings(job.status, job.metadata.generation, findings, now)
+    found_there = {
+        "phase": "Succeeded",
+        "completion_time": now,
+        "metrics": record.metrics,
+        "artifacts": record.artifacts,
+    }
+    return status.model_copy(update=found_there)
+
+
+def recovering(job: FineTuneJob, finding: Finding, now: str) -> FineTuneJobStatus:
+    """Return the status of a job that is done and whose record is looked for in what it has published."""
+    message = f"the run is done and its pod's record is lost: what it has published is read ({finding.message})"
+    findings: dict[ConditionType, Finding] = {"Complete": Finding(False, "RecordLost", message)}
+    return with_findings(job.status, job.metadata.generation, findings, now)
 
 
 def suspended(job: FineTuneJob, now: str) -> FineTuneJobStatus:

@@ -68,6 +68,10 @@ CHANGES: dict[str, tuple[Any, Values]] = {
     "image.digest": (DIGEST, {}),
     "image.pullPolicy": ("Always", {}),
     "imagePullSecrets": ([{"name": "pull"}], {}),
+    "agent.enabled": (False, {}),
+    "agent.image.repository": ("images.example/agent", {}),
+    "agent.image.tag": ("9.9.9", {}),
+    "agent.image.digest": (DIGEST, {}),
     "trainer.image.repository": ("images.example/trainer", {}),
     "trainer.image.tag": ("9.9.9", {}),
     "trainer.image.digest": (DIGEST, {}),
@@ -357,6 +361,7 @@ def test_the_values_are_the_operators_own_defaults() -> None:
     given = Settings.load([], environment())
     own = Settings()
     assert given.trainer_image.startswith("lorikeet-trainer:")
+    assert given.agent_image.startswith("lorikeet-agent:")
     for name in ("namespaces", "workers", "qps", "burst", "log_level"):
         assert getattr(given, name) == getattr(own, name), name
 
@@ -369,9 +374,11 @@ def test_values_reach_the_operator() -> None:
         "burst": 100000,
         "leaseDuration": 30,
         "logLevel": "ERROR",
+        "agent": {"image": {"repository": "images.example:5000/agent", "tag": "1.2.3"}},
         "trainer": {"image": {"repository": "images.example:5000/trainer", "tag": "1.2.3", "digest": DIGEST}},
     }
     assert Settings.load([], environment(values)) == Settings(
+        agent_image="images.example:5000/agent:1.2.3",
         trainer_image=f"images.example:5000/trainer:1.2.3@{DIGEST}",
         namespaces=("team-a", "team-b"),
         workers=1000,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lorikeet_api.contract import RunContract
+from lorikeet_operator.finetune.agent import agent_job
 from lorikeet_operator.finetune.job import config_map, training_job
 from lorikeet_operator.finetune.resolve import resolve
 from tests.golden import check_golden
@@ -55,7 +56,12 @@ def test_the_objects_of_a_run_are_the_golden_ones(case: str) -> None:
     storage = {"uri": "s3://adapters", "secretName": "s3-credentials", "caConfigMapName": "company-ca"}
     by = profile() if case == "minimal" else profile(storage=storage, gpuClasses=CLASSES)
     resolved = resolve(request, by, "trainer:test")
-    check_golden(f"finetune/{case}.yaml", [config_map(request, resolved), training_job(request, resolved)])
+    made = [
+        agent_job(request, resolved, "preflight", "agent:test"),
+        config_map(request, resolved),
+        training_job(request, resolved),
+    ]
+    check_golden(f"finetune/{case}.yaml", made)
 
 
 def test_building_twice_gives_equal_objects() -> None:
@@ -67,6 +73,15 @@ def test_the_trainer_reads_the_contract_that_the_operator_resolved() -> None:
     resolved = resolve(job(), profile(), "trainer:test")
     text = config_map(job(), resolved)["data"]["run.json"]
     assert RunContract.model_validate_json(text) == resolved.contract
+
+
+def test_the_agent_reads_the_same_contract_and_no_secret_gets_into_it() -> None:
+    request = job(dataset={"train": [{"uri": "s3://datasets/$(AWS_SECRET_ACCESS_KEY).jsonl"}]})
+    resolved = resolve(request, profile(), "trainer:test")
+    (container,) = agent_job(request, resolved, "preflight", "agent:test")["spec"]["template"]["spec"]["containers"]
+    (text,) = [variable["value"] for variable in container["env"] if variable["name"] == "LORIKEET_CONTRACT"]
+    assert "$$(AWS_SECRET_ACCESS_KEY)" in text, "what Kubernetes leaves alone"
+    assert RunContract.model_validate_json(text.replace("$$", "$")) == resolved.contract
 
 
 def test_users_cannot_take_over_our_labels() -> None:

@@ -133,7 +133,7 @@ def test_used_up_retries_are_named() -> None:
     record = {"reason": "InternalError", "message": "S3 was gone", "retryable": True}
     seen = observe(batch_job(condition, failed=4), [pod("Failed", ended(70, record))])
     assert seen.record is not None
-    assert seen.record.message == "every attempt failed, maxRetries is used up; the last one: S3 was gone"
+    assert seen.record.message == "every attempt failed; the last one: S3 was gone"
 
 
 def test_between_two_attempts_the_last_failure_is_told() -> None:

@@ -23,6 +23,9 @@ from tests.unit.kube.api import Api, client_for, serve
 KINDS = (CONFIG_MAP, EVENT, POD, JOB, FINETUNEJOB, TUNINGPROFILE)
 NAME = Key("team-a", "sql-v1")
 TRAIN = Key("team-a", "sql-v1-train")
+PREFLIGHT = Key("team-a", "sql-v1-preflight")
+CLEANUP = Key("team-a", f"sql-v1-cleanup-{UID[:8]}")
+RECOVER = Key("team-a", "sql-v1-recover")
 RECORD = {
     "reason": "Published",
     "message": "published s3://adapters/x",
@@ -83,22 +86,32 @@ class World:
         """Return the reasons of the Events so far."""
         return [seen.body["reason"] for seen in self.api.seen if seen.method == "POST" and "/events" in seen.path]
 
-    def pod(self, phase: str, state: dict[str, Any], name: str = "p0", *, seen: bool = True, **status: Any) -> Object:
+    def pod(
+        self,
+        phase: str,
+        state: dict[str, Any],
+        name: str = "p0",
+        *,
+        of: Key = TRAIN,
+        seen: bool = True,
+        **status: Any,
+    ) -> Object:
         """Put the pod of an attempt."""
+        container = "trainer" if of == TRAIN else "agent"
         metadata = {
             "name": name,
             "namespace": "team-a",
             "creationTimestamp": f"2026-11-23T10:{name[1:]:0>2}:00Z",
-            "labels": self.get(JOB, TRAIN)["metadata"]["labels"],
-            "ownerReferences": [{"controller": True, "uid": self.get(JOB, TRAIN)["metadata"]["uid"]}],
+            "labels": self.get(JOB, of)["metadata"]["labels"],
+            "ownerReferences": [{"controller": True, "uid": self.get(JOB, of)["metadata"]["uid"]}],
         }
-        spec = {"nodeName": "n1", "containers": [{"name": "trainer", "image": "trainer:1"}]}
-        statuses = [{"name": "trainer", "state": state}]
+        spec = {"nodeName": "n1", "containers": [{"name": container, "image": "image:1"}]}
+        statuses = [{"name": container, "state": state}]
         body = {"metadata": metadata, "spec": spec, "status": {"phase": phase, "containerStatuses": statuses, **status}}
         return self.put(POD, body, seen=seen)
 
-    def batch_job_says(self, *conditions: dict[str, Any], **counters: int) -> None:
-        self.change(JOB, TRAIN, status={"conditions": list(conditions), **counters})
+    def batch_job_says(self, *conditions: dict[str, Any], of: Key = TRAIN, **counters: int) -> None:
+        self.change(JOB, of, status={"conditions": list(conditions), **counters})
 
     def event(self, about: Object, reason: str, message: str, time: str = "2026-11-23T10:00:05Z") -> None:
         """Say something about an object, as Kubernetes does."""
@@ -138,6 +151,13 @@ async def world() -> AsyncIterator[World]:
         made.put(FINETUNEJOB, request())
         yield made
     await server.close()
+
+
+@pytest.fixture
+async def checked(world: World) -> World:
+    """The same, with an operator that knows an image to check runs with."""
+    world.controller._agent_image = "agent:test"
+    return world
 
 
 def request(**spec: Any) -> Object:

@@ -121,6 +121,11 @@ class Api:
             return _failure(422, "Invalid", causes=[{"field": "metadata.uid", "message": "field is immutable"}])
         fields = {name: value for name, value in body.items() if name != "metadata"}
         merge = "merge-patch" in request.headers.get("Content-Type", "")
+        if "finalizers" in metadata:
+            held = {**held, "metadata": {**held["metadata"], "finalizers": metadata["finalizers"]}}
+            if not metadata["finalizers"] and held["metadata"].get("deletionTimestamp"):
+                self.remove(kind, held)
+                return web.json_response(held)
         return web.json_response(self.add(kind, _merged(held, fields) if merge else {**held, **fields}))
 
     def _list(self, kind: Kind, request: web.Request) -> web.Response:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from lorikeet_api.contract import TERMINATION_LIMIT, RunRecord
+from lorikeet_run.errors import RunError, explain
+from lorikeet_run.record import read_contract, write_record
 from lorikeet_storage.errors import StorageError
 from lorikeet_trainer import cgroup, lifecycle, processes
-from lorikeet_trainer.errors import RunError
 from lorikeet_trainer.processes import End
-from lorikeet_trainer.stage import explain
 from lorikeet_trainer.state import StageResult
 
 PARENT = """
@@ -246,13 +246,13 @@ def test_the_record_fits_the_termination_message(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         lifecycle.judge("train", [End(0, -6, "Ä\x01\n" * 9000)], {0: None}, stopping=False, oom_killed=False)
     path = tmp_path / "log"
-    lifecycle.write_record(caught.value.record().model_copy(update={"message": "\u0001ä" * 5000}), path)
+    write_record(caught.value.record().model_copy(update={"message": "\u0001ä" * 5000}), path)
     assert len(path.read_bytes()) < TERMINATION_LIMIT + 1
     assert RunRecord.model_validate_json(path.read_bytes()).reason == "InternalError"
 
 
 def test_a_record_without_a_place_is_no_failure(tmp_path: Path) -> None:
-    lifecycle.write_record(RunRecord(reason="Published", message=""), tmp_path / "no" / "such" / "folder")
+    write_record(RunRecord(reason="Published", message=""), tmp_path / "no" / "such" / "folder")
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"version": "v2"}', '{"version": "v1", "surprise": 1}'])
@@ -260,7 +260,7 @@ def test_a_contract_of_another_release_is_told(tmp_path: Path, content: str) -> 
     path = tmp_path / "run.json"
     path.write_text(content)
     with pytest.raises(RunError, match="same release") as caught:
-        lifecycle.read_contract(path)
+        read_contract(path)
     assert (caught.value.reason, caught.value.exit_code) == ("InvalidContract", 64)
 
 
@@ -328,7 +328,7 @@ def _cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, st
 def test_log_lines_are_key_and_value() -> None:
     code = """
 import logging
-from lorikeet_trainer import log
+from lorikeet_run import log
 log.set_up()
 log.event("step", loss=0.123456789, message='say "hi" there', nothing=None)
 logging.getLogger("bitsandbytes").warning("Failed to load CPU gemm_4bit_forward from kernels-community")

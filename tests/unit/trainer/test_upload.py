@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
+from lorikeet_run import log
 from lorikeet_storage import Checkpoints, StorageError
-from lorikeet_trainer import log
 from lorikeet_trainer.state import Layout, StoredCheckpoint
 from lorikeet_trainer.upload import Uploader
 from tests.unit.kube.clock import FakeClock

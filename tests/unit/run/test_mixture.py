@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorikeet_trainer.batches import batched, micro_batch
-from lorikeet_trainer.data import Example
-from lorikeet_trainer.errors import RunError
-from lorikeet_trainer.mixture import mix, split
+from lorikeet_run.batches import batched, micro_batch
+from lorikeet_run.data import Example
+from lorikeet_run.errors import RunError
+from lorikeet_run.mixture import mix, split
 
 
 def texts(*names: str) -> list[Example]:

@@ -7,8 +7,8 @@ from typing import Self
 from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.training import Checkpoints, Scheduler
-from lorikeet_trainer.batches import micro_batch
-from lorikeet_trainer.errors import RunError
+from lorikeet_run.batches import micro_batch
+from lorikeet_run.errors import RunError
 
 
 @dataclass(frozen=True)

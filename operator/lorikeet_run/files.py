@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lorikeet_trainer.errors import RunError
+from lorikeet_run.errors import RunError
 
 Row = dict[str, Any]
 

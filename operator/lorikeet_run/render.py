@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lorikeet_api.contract import Template
 from lorikeet_api.training import Overlong
-from lorikeet_trainer.batches import batched
-from lorikeet_trainer.data import Example
-from lorikeet_trainer.errors import RunError
-from lorikeet_trainer.files import invalid
+from lorikeet_run.batches import batched
+from lorikeet_run.data import Example
+from lorikeet_run.errors import RunError
+from lorikeet_run.files import invalid
 
 IGNORED: Final = -100
 """Label of a token that the loss does not count (torch's `ignore_index`)."""

@@ -1,5 +1,6 @@
 """The one exception by which a run ends on purpose, and how every other failure is told."""
 
+import errno
 import traceback
 from typing import Final
 
@@ -12,6 +13,7 @@ from lorikeet_api.contract import (
     EXIT_PREEMPTED,
     RunRecord,
 )
+from lorikeet_storage.errors import StorageError
 
 EXIT_CODES: Final[dict[TrainerReason, int]] = {
     "InvalidContract": EXIT_BAD_REQUEST,
@@ -19,6 +21,7 @@ EXIT_CODES: Final[dict[TrainerReason, int]] = {
     "ModelInvalid": EXIT_BAD_REQUEST,
     "DataNotFound": EXIT_BAD_DATA,
     "DataInvalid": EXIT_BAD_DATA,
+    "SourceChanged": EXIT_BAD_DATA,
     "StorageRefused": EXIT_BAD_REQUEST,
     "StorageUnreachable": EXIT_INTERNAL,
     "OutputConflict": EXIT_BAD_REQUEST,
@@ -86,3 +89,19 @@ def internal(error: BaseException) -> RunError:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return RunError("InternalError", f"{type(error).__name__}: {error}{where}; the pod's log has the whole trace")
+
+
+def explain(error: Exception) -> RunError:
+    """Return any failure as the one that the record is made of."""
+    if isinstance(error, RunError):
+        return error
+    if isinstance(error, StorageError):
+        return RunError(error.reason, str(error), EXIT_INTERNAL if error.retryable else EXIT_CODES[error.reason])
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return out_of_memory("the process")
+    # torch's own class, which is not to be imported for this, and what CUDA says past torch's allocator.
+    if type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error):
+        return out_of_memory("the GPU")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(error)
+    return internal(error)

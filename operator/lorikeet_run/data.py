@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from lorikeet_api.training import FORMAT_COLUMNS, Dataset, TrainOn
-from lorikeet_trainer.files import Placed, invalid, kind, read_rows
+from lorikeet_run.files import Placed, invalid, kind, read_rows
 
 Format = Literal["instruction", "chat", "completion", "text"]
 Role = Literal["system", "user", "assistant"]

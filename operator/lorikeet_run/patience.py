@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from lorikeet_run import log
 from lorikeet_storage.errors import StorageError
-from lorikeet_trainer import log
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lorikeet_trainer.data import Example
-from lorikeet_trainer.errors import RunError
+from lorikeet_run.data import Example
+from lorikeet_run.errors import RunError
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from lorikeet_run.patience import patiently
 from lorikeet_storage.errors import StorageError
-from lorikeet_trainer.patience import patiently
 
 
 class Store:

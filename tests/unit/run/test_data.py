@@ -10,8 +10,8 @@ from pyarrow import parquet
 
 from lorikeet_api.contract import EXIT_BAD_DATA
 from lorikeet_api.training import Dataset
-from lorikeet_trainer.data import Example, Message, read_source
-from lorikeet_trainer.errors import RunError
+from lorikeet_run.data import Example, Message, read_source
+from lorikeet_run.errors import RunError
 
 PAIR = {"prompt": "1+1", "completion": "2"}
 CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}

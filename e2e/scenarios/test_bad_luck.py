@@ -1,0 +1,177 @@
+"""What happens to a job that is not its fault: nothing is trained twice, lost, left over or left unexplained."""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from e2e.target import Target
+from e2e.workspace import SECRET, Workspace, condition, profile
+from tests.trainer import tiny
+
+pytestmark = pytest.mark.e2e
+
+MINUTES = {"epochs": 1000.0, "maxSteps": 3000, "batchSize": 4, "microBatchSize": 4}
+SHORT = {"epochs": 1000.0, "maxSteps": 200, "batchSize": 4, "microBatchSize": 4}
+
+
+@pytest.fixture(scope="module")
+def small(lorikeet: Target, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose trainer is at work a few seconds after its pod has begun; its URI."""
+    prefix = f"small-{secrets.token_hex(3)}"
+    Workspace(lorikeet, "default").upload_folder(
+        tiny.write_model(tmp_path_factory.mktemp("small") / "model"), "models", prefix
+    )
+    return f"s3://models/{prefix}"
+
+
+def put_rows(workspace: Workspace, rows: list[tiny.Row], name: str = "train.jsonl") -> str:
+    workspace.bucket("datasets")
+    workspace.s3.put_object(Bucket="datasets", Key=f"{workspace.namespace}/{name}", Body=tiny.jsonl(rows))
+    return f"s3://datasets/{workspace.namespace}/{name}"
+
+
+def request(workspace: Workspace, name: str, small: str, **spec: Any) -> dict[str, Any]:
+    data = spec.pop("data", None) or put_rows(workspace, tiny.rows()[0])
+    usual: dict[str, Any] = {
+        "model": {"uri": small},
+        "dataset": {"train": [{"uri": data}]},
+        "method": {"lora": {"rank": 4}},
+        "training": SHORT,
+        "maxRetries": 0,
+    }
+    metadata = {"name": name}
+    return {
+        "apiVersion": "lorikeet.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": metadata,
+        "spec": {**usual, **spec},
+    }
+
+
+def until_it_trains(workspace: Workspace, name: str) -> None:
+    workspace.wait(name, lambda status: status.get("attempts", 0) >= 1, "attempt", 120)
+    await_(lambda: "event=step" in workspace.kubectl("logs", f"job/{name}-train", check=False), "step", 120)
+
+
+def await_(holds: Callable[[], bool], what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if holds():
+            return
+        time.sleep(0.5)
+    pytest.fail(f"no {what} within {seconds:.0f} s")
+
+
+def steer(workspace: Workspace, name: str, **spec: Any) -> None:
+    workspace.kubectl("patch", "finetunejob", name, "--type", "merge", "-p", json.dumps({"spec": spec}))
+
+
+def objects(workspace: Workspace, prefix: str) -> list[str]:
+    listed = workspace.s3.list_objects_v2(Bucket="adapters", Prefix=f"{workspace.namespace}/{prefix}/")
+    return [entry["Key"] for entry in listed.get("Contents", [])]
+
+
+@contextmanager
+def without_operator(target: Target) -> Iterator[None]:
+    """Do something while no operator runs."""
+    system = ("-n", "lorikeet-system")
+    target.kubectl(*system, "scale", "deployment/lorikeet", "--replicas=0")
+    target.kubectl(
+        *system, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=operator", "--timeout=60s"
+    )
+    try:
+        yield
+    finally:
+        target.kubectl(*system, "scale", "deployment/lorikeet", "--replicas=2")
+        target.kubectl(*system, "rollout", "status", "deployment/lorikeet", "--timeout=120s")
+
+
+def test_a_record_that_is_lost_with_its_pod_is_read_from_the_manifest(workspace: Workspace, small: str) -> None:
+    workspace.apply(request(workspace, "lost", small, training={**SHORT, "maxSteps": 1}))
+    workspace.wait("lost", lambda status: "jobUid" in status, "batch Job", 60)
+    with without_operator(workspace.target):
+        workspace.kubectl("wait", "--for=condition=Complete", "job/lost-train", "--timeout=120s")
+        workspace.kubectl("delete", "pods", "-l", "app.kubernetes.io/component=trainer", "--wait=true")
+    status = workspace.wait_final("lost", 120)["status"]
+    assert (status["phase"], condition(status, "Complete")["reason"]) == ("Succeeded", "Published"), status["message"]
+    assert status["metrics"]["steps"] == 1
+    assert "manifest.json" in str(objects(workspace, f"lost/{status['artifacts']['runId']}"))
+
+
+def test_profile_and_secret_may_go_while_a_job_runs(workspace: Workspace, small: str) -> None:
+    body = profile(workspace.target, f"gone-{workspace.namespace}")
+    workspace.target.apply([body])
+    workspace.apply(request(workspace, "goes-on", small, profileRef={"name": body["metadata"]["name"]}))
+    until_it_trains(workspace, "goes-on")
+    workspace.target.kubectl("delete", "tuningprofile", body["metadata"]["name"])
+    workspace.kubectl("delete", "secret", SECRET)
+    status = workspace.wait_final("goes-on", 180)["status"]
+    assert (status["phase"], status["attempts"]) == ("Succeeded", 1), status["message"]
+
+
+def test_data_that_changes_between_two_attempts_is_refused(workspace: Workspace, small: str) -> None:
+    workspace.apply(request(workspace, "moved", small, training=MINUTES))
+    until_it_trains(workspace, "moved")
+    steer(workspace, "moved", suspend=True)
+    workspace.wait("moved", lambda status: status["phase"] == "Suspended", "suspension", 60)
+    put_rows(workspace, tiny.rows()[1])
+    steer(workspace, "moved", suspend=False)
+    status = workspace.wait_final("moved", 120)["status"]
+    assert condition(status, "Failed")["reason"] == "SourceChanged", status["message"]
+
+
+def test_two_jobs_may_name_the_same_output(workspace: Workspace, small: str) -> None:
+    output = {"uri": f"s3://adapters/{workspace.namespace}/shared"}
+    for name, seed in (("one", 1), ("two", 2)):
+        training = {**SHORT, "maxSteps": 2, "seed": seed}
+        workspace.apply(request(workspace, name, small, training=training, output=output))
+    done = [workspace.wait_final(name, 240)["status"] for name in ("one", "two")]
+    assert [status["phase"] for status in done] == ["Succeeded", "Succeeded"], [status["message"] for status in done]
+    assert done[0]["artifacts"]["uri"] != done[1]["artifacts"]["uri"]
+    there = objects(workspace, "shared")
+    for status in done:
+        assert any(key.endswith(f"{status['artifacts']['runId']}/manifest.json") for key in there)
+
+
+def test_three_rows_are_trained_on(workspace: Workspace, small: str) -> None:
+    data = put_rows(workspace, tiny.rows()[0][:3], "three.jsonl")
+    workspace.apply(request(workspace, "three", small, data=data, training={"epochs": 1.0}))
+    status = workspace.wait_final("three", 180)["status"]
+    assert (status["phase"], status["metrics"]["trainExamples"]) == ("Succeeded", 3), status["message"]
+
+
+def test_deleting_a_job_deletes_what_it_wrote_where_that_is_asked_for(workspace: Workspace, small: str) -> None:
+    workspace.apply(request(workspace, "kept", small, training={**SHORT, "maxSteps": 1}))
+    assert workspace.wait_final("kept", 120)["status"]["phase"] == "Succeeded"
+    workspace.apply(request(workspace, "swept", small, training=MINUTES, deletionPolicy="Delete"))
+    until_it_trains(workspace, "swept")
+    workspace.kubectl("delete", "finetunejob", "kept", "swept", "--cascade=foreground", "--timeout=150s")
+    assert any(key.endswith("/manifest.json") for key in objects(workspace, "kept"))
+    assert objects(workspace, "swept") == []
+
+
+def test_a_namespace_that_is_deleted_while_it_trains_goes(workspace: Workspace, small: str) -> None:
+    workspace.apply(request(workspace, "swept-away", small, training=MINUTES, deletionPolicy="Delete"))
+    until_it_trains(workspace, "swept-away")
+    workspace.target.kubectl("delete", "namespace", workspace.namespace, "--timeout=180s")
+
+
+def test_fifty_jobs_that_come_and_go_leave_nothing(workspace: Workspace, small: str) -> None:
+    bodies = [request(workspace, f"brief-{number}", small) for number in range(50)]
+    workspace.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": bodies}))
+    workspace.kubectl("delete", "finetunejobs", "--all", "--timeout=120s")
+    await_(
+        lambda: not workspace.kubectl("get", "jobs,pods,configmaps", "-l", "lorikeet.dev/finetunejob", "-o", "name"),
+        "end of all that was made",
+        240,
+    )
+
+
+def test_no_operator_restart_was_needed(lorikeet: Target) -> None:
+    pods = lorikeet.get("-n", "lorikeet-system", "pods")["items"]
+    assert {pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods} == {0}

@@ -1,0 +1,129 @@
+"""What happens when a FineTuneJob goes whose deletionPolicy is Delete: the run ends, then its files are deleted.
+
+A finalizer holds the FineTuneJob until then, but not for ever: after CLEANUP_SECONDS, where the cleaning fails, and in
+a namespace that goes itself and takes no new pods, it lets go and says so.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Final, Protocol
+
+from lorikeet_api import names
+from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_operator.finetune.observe import Observation, final_condition, live
+from lorikeet_operator.kube.controller import Kube
+from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid
+from lorikeet_operator.kube.kinds import JOB, POD, Kind, Object, label_of
+from lorikeet_operator.kube.queue import Requeue
+
+CLEANUP_SECONDS: Final = 600.0
+"""How long a deletion waits for the run's end and its cleaning."""
+LOOK_AGAIN: Final = 5.0
+
+
+class Task(Protocol):
+    """How a task of the agent stands."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has, well or badly."""
+
+    @property
+    def observation(self) -> Observation:
+        """What its Job and pod say."""
+
+
+class Deletion:
+    """Keeps the finalizer as the policy says, and does what it holds the deletion for."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        kind: Kind,
+        cleanup: Callable[[FineTuneJob], Awaitable[Task]],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._kube = kube
+        self._kind = kind
+        self._cleanup = cleanup
+        self._now = now
+
+    async def prepare(self, body: Object, job: FineTuneJob) -> Object:
+        """Set or remove the finalizer, as the policy is now; return the FineTuneJob as it is then."""
+        wanted = job.spec.deletion_policy == "Delete"
+        if wanted == is_held(body):
+            return body
+        return await self._hold(body) if wanted else await self.let_go(body)
+
+    async def let_go(self, body: Object) -> Object:
+        """Remove the finalizer."""
+        return await self._finalizers(body, [each for each in _finalizers(body) if each != names.FINALIZER])
+
+    async def finish(self, body: Object, job: FineTuneJob) -> Requeue | None:
+        """Bring the deletion of a FineTuneJob that is held a step further."""
+        waited = (self._now() - datetime.fromisoformat(str(job.metadata.deletion_timestamp))).total_seconds()
+        if job.status.resolved is None:
+            await self.let_go(body)  # nothing was ever written
+        elif waited >= CLEANUP_SECONDS:
+            await self._give_up(body, job, f"it took longer than {CLEANUP_SECONDS:.0f} s")
+        elif await self._still_runs(job):
+            return Requeue(LOOK_AGAIN)
+        else:
+            return await self._clean(body, job, CLEANUP_SECONDS - waited)
+        return None
+
+    async def _still_runs(self, job: FineTuneJob) -> bool:
+        """End the run, and return whether something of it may still be writing."""
+        namespace, name = job.metadata.namespace or "", job.metadata.name
+        at_work = False
+        for child in self._kube.cache.indexed(JOB, namespace, name):
+            if _is_cleanup(child) or final_condition(child) is not None or child["spec"].get("suspend"):
+                continue
+            await self._kube.writer.patch(JOB, child, {"spec": {"activeDeadlineSeconds": 1}})
+            at_work = True
+        # Pods outlive their Job where the whole family is deleted at once.
+        pods = [pod for pod in self._kube.cache.indexed(POD, namespace, name) if not _is_cleanup(pod)]
+        return at_work or bool(live(pods))
+
+    async def _clean(self, body: Object, job: FineTuneJob, left: float) -> Requeue | None:
+        try:
+            task = await self._cleanup(job)
+        except (Forbidden, Invalid, HeldByOther) as error:
+            await self._give_up(body, job, str(error))
+            return None
+        if not task.ended:
+            return Requeue(min(left, LOOK_AGAIN))
+        record = task.observation.record
+        if record is None or record.reason != "Deleted":
+            await self._give_up(body, job, record.message if record is not None else "its pod is gone")
+            return None
+        await self._kube.recorder.event(body, "Normal", "CleanedUp", record.message)
+        await self.let_go(body)
+        return None
+
+    async def _give_up(self, body: Object, job: FineTuneJob, why: str) -> None:
+        where = job.status.resolved.contract.output_uri if job.status.resolved is not None else "the output"
+        message = f"what the run has written stays below {where}: {why}; delete it there if it is not wanted"
+        await self._kube.recorder.event(body, "Warning", "CleanupFailed", message)
+        await self.let_go(body)
+
+    async def _hold(self, body: Object) -> Object:
+        return await self._finalizers(body, [*_finalizers(body), names.FINALIZER])
+
+    async def _finalizers(self, body: Object, wanted: list[str]) -> Object:
+        # With the version: a merge patch replaces the whole list, and others may have theirs in it.
+        metadata = {"finalizers": wanted, "resourceVersion": body["metadata"]["resourceVersion"]}
+        return await self._kube.writer.patch(self._kind, body, {"metadata": metadata})
+
+
+def is_held(body: Object) -> bool:
+    """Return whether a FineTuneJob has the finalizer."""
+    return names.FINALIZER in _finalizers(body)
+
+
+def _is_cleanup(obj: Object) -> bool:
+    return label_of(obj, names.LABEL_COMPONENT) == "cleanup"
+
+
+def _finalizers(body: Object) -> list[str]:
+    return list(body["metadata"].get("finalizers") or [])

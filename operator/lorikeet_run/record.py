@@ -1,0 +1,52 @@
+"""The two ends of a run: the contract that it is given, and the record that it leaves."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lorikeet_api.contract import Manifest, RunContract, RunRecord
+from lorikeet_run import log
+from lorikeet_run.errors import RunError
+from lorikeet_storage import artifacts_of
+
+
+def read_contract(path: Path) -> RunContract:
+    """Return the contract in a file. Raises RunError (InvalidContract)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError("InvalidContract", f"the contract cannot be read: {error}") from error
+    return parse_contract(text, str(path))
+
+
+def parse_contract(text: str, where: str) -> RunContract:
+    """Return the contract in `text`; `where` it came from stands in the error. Raises RunError (InvalidContract)."""
+    try:
+        return RunContract.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RunError(
+            "InvalidContract",
+            f"{where}: {place}: {first['msg']} ({error.error_count()} errors in all): the operator and the image of"
+            " this pod must be of the same release",
+        ) from error
+
+
+def write_record(record: RunRecord, path: Path) -> None:
+    """Write the termination message; without a place for it (outside a pod) the log has it all the same."""
+    try:
+        path.write_text(record.to_message(), encoding="utf-8")
+    except OSError as error:
+        log.event("record", message=f"the termination message could not be written: {error}")
+
+
+def adopted(manifest: Manifest, sha256: str) -> RunRecord:
+    """Return the end of a run whose result was there already."""
+    artifacts = artifacts_of(manifest, sha256)
+    return RunRecord(
+        reason="Adopted",
+        message=f"{artifacts.uri} holds the finished result of the same request; nothing was trained",
+        metrics=manifest.metrics,
+        artifacts=artifacts,
+    )
