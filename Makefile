@@ -10,8 +10,8 @@ CODE := operator trainer-image e2e tests examples scripts bench
 CRD_FOLDERS := crds charts/lorikeet/files/crds
 export PATH := $(CURDIR)/.cluster/bin:$(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help demo test check lint unit integration trainer-test e2e generate lock images cluster cluster-down deploy bench-operator faults \
-        host tools clean
+.PHONY: help demo test check lint unit integration trainer-test e2e generate lock images cluster cluster-down deploy \
+        faults bench-operator bench-checkpoints host tools clean
 
 help: ## show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -72,6 +72,9 @@ faults: tools ## apply each one-line fault of tests/faults.yaml to a copy, and r
 
 bench-operator: tools ## measure the operator against an API server of its own (seconds to minutes: BENCH="--jobs 5000")
 	$(PYTHON) -m bench.operator_load $(BENCH)
+
+bench-checkpoints: tools ## measure what checkpoints cost a run, with a slow store (minutes)
+	$(PYTHON) -m bench.checkpoints $(BENCH)
 
 cluster-down: host ## end the cluster; its image store stays
 	$(PYTHON) -m e2e.cluster down

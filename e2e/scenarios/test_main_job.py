@@ -70,7 +70,8 @@ def test_events_tell_the_story_once(finished: tuple[Workspace, dict[str, Any]]) 
     )
     reasons = [event["reason"] for event in events["items"]]
     assert {"Checked", "Bound", "TrainerRunning", "Published"} <= set(reasons)
-    assert len(reasons) == len(set(reasons))
+    told = [(event["reason"], event["message"]) for event in events["items"]]
+    assert len(told) == len(set(told))
     assert all(event["count"] == 1 for event in events["items"])
 
 

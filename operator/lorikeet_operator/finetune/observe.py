@@ -90,7 +90,7 @@ def observe(job: dict[str, Any], pods: list[dict[str, Any]], trouble: str | None
 def checking(observation: Observation) -> Finding:
     """Return what there is to say of a run that a pod of the agent looks at."""
     for finding in (observation.scheduled, observation.started):
-        if not finding.holds and finding.reason != "Waiting":
+        if not finding.holds and finding.reason not in ("Waiting", "PullingImage"):
             return finding
     return CHECKING
 

@@ -17,7 +17,7 @@ from lorikeet_operator.finetune import ledger, limits
 from lorikeet_operator.finetune import status as story
 from lorikeet_operator.finetune.agent import agent_job
 from lorikeet_operator.finetune.deletion import Deletion, is_held
-from lorikeet_operator.finetune.evidence import OURS, Evidence, unexplained
+from lorikeet_operator.finetune.evidence import OURS, Ask, Evidence, unexplained
 from lorikeet_operator.finetune.observe import CHECKING, Finding, Observation, checking, final_condition, observe
 from lorikeet_operator.finetune.resolve import Refused, resolve
 from lorikeet_operator.kube.cache import by_label
@@ -215,7 +215,7 @@ class FineTuneController:
         child = await self._kube.writer.create(JOB, agent_job(job, resolved, task, self._agent_image))
         pods = await self._evidence.pods(child)
         ask = unexplained(child, pods)
-        trouble = await self._evidence.told(ask) if ask is not None else None
+        trouble = await self._told(ask, child)
         return Asked(child, observe(child, pods, trouble), ask is not None)
 
     async def _start(self, body: Object, job: FineTuneJob) -> Requeue | None:
@@ -273,7 +273,7 @@ class FineTuneController:
             steered = {"backoffLimit": job.spec.max_retries, "suspend": job.spec.suspend}
             child = await self._kube.writer.patch(JOB, child, {"spec": steered})
         ask = None if job.spec.suspend else unexplained(child, pods)
-        trouble = await self._evidence.told(ask) if ask is not None else None
+        trouble = await self._told(ask, child)
         observation = observe(child, pods, trouble)
         if observation.phase == "Succeeded" and observation.record is None and self._agent_image:
             return await self._recover(body, job, observation)
@@ -302,10 +302,20 @@ class FineTuneController:
             await self._write(body, story.settled(job, found, self._time()))
         return None
 
+    async def _told(self, ask: Ask | None, child: Object) -> str | None:
+        """Return what Kubernetes says about a batch Job that does not go on; nothing in its first seconds.
+
+        Each job is without a pod for a moment, and a thousand at once would ask a thousand times.
+        """
+        young = self._age(child["metadata"]["creationTimestamp"]) < NOT_STARTED
+        return None if ask is None or young else await self._evidence.told(ask)
+
     def _look_again(self, began: str | None, at_least: float) -> float:
         """Return the seconds until what does not start is looked at again: as long as it has waited so far."""
-        age = (self._now() - datetime.fromisoformat(began)).total_seconds() if began is not None else 0.0
-        return min(PATIENCE, max(at_least, age))
+        return min(PATIENCE, max(at_least, self._age(began)))
+
+    def _age(self, began: str | None) -> float:
+        return (self._now() - datetime.fromisoformat(began)).total_seconds() if began is not None else 0.0
 
     async def _unreadable(self, body: Object, error: ValidationError) -> None:
         """Report a resource that the API server let in and this version cannot read; the rest of its status stays."""
@@ -327,8 +337,10 @@ class FineTuneController:
 
     async def _write(self, body: Object, status: FineTuneJobStatus) -> Object:
         """Write the status where it differs, then tell what is new in it as Events."""
-        before = FineTuneJob.parse(body).status
         written = await self._kube.writer.write_status(FINETUNEJOB, body, status.to_wire())
+        if written is body:
+            return body
+        before = FineTuneJob.parse(body).status
         for kind, reason, message in _news(before, status):
             await self._kube.recorder.event(body, kind, reason, message)
         return written

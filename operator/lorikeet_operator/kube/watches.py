@@ -34,9 +34,23 @@ def merge(watches: Sequence[Watch]) -> list[Watch]:
     return list(merged.values())
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Spares kopf the copies of every object by which it would find out what has changed: nobody asks."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
 def _settings(watches: Sequence[Watch]) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
+    settings.persistence.diffbase_storage = _NoDiffs()
     # No watching of namespaces and CRDs: it would need rights, and all that we watch is known beforehand.
     settings.scanning.disabled = True
     settings.networking.error_backoffs = _BACKOFFS

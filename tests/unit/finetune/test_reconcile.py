@@ -298,7 +298,7 @@ async def test_a_retry_that_a_quota_refuses_says_so_again_and_again_in_the_same_
     assert await running.reconcile() == Requeue(NOT_STARTED)
     assert running.condition("Scheduled")["reason"] == "Waiting"
     running.event(job, "FailedCreate", 'Error creating: pods "sql-v1-train-0-abcde" is forbidden: exceeded quota')
-    assert await running.reconcile() == Requeue(REFUSED_AGAIN)
+    assert await running.reconcile(NOT_STARTED) == Requeue(REFUSED_AGAIN)
     assert running.condition("Scheduled")["reason"] == "PodRefused"
     assert "the pod is forbidden: exceeded quota" in running.status["message"]
     before = len(running.api.writes)
@@ -314,9 +314,18 @@ async def test_a_volume_that_cannot_be_mounted_is_named(world: World) -> None:
     assert await world.reconcile() == Requeue(NOT_STARTED)
     assert world.condition("Started")["reason"] == "PullingImage"
     world.event(pod, "FailedMount", 'MountVolume.SetUp failed for volume "ca": configmap "company-ca" not found')
-    await world.reconcile()
+    await world.reconcile(NOT_STARTED)
     assert world.condition("Started")["reason"] == "PodNotPrepared"
     assert 'configmap "company-ca" not found' in world.status["message"]
+
+
+async def test_nobody_is_asked_about_a_job_that_has_just_been_made(world: World) -> None:
+    await world.reconcile()
+    for _ in range(3):
+        await world.reconcile()
+    assert not [seen for seen in world.api.seen if seen.method == "GET" and "/events" in seen.path]
+    await world.reconcile(NOT_STARTED)
+    assert [seen for seen in world.api.seen if seen.method == "GET" and "/events" in seen.path]
 
 
 async def test_a_queued_pod_costs_no_requests(world: World) -> None:
