@@ -70,7 +70,7 @@ class Operator:
 
     def _register(self, watch: Watch) -> None:
         kind = watch.kind
-        self.cache.register(kind, watch.index)
+        self.cache.register(kind, watch.index, watch.slim)
         metrics.WATCH_AGE.labels(kind.resource).set_function(lambda: self.cache.watch_age(kind))
         metrics.RELIST_AGE.labels(kind.resource).set_function(lambda: self.cache.relist_age(kind))
         metrics.CACHED.labels(kind.resource).set_function(lambda: len(self.cache.all(kind)))

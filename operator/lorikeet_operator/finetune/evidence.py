@@ -15,6 +15,19 @@ OURS: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 """Selects what Lorikeet makes."""
 
 
+def without_template(job: Object) -> Object:
+    """Return a batch Job as the cache keeps it: its pod's template is never read again."""
+    return {**job, "spec": {name: value for name, value in (job.get("spec") or {}).items() if name != "template"}}
+
+
+def pod_at_work(pod: Object) -> Object:
+    """Return a pod as the cache keeps it: who owns it, where it is, how it is."""
+    spec = pod.get("spec") or {}
+    containers = [{"name": each["name"], "image": each.get("image", "")} for each in spec.get("containers") or []]
+    kept = {"containers": containers} | ({"nodeName": spec["nodeName"]} if spec.get("nodeName") else {})
+    return {**pod, "spec": kept}
+
+
 @dataclass(frozen=True)
 class Ask:
     """What to look for among the Events, where nothing else tells why a Job has no prepared pod."""
@@ -64,8 +77,8 @@ class Evidence:
 
 def unexplained(child: Object, pods: list[Object]) -> Ask | None:
     """Return what to ask the Events of a batch Job: why no pod is made, or what a node waits for."""
-    if final_condition(child) is not None:
-        return None
+    if final_condition(child) is not None or "startTime" not in child.get("status", {}):
+        return None  # over, or the Job controller has not come to it yet
     waiting = newest([pod for pod in live(pods) if is_prepared_by_node(pod)])
     if waiting is not None:
         return Ask(waiting, UNPREPARED)

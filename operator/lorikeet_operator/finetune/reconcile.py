@@ -17,7 +17,7 @@ from lorikeet_operator.finetune import ledger, limits
 from lorikeet_operator.finetune import status as story
 from lorikeet_operator.finetune.agent import agent_job
 from lorikeet_operator.finetune.deletion import Deletion, is_held
-from lorikeet_operator.finetune.evidence import OURS, Ask, Evidence, unexplained
+from lorikeet_operator.finetune.evidence import OURS, Ask, Evidence, pod_at_work, unexplained, without_template
 from lorikeet_operator.finetune.observe import CHECKING, Finding, Observation, checking, final_condition, observe
 from lorikeet_operator.finetune.resolve import Refused, resolve
 from lorikeet_operator.kube.cache import by_label
@@ -60,8 +60,8 @@ class FineTuneController:
     watches = (
         Watch(FINETUNEJOB),
         Watch(TUNINGPROFILE),
-        Watch(JOB, label_selector=OURS, index=by_label(names.LABEL_FINETUNEJOB)),
-        Watch(POD, label_selector=OURS, index=by_label(names.LABEL_FINETUNEJOB)),
+        Watch(JOB, label_selector=OURS, index=by_label(names.LABEL_FINETUNEJOB), slim=without_template),
+        Watch(POD, label_selector=OURS, index=by_label(names.LABEL_FINETUNEJOB), slim=pod_at_work),
     )
 
     def __init__(

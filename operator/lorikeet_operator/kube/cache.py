@@ -5,20 +5,27 @@ the newest wins, and what was deleted at a version stays away until something ne
 """
 
 import asyncio
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 
 from lorikeet_operator.kube.kinds import Key, Kind, Object, key_of, label_of, uid_of, version_of
 
 Index: TypeAlias = Callable[[Object], Iterable[str]]
 """Returns the values under which `Cache.indexed` finds an object, within its namespace."""
 
+Slim: TypeAlias = Callable[[Object], Object]
+"""Returns an object without the parts that nobody reads: there may be thousands in memory."""
+
 Listener: TypeAlias = Callable[[Kind, Object], None]
 """Called after each change with the new object, or with the last state of one that is gone."""
 
+_LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+_SHORT: Final = 32
+"""Characters of texts that are likely to be equal in many objects."""
 _TOMBSTONE_SECONDS = 900.0
 """Longer than any request and any replay of a watch may take."""
 
@@ -36,6 +43,7 @@ def by_label(label: str) -> Index:
 @dataclass
 class _Store:
     index: Index | None
+    slim: Slim
     registered: float
     objects: dict[Key, Object] = field(default_factory=dict)
     indexed: dict[tuple[str, str], set[Key]] = field(default_factory=lambda: defaultdict(set))
@@ -54,9 +62,9 @@ class Cache:
         self._listeners: list[Listener] = []
         self._all_synced = asyncio.Event()
 
-    def register(self, kind: Kind, index: Index | None = None) -> None:
+    def register(self, kind: Kind, index: Index | None = None, slim: Slim = lambda obj: obj) -> None:
         """Start to keep a kind."""
-        self._stores[kind] = _Store(index, self._now())
+        self._stores[kind] = _Store(index, slim, self._now())
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` after each change, whichever way it came."""
@@ -89,10 +97,17 @@ class Cache:
         """Take in an object from a watch, a list or the answer to a write; return whether it was news."""
         if kind not in self._stores:
             return False
-        store = self._stores[kind]
-        if not self._is_news(store, obj):
+        if not self._is_news(self._stores[kind], obj):
             return False
-        obj = _slim(obj)
+        self._take(kind, self.kept(kind, obj))
+        return True
+
+    def kept(self, kind: Kind, obj: Object) -> Object:
+        """Return what the cache would keep of an object; `replace` takes it in that form."""
+        return _compact_object(self._stores[kind].slim(_bare(obj)))
+
+    def _take(self, kind: Kind, obj: Object) -> None:
+        store = self._stores[kind]
         key = key_of(obj)
         before = store.objects.get(key)
         if before is not None:
@@ -102,7 +117,6 @@ class Cache:
         store.objects[key] = obj
         self._file(store, key, obj)
         self._tell(kind, obj)
-        return True
 
     def delete(self, kind: Kind, obj: Object) -> bool:
         """Take in that an object is gone; `obj` is its last state. Return whether that was news."""
@@ -120,6 +134,8 @@ class Cache:
     def replace(self, kind: Kind, items: Iterable[Object], version: int, namespace: str = "") -> int:
         """Take in a complete list (of one namespace) made at `version`; return how many changes it brought.
 
+        The items are in the form of `kept`.
+
         What is not in the list and was not written after it is gone, whether a watch said so or not.
         """
         store = self._stores[kind]
@@ -127,7 +143,9 @@ class Cache:
         listed: set[str] = set()
         for item in items:
             listed.add(uid_of(item))
-            changes += self.put(kind, item)
+            if self._is_news(store, item):
+                self._take(kind, item)
+                changes += 1
         for key, obj in list(store.objects.items()):
             if namespace and key.namespace != namespace:
                 continue
@@ -197,7 +215,25 @@ class Cache:
             listener(kind, obj)
 
 
-def _slim(obj: Object) -> Object:
-    """Return the object without `managedFields`, which may be half of it and which nobody here reads."""
+def _bare(obj: Object) -> Object:
+    """Return the object without what may be half of it and nobody here reads: who wrote what, and kubectl's copy."""
     metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
+    if _LAST_APPLIED in (metadata.get("annotations") or {}):
+        metadata["annotations"] = {
+            name: value for name, value in metadata["annotations"].items() if name != _LAST_APPLIED
+        }
     return {**obj, "metadata": metadata}
+
+
+def _compact_object(obj: Object) -> Object:
+    compact: Object = _compact(obj)
+    return compact
+
+
+def _compact(value: Any) -> Any:
+    """Return equal JSON in which equal names and short texts are one object each: there are thousands of them."""
+    if isinstance(value, dict):
+        return {sys.intern(name): _compact(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_compact(each) for each in value]
+    return sys.intern(value) if isinstance(value, str) and len(value) <= _SHORT else value

@@ -62,12 +62,21 @@ class Client:
         return await self._request("get", kind, "GET", kind.path(key.namespace, key.name))
 
     async def list(
-        self, kind: Kind, namespace: str = "", label_selector: str = "", field_selector: str = "", page: int = 500
+        self,
+        kind: Kind,
+        namespace: str = "",
+        label_selector: str = "",
+        field_selector: str = "",
+        page: int = 500,
+        kept: Callable[[Object], Object] = lambda obj: obj,
     ) -> Listing:
-        """Return all objects of a kind, read page by page; without a namespace, of the whole cluster."""
+        """Return all objects of a kind, read page by page; without a namespace, of the whole cluster.
+
+        `kept` returns what to keep of each: a whole list may be too much for the memory.
+        """
         for _ in range(3):
             try:
-                return await self._pages(kind, namespace, label_selector, field_selector, page)
+                return await self._pages(kind, namespace, label_selector, field_selector, page, kept)
             except ApiError as error:
                 # 410: the pages took longer than the server keeps their version. Start again.
                 if error.status != 410:
@@ -99,7 +108,15 @@ class Client:
     def _write(self) -> dict[str, str]:
         return {"fieldManager": self._field_manager, "fieldValidation": "Strict"}
 
-    async def _pages(self, kind: Kind, namespace: str, label_selector: str, field_selector: str, page: int) -> Listing:
+    async def _pages(
+        self,
+        kind: Kind,
+        namespace: str,
+        label_selector: str,
+        field_selector: str,
+        page: int,
+        kept: Callable[[Object], Object],
+    ) -> Listing:
         query = {"limit": str(page)}
         if label_selector:
             query["labelSelector"] = label_selector
@@ -108,7 +125,7 @@ class Client:
         items: list[Object] = []
         while True:
             answer = await self._request("list", kind, "GET", kind.path(namespace), query)
-            items += [_named(kind, item) for item in answer.get("items") or []]
+            items += [kept(_named(kind, item)) for item in answer.get("items") or []]
             token = answer["metadata"].get("continue")
             if not token:
                 return Listing(items, int(answer["metadata"]["resourceVersion"]))

@@ -4,12 +4,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lorikeet_operator.kube.cache import Cache, Index
+from lorikeet_operator.kube.cache import Cache, Index, Slim
 from lorikeet_operator.kube.client import Client
 from lorikeet_operator.kube.events import Recorder
 from lorikeet_operator.kube.kinds import Key, Kind, Object
 from lorikeet_operator.kube.queue import Requeue
 from lorikeet_operator.kube.writer import Writer
+
+
+def whole(obj: Object) -> Object:
+    """Return all of an object."""
+    return obj
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class Watch:
     """Objects that the server is to send; empty: all. The others cost neither memory nor rights."""
     index: Index | None = None
     """How `Cache.indexed` finds objects of this kind."""
+    slim: Slim = whole
+    """What of an object the cache keeps."""
 
 
 @dataclass(frozen=True)

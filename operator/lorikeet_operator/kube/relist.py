@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.client import Client
@@ -49,7 +50,8 @@ class Relister:
         watch = self._watches[kind]
         changes = 0
         for namespace in self._namespaces if kind.namespaced and self._namespaces else ("",):
-            listing = await self._client.list(kind, namespace, watch.label_selector)
+            keep = partial(self._cache.kept, kind)
+            listing = await self._client.list(kind, namespace, watch.label_selector, kept=keep)
             changes += self._cache.replace(kind, listing.items, listing.version, namespace)
         self._cache.mark_listed(kind)
         return changes

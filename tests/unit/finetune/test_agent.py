@@ -34,8 +34,10 @@ def ends(world: World, of: Key, code: int, record: dict[str, Any]) -> None:
 
 
 async def test_nothing_is_trained_before_the_run_is_checked(checked: World) -> None:
-    assert await checked.reconcile() == Requeue(NOT_STARTED)
+    assert await checked.reconcile() is None
     assert (checked.status["phase"], checked.condition("Validated")["reason"]) == ("Validating", "Checking")
+    checked.batch_job_says(active=1, of=PREFLIGHT)
+    assert await checked.reconcile() == Requeue(NOT_STARTED)
     checked.pod("Running", RUNNING, of=PREFLIGHT)
     assert await checked.reconcile() is None
     assert (checked.made(JOB), checked.made(CONFIG_MAP)) == (1, 0)

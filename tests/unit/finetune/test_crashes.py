@@ -78,7 +78,7 @@ async def cluster(fate: Fate) -> AsyncIterator[World]:
             """Start an operator that knows nothing but what the API server has."""
             cache = Cache()
             for watch in Controller.watches:
-                cache.register(watch.kind, watch.index)
+                cache.register(watch.kind, watch.index, watch.slim)
                 plural = f"/{watch.kind.plural}/"
                 cache.replace(watch.kind, [obj for path, obj in api.objects.items() if plural in path], api.version)
             kube = Kube(cache, Writer(client, cache), Recorder(client, "tester"), client)

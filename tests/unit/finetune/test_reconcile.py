@@ -111,7 +111,8 @@ class World:
         return self.put(POD, body, seen=seen)
 
     def batch_job_says(self, *conditions: dict[str, Any], of: Key = TRAIN, **counters: int) -> None:
-        self.change(JOB, of, status={"conditions": list(conditions), **counters})
+        began = {"startTime": "2026-11-23T10:00:00Z"}
+        self.change(JOB, of, status={"conditions": list(conditions), **began, **counters})
 
     def event(self, about: Object, reason: str, message: str, time: str = "2026-11-23T10:00:05Z") -> None:
         """Say something about an object, as Kubernetes does."""
@@ -144,7 +145,7 @@ async def world() -> AsyncIterator[World]:
     async with client_for(server) as client:
         cache = Cache()
         for watch in Controller.watches:
-            cache.register(watch.kind, watch.index)
+            cache.register(watch.kind, watch.index, watch.slim)
         kube = Kube(cache, Writer(client, cache), Recorder(client, "tester"), client)
         made = World(api, cache, Controller(kube, "trainer:test", lambda: made.now))
         made.put(TUNINGPROFILE, profile_with_generation())
@@ -321,6 +322,7 @@ async def test_a_volume_that_cannot_be_mounted_is_named(world: World) -> None:
 
 async def test_nobody_is_asked_about_a_job_that_has_just_been_made(world: World) -> None:
     await world.reconcile()
+    world.batch_job_says(active=1)
     for _ in range(3):
         await world.reconcile()
     assert not [seen for seen in world.api.seen if seen.method == "GET" and "/events" in seen.path]
@@ -511,6 +513,7 @@ async def test_the_ttl_reaches_the_batch_job_when_its_end_is_written(running: Wo
 async def test_a_job_that_waits_long_is_looked_at_seldom(world: World) -> None:
     """A thousand jobs that wait for a quota would keep the operator and the API server busy with questions."""
     assert await world.reconcile() == Requeue(NOT_STARTED)
+    world.batch_job_says(active=0)
     later = await world.reconcile(20)
     assert later is not None
     assert later.after == pytest.approx(20, abs=2)
