@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from lorikeet_api.contract import RunContract
-from lorikeet_storage import Checkpoints
 from tests.s3 import S3Server
 from tests.slow_store import SlowStore, slow_store
 from tests.trainer import tiny
@@ -77,7 +76,7 @@ def interrupted(lab: Lab, store: SlowStore, how: signal.Signals) -> dict[str, An
         _, _, log = started.end()
         reached = max([reached, *(int(match.group(2)) for match in _STEP.finditer(log))])
     seconds = time.monotonic() - began
-    stored = next(iter(Checkpoints(made).newest())).checkpoint.step
+    stored = next(iter(lab.checkpoints(made).newest())).checkpoint.step
     return {"seconds": round(seconds, 1), "steps_lost": max(0, reached - stored)}
 
 

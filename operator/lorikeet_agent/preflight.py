@@ -1,8 +1,8 @@
 """Before a GPU is asked for: is everything there, can it be read, does it fit together, is the result there already?"""
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +36,8 @@ class Sample:
     """How many were parsed."""
     whole: bool
     """Whether these are all that the source has."""
+    differs: bool
+    """Whether two of the rows are different examples."""
 
 
 def preflight(contract: RunContract, folder: Path) -> RunRecord:
@@ -58,8 +60,8 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
             samples.append(patiently(partial(sample, survey, contract, folder / str(index)), PATIENCE))
             told["rows"] = samples[-1].rows
         pins.append(survey.pin)
-    if contract.dataset.eval_fraction is not None and all(one.whole for one in samples):
-        check_split(example for one in samples for example in one.examples)
+    if contract.dataset.eval_fraction is not None and all(one.whole and not one.differs for one in samples):
+        check_split(one.examples[0] for one in samples)
     template = _render(contract, model, samples, folder / "model")
     rows = sum(one.rows for one in samples)
     extent = "every row" if all(one.whole for one in samples) else "a sample"
@@ -73,25 +75,30 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
 def sample(survey: Survey, contract: RunContract, folder: Path) -> Sample:
     """Read a source's files as far as seconds allow: small ones whole, of large JSON lines the head, others not."""
     folder.mkdir(parents=True, exist_ok=True)
-    files, whole = [], True
+    small, size = [], 0
     for entry in survey.entries:
-        if entry.size <= WHOLE:
-            survey.origin.fetch([entry], folder)
-        elif entry.name.endswith(".jsonl") and (head := survey.origin.head(entry, HEAD)):
-            path = folder / entry.name
+        if entry.size <= WHOLE and size + entry.size <= 2 * WHOLE:
+            small.append(entry)
+            size += entry.size
+    survey.origin.fetch(small, folder)
+    names = [entry.name for entry in small]
+    first = survey.entries[0]
+    if first.size > WHOLE and first.name.endswith(".jsonl"):
+        head = survey.origin.head(first, HEAD) or b""
+        if end := head.rfind(b"\n") + 1:  # a row may be longer than the head
+            path = folder / first.name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(head[: head.rfind(b"\n") + 1])
-            whole = False
-        else:
-            whole = False
-            continue
-        files.append((folder / entry.name, entry.name))
-        if sum(path.stat().st_size for path, _ in files) > WHOLE:
-            whole = whole and entry == survey.entries[-1]
-            break
-    examples = read_source(files, contract.dataset)
-    first = list(islice(examples, None if whole and contract.dataset.eval_fraction is not None else ROWS))
-    return Sample(first, len(first) + sum(1 for _ in examples), whole)
+            path.write_bytes(head[:end])
+            names.insert(0, first.name)
+    kept: list[Example] = []
+    rows, differs = 0, False
+    for example in read_source([(folder / name, name) for name in names], contract.dataset):
+        rows += 1
+        if len(kept) < ROWS:
+            kept.append(example)
+        differs = differs or example.content != kept[0].content
+    shutil.rmtree(folder)
+    return Sample(kept, rows, len(small) == len(survey.entries), differs)
 
 
 def _render(contract: RunContract, model: Survey, samples: list[Sample], folder: Path) -> str:

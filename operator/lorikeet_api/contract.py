@@ -84,6 +84,8 @@ class RunContract(Model):
     pins: Annotated[list[Text], Field(max_length=64)] | None = None
     """What the sources were when the run was checked: the model's, the training sources' in order, the evaluation
     set's. A commit of the hub, or the sha256 over names, sizes and versions (ETags, times of change) of the files."""
+    job_uid: Text | None = None
+    """uid of the FineTuneJob; absent outside a cluster."""
     date: str
     """Day of the FineTuneJob's creation (YYYY-MM-DD): what a chat template that prints today's date prints."""
 
@@ -285,6 +287,8 @@ class Checkpoint(Model):
     """Version of this layout."""
     run_id: str
     """The run that it is of."""
+    basis: str
+    """What it was trained on: see `lorikeet_trainer.state.Prepared`. One of other data is none of this run."""
     step: int
     """Optimiser steps made."""
     files: list[FileDigest]

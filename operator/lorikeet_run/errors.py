@@ -56,7 +56,7 @@ class RunError(Exception):
 def preempted(checkpoint: int | None) -> RunError:
     """Return the end of a run that was asked to stop; `checkpoint` is the step of the newest one in the store."""
     saved = (
-        "there was no checkpoint yet, so it begins at the beginning"
+        "it goes on from the newest checkpoint, if there is one"
         if checkpoint is None
         else f"it goes on from the checkpoint of step {checkpoint}"
     )

@@ -24,16 +24,17 @@ def patiently(
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> T:
-    """Return what `call` returns, called again with growing pauses for up to `seconds` while the store is away.
+    """Return what `call` returns, called again with growing pauses for up to `seconds` after its first failure.
 
     Raises StorageError as `call` does: at once if waiting cannot help, else the last one.
     """
-    deadline = now() + seconds
+    deadline: float | None = None
     pause = _FIRST_PAUSE
     while True:
         try:
             return call()
         except StorageError as error:
+            deadline = deadline or now() + seconds
             if not error.retryable or now() + pause > deadline:
                 raise
             log.event("wait", message=str(error), seconds=pause)

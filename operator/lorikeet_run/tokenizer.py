@@ -33,9 +33,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the tokens at which an engine stops: those of generation_config.json (else config.json), and eos_token."""
-    named = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
-    ids = (named or AutoConfig.from_pretrained(folder, **SAFE)).eos_token_id
+    """Return the tokens at which an engine stops: those of generation_config.json (else config.json), and eos_token.
+
+    Raises RunError (ModelInvalid).
+    """
+    try:
+        named = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
+        ids = (named or AutoConfig.from_pretrained(folder, **SAFE)).eos_token_id
+    except UNREADABLE as error:
+        raise RunError(
+            "ModelInvalid", f"the base model's generation_config.json or config.json is no use: {first_line(error)}"
+        ) from error
     several = ids if isinstance(ids, list) else [ids]
     return frozenset(one for one in [*several, tokenizer.eos_token_id] if one is not None)
 

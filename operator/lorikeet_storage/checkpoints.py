@@ -32,17 +32,19 @@ class Stored:
 
 
 class Checkpoints:
-    """The checkpoints of one run. All methods raise StorageError."""
+    """The checkpoints of one run on one basis: what it is trained on. All methods raise StorageError."""
 
-    def __init__(self, contract: RunContract) -> None:
+    def __init__(self, contract: RunContract, basis: str) -> None:
         self._store = S3(contract.storage, "output")
         self._folder = run_folder(contract.output_uri, contract.run_id).child(CHECKPOINTS)
         self._run_id = contract.run_id
+        self._basis = basis
 
     def newest(self) -> Iterator[Stored]:
         """Yield the complete checkpoints, the newest first; one whose files are not all there is none."""
         for name, objects in sorted(self._listed().items(), reverse=True):
-            if (found := self._read(name, objects)) is not None:
+            found = self._read(name, objects)
+            if found is not None and found.checkpoint.basis == self._basis:
                 yield found
 
     def fetch(self, stored: Stored, into: Path) -> None:
@@ -68,23 +70,26 @@ class Checkpoints:
         location = self._folder.child(f"{step:08d}-{uuid.uuid4().hex[:8]}")
         for file in digests:
             self._store.upload(folder / file.path, location.child(file.path), on_sent)
-        made = Checkpoint(run_id=self._run_id, step=step, files=digests)
+        made = Checkpoint(run_id=self._run_id, basis=self._basis, step=step, files=digests)
         self._store.put(location.child(MARKER), json.dumps(made.to_wire(), indent=1).encode())
 
     def prune(self, keep: int) -> None:
-        """Remove all but the `keep` newest complete checkpoints, and what is older than these and incomplete.
+        """Remove all but the `keep` newest complete checkpoints, what is older and incomplete, and those of other data.
 
-        What is newer than the newest complete one stays: another pod of the run may be saving it now.
+        What is newer than the newest complete one and incomplete stays: another pod of the run may be saving it now.
         """
         listed = self._listed()
-        complete = [name for name in sorted(listed, reverse=True) if self._read(name, listed[name]) is not None]
-        kept = complete[:keep]
+        complete = {name: found for name, objects in listed.items() if (found := self._read(name, objects)) is not None}
+        ours = sorted((name for name in complete if complete[name].checkpoint.basis == self._basis), reverse=True)
+        kept = ours[:keep]
         if kept:
-            self._remove({name: listed[name] for name in listed if name < kept[0] and name not in kept})
+            doomed = [name for name in listed if name not in kept and (name < kept[0] or name in complete)]
+            self._remove({name: listed[name] for name in doomed})
 
     def remove_all(self) -> None:
-        """Remove every checkpoint."""
+        """Remove every checkpoint, and what uploads that were killed have left in the store's hands."""
         self._remove(self._listed())
+        self._store.abort_uploads(self._folder)
 
     def _listed(self) -> dict[str, list[ObjectInfo]]:
         """Return the objects of each checkpoint's folder by the folder's name."""

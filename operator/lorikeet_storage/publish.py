@@ -11,6 +11,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -80,8 +81,7 @@ def check_free(contract: RunContract) -> None:
                 f"{folder} holds files that are not of this run ({', '.join(foreign)}): move them away or choose"
                 " another spec.output.uri",
             )
-        data = json.dumps(contract.to_wire(), indent=1, sort_keys=True, ensure_ascii=False).encode()
-        if store.put_if_absent(marker, data):
+        if store.put_if_absent(marker, _marker(contract)):
             return
         owner = store.read(marker) or b""
     if not _same_run(owner, contract):
@@ -89,6 +89,13 @@ def check_free(contract: RunContract) -> None:
             "OutputConflict",
             f"{marker} describes another run than this one: move {folder} away or choose another spec.output.uri",
         )
+    if RunContract.model_validate_json(owner).job_uid != contract.job_uid:
+        # A job that is gone began it and did not finish: what comes of it now is this one's.
+        store.put(marker, _marker(contract))
+
+
+def _marker(contract: RunContract) -> bytes:
+    return json.dumps(contract.to_wire(), indent=1, sort_keys=True, ensure_ascii=False).encode()
 
 
 def publish(folder: Path, draft: Manifest) -> Artifacts:
@@ -118,8 +125,8 @@ def publish(folder: Path, draft: Manifest) -> Artifacts:
 def remove_run(contract: RunContract) -> str:
     """Delete everything of a run, the pointer to it too; return what was done, as a sentence.
 
-    Only if `run.json` says that this very job took the folder: another one with the same request may have made the
-    result, and have adopted it. Raises StorageError; a retry of the same call is safe.
+    Only if `run.json` says that this very job made it, not another one with the same request, nor an earlier one of
+    the same name whose result it has adopted. Raises StorageError; a retry of the same call is safe.
     """
     store = S3(contract.storage, "output")
     folder = run_folder(contract.output_uri, contract.run_id)
@@ -130,12 +137,15 @@ def remove_run(contract: RunContract) -> str:
         owner = RunContract.model_validate_json(data)
     except ValidationError:
         return f"{folder.child(RUN)} cannot be read: {folder} is left as it is"
-    if (owner.namespace, owner.name) != (contract.namespace, contract.name):
-        return f"{folder} was made for {owner.namespace}/{owner.name}: it is left as it is"
+    ids = {(one.namespace, one.name, one.job_uid) for one in (owner, contract)}
+    if len(ids) > 1:
+        return f"{folder} was made for {owner.namespace}/{owner.name}, uid {owner.job_uid}: it is left as it is"
     names = [info.name for info in store.objects(folder)]
     # The manifest goes first: what is half deleted is no result; and whose it was last, for a retry.
     for name in sorted(names, key=lambda name: (name == RUN, name != MANIFEST)):
         store.delete(folder.child(name))
+    with suppress(StorageError):  # a store that does not know them, or no right to see them
+        store.abort_uploads(folder)
     latest = parse_s3(contract.output_uri).child(LATEST)
     try:
         pointer = LatestPointer.model_validate_json(store.read(latest) or b"")

@@ -282,6 +282,16 @@ class S3:
                 self.put(location, data)
             return True
 
+    def abort_uploads(self, location: S3Location) -> None:
+        """Drop the parts of uploads below `location` that were never completed: nobody sees them, they are billed."""
+        with translated(self.place(location)):
+            pages = self._client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=location.bucket, Prefix=location.prefix):
+                for upload in page.get("Uploads", []):
+                    self._client.abort_multipart_upload(
+                        Bucket=location.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+
     def delete(self, location: S3Location) -> None:
         """Remove one object; one that is absent is no error."""
         with translated(self.place(location)):

@@ -14,9 +14,10 @@ from typing import Any
 
 from lorikeet_api.contract import Manifest, RunContract, run_id
 from lorikeet_api.training import Dataset, Method, ModelSource, Objective, Training
+from lorikeet_storage import Checkpoints
 from lorikeet_trainer.lifecycle import STAGES
 from lorikeet_trainer.stage import run_stage
-from lorikeet_trainer.state import Layout, StageResult
+from lorikeet_trainer.state import Layout, Prepared, StageResult
 from tests import runs
 from tests.s3 import S3Server
 from tests.trainer import tiny
@@ -97,6 +98,10 @@ class Lab:
         environment = {**os.environ, **self.server.env}
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **popen)
         return Started(process, folder / "termination", work)
+
+    def checkpoints(self, contract: RunContract) -> Checkpoints:
+        """Return the checkpoints of what was last prepared for a contract."""
+        return Checkpoints(contract, Prepared.read(self.layout(contract).prepared).basis(contract.date))
 
     def manifest(self, contract: RunContract) -> Manifest:
         """Return what was published."""

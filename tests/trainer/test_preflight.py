@@ -97,6 +97,9 @@ def test_of_a_large_file_the_head_is_read(lab: Lab, tmp_path: Path, monkeypatch:
     uri = lab.put_rows("large.jsonl", [PAIR] * 200)
     _, record = check(lab.contract("lora", MODEL, uri), tmp_path)
     assert "(a sample)" in record.message
+    long = lab.put_rows("long.jsonl", [{**PAIR, "completion": "black " * 1000}])
+    _, record = check(lab.contract("lora", MODEL, long), tmp_path)
+    assert record.reason == "Checked", "its first row is longer than the head"
     wrong = lab.put_rows("wrong.jsonl", tiny.jsonl([PAIR] * 3) + b"{oops\n" + tiny.jsonl([PAIR] * 200))
     code, record = check(lab.contract("lora", MODEL, wrong), tmp_path)
     assert code == 65
@@ -114,6 +117,15 @@ def test_a_finished_run_is_adopted_and_its_lost_record_recovered(lab: Lab, tmp_p
         code, record = check(contract, tmp_path, task)
         assert (code, record.reason, record.artifacts) == (0, reason, trained.artifacts)
         assert record.metrics == trained.metrics
+
+
+def test_a_job_that_goes_on_with_an_unfinished_run_owns_it(lab: Lab, tmp_path: Path) -> None:
+    contract = lab.contract("lora", MODEL, TRAIN, job_uid="first")
+    check(contract, tmp_path)
+    second = contract.model_copy(update={"job_uid": "second"})
+    check(second, tmp_path)
+    assert "is left as it is" in check(contract, tmp_path, "cleanup")[1].message
+    assert check(second, tmp_path, "cleanup")[1].message.startswith("deleted")
 
 
 def test_a_foreign_file_in_the_way_is_refused(lab: Lab, tmp_path: Path) -> None:
@@ -151,12 +163,12 @@ def test_three_rows_are_enough_to_be_checked(lab: Lab, tmp_path: Path) -> None:
 
 def test_a_cleaned_up_run_leaves_nothing_but_what_others_made(lab: Lab, tmp_path: Path) -> None:
     contract = lab.contract("lora", MODEL, TRAIN, training={"maxSteps": 1, "checkpoints": {"afterSuccess": "keep"}})
-    namesake = contract.model_copy(update={"name": "other"})
+    namesake = contract.model_copy(update={"job_uid": "another"})
     assert lab.run(contract).exit_code == 0
     lab.server.put("out", contract.output_uri.removeprefix("s3://out/") + "/notes.txt", b"mine")
     code, record = check(namesake, tmp_path, "cleanup")
     assert (code, record.reason) == (0, "Deleted")
-    assert "was made for team-a/sql-v1" in record.message
+    assert "was made for team-a/sql-v1, uid None" in record.message
     assert "manifest.json" in lab.published(contract)
     _, record = check(contract, tmp_path, "cleanup")
     assert record.message.startswith(f"deleted {contract.output_uri}/{contract.run_id}")

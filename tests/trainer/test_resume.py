@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from lorikeet_api.contract import RunContract
-from lorikeet_storage import Checkpoints
 from lorikeet_trainer.state import StageResult
 from lorikeet_trainer.stop import STOP
 from lorikeet_trainer.upload import Uploader
@@ -53,8 +52,8 @@ def stop() -> Iterator[None]:
     STOP.requested = False
 
 
-def steps_stored(contract: RunContract) -> list[int]:
-    return [stored.checkpoint.step for stored in Checkpoints(contract).newest()]
+def steps_stored(lab: Lab, contract: RunContract) -> list[int]:
+    return [stored.checkpoint.step for stored in lab.checkpoints(contract).newest()]
 
 
 def outcome(lab: Lab, contract: RunContract) -> tuple[dict[str, str], list[dict[str, Any]]]:
@@ -94,16 +93,17 @@ def test_a_stopped_run_ends_as_if_nothing_had_been(
     assert lab.run(whole).exit_code == 0
     first = run_until(lab, stopped, where, monkeypatch)
     assert (first.exit_code, first.record and first.record.reason) == (75, "Preempted")
-    Uploader(Checkpoints(stopped), lab.layout(stopped), keep=2).run(lambda seconds: True)
-    assert steps_stored(stopped) == [where]
+    Uploader(lab.checkpoints(stopped), lab.layout(stopped), keep=2).run(lambda seconds: True)
+    assert steps_stored(lab, stopped) == [where]
     second = lab.run(stopped)
     assert second.exit_code == 0, second.record
     assert second.record is not None
     assert second.record.metrics is not None
     assert second.record.metrics.resumed_from_step == where
+    assert not lab.layout(stopped).resume.exists(), "as large as the model, and read"
     assert outcome(lab, stopped) == outcome(lab, whole)
     assert second.record.metrics.train_loss == lab.manifest(whole).metrics.train_loss
-    assert steps_stored(stopped) == [], "a published run needs none"
+    assert steps_stored(lab, stopped) == [], "a published run needs none"
 
 
 def test_a_killed_run_ends_as_if_nothing_had_been(lab: Lab) -> None:
@@ -138,7 +138,7 @@ def test_a_killed_run_ends_as_if_nothing_had_been(lab: Lab) -> None:
                     run.await_line("event=step")
             run.kill()
             store.rate = None
-            stored = steps_stored(killed)
+            stored = steps_stored(lab, killed)
             assert stored
             assert (stored[0] == reached) == (number == 1), f"seed {seed}: step {reached}, then {stored}"
             reached = stored[0]
@@ -155,7 +155,7 @@ def test_sigterm_saves_what_two_ranks_have_trained_and_publishes_nothing(lab: La
     run.await_line("event=step step=3 ")
     run.process.send_signal(signal.SIGTERM)
     code, record, _ = run.end()
-    (step,) = steps_stored(contract)
+    (step,) = steps_stored(lab, contract)
     assert (code, record["reason"], record["retryable"]) == (75, "Preempted", True)
     assert {name.partition("/")[0] for name in lab.published(contract)} == {"run.json", "checkpoints"}
     assert f"it goes on from the checkpoint of step {step}" in record["message"]
@@ -184,11 +184,10 @@ def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(
 ) -> None:
     training = {**STEPS, "checkpoints": {"keep": 2, "afterSuccess": "keep"}}
     contract = lab.contract("lora", MODEL, TRAIN, training=training)
-    uploader = Uploader(Checkpoints(contract), lab.layout(contract), keep=2)
     for step in (3, 6, 9):
         run_until(lab, contract, step, monkeypatch)
-        uploader.run(lambda seconds: True)
-    assert steps_stored(contract) == [9, 6]
+        Uploader(lab.checkpoints(contract), lab.layout(contract), keep=2).run(lambda seconds: True)
+    assert steps_stored(lab, contract) == [9, 6]
     names = [name for name in lab.published(contract) if name.startswith("checkpoints/00000009-")]
     assert sorted(name.rpartition("/")[2] for name in names) == [
         "adapter_config.json",
@@ -207,13 +206,26 @@ def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(
     assert result.record is not None
     assert result.record.metrics is not None
     assert result.record.metrics.resumed_from_step == 6
-    assert steps_stored(contract) == [9, 6], "afterSuccess keep"
+    assert steps_stored(lab, contract) == [9, 6], "afterSuccess keep"
+
+
+def test_a_checkpoint_of_other_data_is_none_of_this_run(lab: Lab, monkeypatch: pytest.MonkeyPatch, stop: None) -> None:
+    uri = lab.put_rows("moving.jsonl", tiny.rows()[0])
+    contract = lab.contract("lora", MODEL, uri, training=STEPS)
+    run_until(lab, contract, 6, monkeypatch)
+    Uploader(lab.checkpoints(contract), lab.layout(contract), keep=2).run(lambda seconds: True)
+    assert steps_stored(lab, contract) == [6]
+    lab.put_rows("moving.jsonl", tiny.rows()[1])
+    run_until(lab, contract, 3, monkeypatch)
+    Uploader(lab.checkpoints(contract), lab.layout(contract), keep=2).run(lambda seconds: True)
+    assert steps_stored(lab, contract) == [3]
+    assert not [name for name in lab.published(contract) if "/00000006-" in name], "or it would count as the newest"
 
 
 def test_what_is_not_complete_is_no_checkpoint(lab: Lab, monkeypatch: pytest.MonkeyPatch, stop: None) -> None:
     contract = lab.contract("lora", MODEL, TRAIN, training=STEPS)
     run_until(lab, contract, 3, monkeypatch)
-    store = Checkpoints(contract)
+    store = lab.checkpoints(contract)
     Uploader(store, lab.layout(contract), keep=2).run(lambda seconds: True)
     folder = f"{contract.output_uri}/{contract.run_id}/checkpoints".removeprefix("s3://out/")
     (name,) = {key.removeprefix(folder + "/").split("/")[0] for key in lab.server.keys("out") if folder in key}
@@ -222,7 +234,7 @@ def test_what_is_not_complete_is_no_checkpoint(lab: Lab, monkeypatch: pytest.Mon
     lab.server.put("out", f"{folder}/00000006-unreadable/checkpoint.json", b"{")
     lab.server.put("out", f"{folder}/00000007-bare/checkpoint.json", json.dumps(marker).encode())
     lab.server.put("out", f"{folder}/00000002-old/optimizer.pt", b"half")
-    assert steps_stored(contract) == [3]
+    assert steps_stored(lab, contract) == [3]
     store.prune(1)
     left = {key.removeprefix(folder + "/").split("/")[0] for key in lab.server.keys("out") if folder in key}
     assert left == {name, "00000005-unmarked", "00000006-unreadable", "00000007-bare"}, "who saves it may be at it"

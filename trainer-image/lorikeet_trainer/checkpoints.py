@@ -66,6 +66,9 @@ class Keeper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Ask for a checkpoint where one is due; the last step needs none, publishing follows it."""
+        if self.resumed is not None and args.should_save:
+            # Read to the end by the first step; it may be as large as the model.
+            shutil.rmtree(self.layout.resume, ignore_errors=True)
         stop = self._asked_to_stop()
         if state.global_step >= state.max_steps:
             return
@@ -114,4 +117,4 @@ def _remove(folder: Path) -> None:
         folder.rename(doomed)
     except FileNotFoundError:
         return  # the uploader was faster
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

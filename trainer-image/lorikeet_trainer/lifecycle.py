@@ -74,7 +74,8 @@ def _run_stages(options: Options, children: Children) -> StageResult:
     layout = Layout(options.work)
     result = StageResult(exit_code=EXIT_DONE)
     for stage in STAGES:
-        if children.stopping:
+        # What is trained to its end is published in what is left of the grace: that is less than to train again.
+        if children.stopping and stage != "publish":
             raise preempted(_stored(layout))
         result = _run_stage(stage, contract, options, children)
         if result.record is not None:
@@ -91,7 +92,7 @@ def _run_stage(stage: Stage, contract: RunContract, options: Options, children: 
     if stage == "train":
         children.start_helper(_upload_command(options, children.grace_seconds))
     before = cgroup.oom_kills()
-    ends = children.run(commands)
+    ends = children.run(commands, even_stopping=stage == "publish")
     after = cgroup.oom_kills()
     killed = before is not None and after is not None and after > before
     results = {rank: _read_result(layout.result(stage, rank)) for rank in range(ranks)}

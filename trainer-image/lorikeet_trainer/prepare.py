@@ -13,7 +13,7 @@ from lorikeet_run.mixture import check_split, split
 from lorikeet_run.patience import FETCH_SECONDS, patiently
 from lorikeet_run.record import adopted
 from lorikeet_storage import Checkpoints, check_free, fetch_data, fetch_model, find_manifest
-from lorikeet_storage.errors import Conflict
+from lorikeet_storage.errors import Conflict, Invalid, Missing
 from lorikeet_trainer.state import Layout, Prepared, StoredCheckpoint
 
 
@@ -31,20 +31,23 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
         pin = contract.pins[0] if contract.pins else None
         model = patiently(lambda: fetch_model(contract.model, layout.model, contract.storage, pin), FETCH_SECONDS)
         told["bytes"] = sum(file.size for file in model.digest.files)
-    Prepared(model=model.digest, data=data, checkpoint=_resume(contract, layout)).write(layout.prepared)
+    prepared = Prepared(model=model.digest, data=data)
+    step = _resume(contract, prepared.basis(contract.date), layout)
+    prepared.model_copy(update={"checkpoint": step}).write(layout.prepared)
     return None
 
 
-def _resume(contract: RunContract, layout: Layout) -> int | None:
+def _resume(contract: RunContract, basis: str, layout: Layout) -> int | None:
     """Fetch the newest checkpoint that an earlier attempt has left; return its step, or None if there is none."""
-    checkpoints = Checkpoints(contract)
+    checkpoints = Checkpoints(contract, basis)
     for stored in patiently(lambda: list(checkpoints.newest()), FETCH_SECONDS):
         step = stored.checkpoint.step
         shutil.rmtree(layout.resume, ignore_errors=True)
         try:
             with log.timed("resume", step=step, uri=str(stored.location)):
                 patiently(partial(checkpoints.fetch, stored, layout.resume), FETCH_SECONDS)
-        except Conflict as error:
+        except (Conflict, Invalid, Missing) as error:
+            # Damaged, or removed meanwhile by another pod of the run.
             log.event("checkpoint_damaged", step=step, message=str(error))
             continue
         StoredCheckpoint(step=step).write(layout.stored)

@@ -76,14 +76,16 @@ class Children:
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGALRM, self._on_alarm)
 
-    def run(self, commands: Sequence[Command]) -> list[End]:
+    def run(self, commands: Sequence[Command], *, even_stopping: bool = False) -> list[End]:
         """Start `commands` together and wait for all; return their ends in the order in which they came.
+
+        Once the run is asked to stop nothing is started any more, but with `even_stopping` for the rest of the grace.
 
         When one fails the others are stopped: they would wait for it in a collective for ever.
         """
         for index, command in enumerate(commands):
-            if not self.stopping:
-                self._start(index, command)
+            if not self.stopping or even_stopping:
+                self._start(index, command, told=not even_stopping)
         ends: list[End] = []
         while self._alive:
             try:
@@ -113,8 +115,6 @@ class Children:
         self._helper = subprocess.Popen(
             command.arguments, env=command.environment, stdin=subprocess.PIPE, start_new_session=True
         )
-        if self.stopping:
-            self._signal_helper(signal.SIGTERM)
 
     def end_helper(self, seconds: float) -> None:
         """Tell the helper by the end of its stdin to finish, and wait: so long, or for what is left of the grace."""
@@ -143,7 +143,7 @@ class Children:
             with suppress(ProcessLookupError):
                 os.killpg(self._helper.pid, number)
 
-    def _start(self, index: int, command: Command) -> None:
+    def _start(self, index: int, command: Command, *, told: bool) -> None:
         process = subprocess.Popen(
             command.arguments,
             env=command.environment,
@@ -156,7 +156,7 @@ class Children:
         child.reader = threading.Thread(target=_copy, args=(process.stderr, child.tail), daemon=True)
         child.reader.start()
         self._alive[process.pid] = child
-        if self.stopping:
+        if self.stopping and told:
             self._signal(signal.SIGTERM)
 
     def _signal(self, number: int) -> None:

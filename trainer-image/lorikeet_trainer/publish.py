@@ -18,7 +18,7 @@ def publish(contract: RunContract, layout: Layout) -> RunRecord:
         artifacts = patiently(lambda: publish_files(layout.output, draft), PUBLISH_SECONDS)
         told |= {"bytes": artifacts.size_bytes, "revision": artifacts.revision}
     if Hyperparameters.of(contract).checkpoints.after_success == "delete":
-        _remove_checkpoints(contract)
+        _remove_checkpoints(contract, Prepared.read(layout.prepared).basis(contract.date))
     return RunRecord(
         reason="Published",
         message=f"published {artifacts.uri}, revision {artifacts.revision}",
@@ -27,9 +27,9 @@ def publish(contract: RunContract, layout: Layout) -> RunRecord:
     )
 
 
-def _remove_checkpoints(contract: RunContract) -> None:
+def _remove_checkpoints(contract: RunContract, basis: str) -> None:
     try:
-        Checkpoints(contract).remove_all()
+        Checkpoints(contract, basis).remove_all()
     except StorageError as error:
         # No right to delete, say: the run is published all the same.
         log.event("checkpoints_left", message=str(error))

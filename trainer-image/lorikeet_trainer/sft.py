@@ -5,14 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from peft import PeftModel
+from safetensors.torch import load_model as load_weights
+from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -36,6 +37,7 @@ from lorikeet_trainer.model import Trainable
 from lorikeet_trainer.state import LossPoint
 from lorikeet_trainer.stop import STOP
 
+_WEIGHTS = "model.safetensors"
 _ADVICE_NOT_FINITE = (
     "lower training.learningRate, lengthen training.warmupRatio or lower training.maxGradNorm, and look at the data of"
     " that step"
@@ -63,6 +65,10 @@ class Sft(SFTTrainer):
         return float(gathered.mean())
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if not all(
+            bool(torch.isfinite(parameter).all()) for parameter in trained_parameters(cast(nn.Module, self.model))
+        ):
+            raise not_finite("a trained weight", self.state.global_step)
         # Past trl's own, which writes a model card to the output folder each time.
         Trainer._save_checkpoint(self, *args, **kwargs)
 
@@ -73,15 +79,18 @@ class Sft(SFTTrainer):
         if isinstance(self.model, PeftModel):
             self.model.save_pretrained(output_dir, save_embedding_layers=False)
             (Path(output_dir) / "README.md").unlink(missing_ok=True)
-        elif isinstance(self.model, PreTrainedModel):
-            self.model.save_pretrained(output_dir)
+        elif self.model is not None:
+            # As they are in memory: transformers would convert some architectures' weights for others to read, and
+            # check a generation config that nobody trains.
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            save_weights(self.model, str(Path(output_dir) / _WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights in the type in which they are trained: peft would cast an adapter to float32."""
         if isinstance(self.model, PeftModel):
             self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True, autocast_adapter_dtype=False)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif self.model is not None:
+            load_weights(self.model, Path(resume_from_checkpoint) / _WEIGHTS, strict=True)
 
 
 @dataclass
@@ -229,9 +238,14 @@ def assert_sound(trainer: Sft, trainable: Trainable, ranks: int) -> None:
         raise RunError("InternalError", f"parameters of {types} would be trained, not of {trainable.dtype}")
 
 
-def trained_parameters(model: PreTrainedModel | PeftModel) -> list[nn.Parameter]:
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that training changes."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Return whether every trained weight is a number."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in trained_parameters(model))
 
 
 def fit(trainer: Sft, trainable: Trainable, keeper: Keeper, ranks: int) -> TrainingOutcome:
@@ -246,7 +260,7 @@ def fit(trainer: Sft, trainable: Trainable, keeper: Keeper, ranks: int) -> Train
     assert_sound(trainer, trainable, ranks)
     step = trainer.state.global_step
     # The last step's update is seen by no loss.
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in trained_parameters(trainable.model)):
+    if not is_finite(trainable.model):
         raise not_finite("a trained weight", step)
     if step < trainer.state.max_steps:
         raise preempted(None)

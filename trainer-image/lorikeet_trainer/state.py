@@ -1,10 +1,11 @@
 """What the stages of a run hand to each other, as JSON files in the work folder."""
 
+import hashlib
 from pathlib import Path
 from typing import Self
 
 from lorikeet_api.base import Model
-from lorikeet_api.contract import Metrics, RunRecord, SourceDigest, Template
+from lorikeet_api.contract import Metrics, RunRecord, SourceDigest, Template, canonical_json
 
 
 class _File(Model):
@@ -41,6 +42,11 @@ class Prepared(_File):
     """The training sources in the contract's order, then the evaluation set."""
     checkpoint: int | None = None
     """Step of the checkpoint that was fetched to go on from."""
+
+    def basis(self, date: str) -> str:
+        """Return the sha256 over all that is trained on; `date` is the day that templates print."""
+        files = [[file.sha256 for file in source.files] for source in (self.model, *self.data)]
+        return hashlib.sha256(canonical_json([date, files])).hexdigest()
 
 
 class StoredCheckpoint(_File):

@@ -23,7 +23,7 @@ from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.patience import PUBLISH_SECONDS, patiently
 from lorikeet_run.record import read_contract
 from lorikeet_storage import Checkpoints, StorageError
-from lorikeet_trainer.state import Layout, StoredCheckpoint
+from lorikeet_trainer.state import Layout, Prepared, StoredCheckpoint
 
 _POLL_SECONDS: Final = 0.5
 _NICENESS: Final = 10
@@ -107,6 +107,7 @@ class Uploader:
         except StorageError as error:
             log.event("checkpoint_failed", step=step, message=str(error))
         finally:
+            shutil.rmtree(folder, ignore_errors=True)
             self._seconds += self.now() - self._began
             self._began = None
 
@@ -147,7 +148,9 @@ def main() -> None:
     os.nice(_NICENESS)
     contract = read_contract(given.contract)
     keep = Hyperparameters.of(contract).checkpoints.keep
-    uploader = Uploader(Checkpoints(contract), Layout(given.work), keep)
+    layout = Layout(given.work)
+    basis = Prepared.read(layout.prepared).basis(contract.date)
+    uploader = Uploader(Checkpoints(contract, basis), layout, keep)
 
     def on_sigterm(number: int, frame: FrameType | None) -> None:
         del number, frame

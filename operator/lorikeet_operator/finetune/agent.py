@@ -11,7 +11,9 @@ RETRIES: Final = 10
 """With the pauses of the Job controller half an hour in which a store may come back; no GPU waits meanwhile."""
 KEPT_SECONDS: Final = 3600
 """How long the Job and its pod, with the log, are there to be read."""
-RESOURCES: Final = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
+CLEANUP_SECONDS: Final = 600
+"""How long a deletion waits for its cleaning."""
+RESOURCES: Final = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 SCRATCH: Final = "1Gi"
 _ANYWHERE: Final = dict.fromkeys(("node_selector", "affinity", "runtime_class_name"))
 """These choose nodes by their GPUs, and any node will do; also a tainted one, where there is no other."""
@@ -49,12 +51,15 @@ def agent_job(job: FineTuneJob, resolved: Resolved, task: names.Task, image: str
     if task == "cleanup":
         # It has to outlive a FineTuneJob that is deleted with all that it owns; its ttl removes it.
         del metadata["ownerReferences"]
-        metadata["name"] = f"{metadata['name']}-{(job.metadata.uid or '')[:8]}"
+        # With a piece of the uid, since a job of the same name may come next; a Job's name is a label of its pods.
+        metadata["name"] = f"{job.metadata.name}-clean-{(job.metadata.uid or '')[:6]}"
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": metadata,
         "spec": {
+            # A cleaning that nobody waits for any more must not come upon what is made next.
+            **({"activeDeadlineSeconds": CLEANUP_SECONDS} if task == "cleanup" else {}),
             "backoffLimit": RETRIES,
             "ttlSecondsAfterFinished": KEPT_SECONDS,
             "podReplacementPolicy": "Failed",

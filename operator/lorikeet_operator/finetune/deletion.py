@@ -10,15 +10,15 @@ from typing import Final, Protocol
 
 from lorikeet_api import names
 from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_operator.finetune.agent import CLEANUP_SECONDS
 from lorikeet_operator.finetune.observe import Observation, final_condition, live
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid
 from lorikeet_operator.kube.kinds import JOB, POD, Kind, Object, label_of
 from lorikeet_operator.kube.queue import Requeue
 
-CLEANUP_SECONDS: Final = 600.0
-"""How long a deletion waits for the run's end and its cleaning."""
 LOOK_AGAIN: Final = 5.0
+FORBIDDEN_AGAIN: Final = 30.0
 
 
 class Task(Protocol):
@@ -88,20 +88,30 @@ class Deletion:
     async def _clean(self, body: Object, job: FineTuneJob, left: float) -> Requeue | None:
         try:
             task = await self._cleanup(job)
-        except (Forbidden, Invalid, HeldByOther) as error:
+        except Forbidden as error:
+            if "being terminated" not in error.message:
+                return Requeue(min(left, FORBIDDEN_AGAIN))  # a quota, say, which may be free in time
+            await self._give_up(body, job, str(error))
+            return None
+        except (Invalid, HeldByOther) as error:
             await self._give_up(body, job, str(error))
             return None
         if not task.ended:
             return Requeue(min(left, LOOK_AGAIN))
         record = task.observation.record
-        if record is None or record.reason != "Deleted":
-            await self._give_up(body, job, record.message if record is not None else "its pod is gone")
+        if task.observation.phase != "Succeeded":
+            await self._give_up(body, job, record.message if record is not None else "the cleaning failed")
             return None
-        await self._kube.recorder.event(body, "Normal", "CleanedUp", record.message)
+        message = record.message if record is not None else "what the run has written is deleted"
+        await self._kube.recorder.event(body, "Normal", "CleanedUp", message)
         await self.let_go(body)
         return None
 
     async def _give_up(self, body: Object, job: FineTuneJob, why: str) -> None:
+        for child in self._kube.cache.indexed(JOB, job.metadata.namespace or "", job.metadata.name):
+            if _is_cleanup(child) and final_condition(child) is None:
+                # It must not come upon what a next job of this name writes.
+                await self._kube.writer.patch(JOB, child, {"spec": {"activeDeadlineSeconds": 1}})
         where = job.status.resolved.contract.output_uri if job.status.resolved is not None else "the output"
         message = f"what the run has written stays below {where}: {why}; delete it there if it is not wanted"
         await self._kube.recorder.event(body, "Warning", "CleanupFailed", message)

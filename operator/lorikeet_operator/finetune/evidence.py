@@ -59,7 +59,7 @@ class Evidence:
         """Return the pods of a batch Job."""
         namespace, owner = key_of(child).namespace, label_of(child, names.LABEL_FINETUNEJOB) or ""
         pods = _of(child, self._kube.cache.indexed(POD, namespace, owner))
-        if final_condition(child) is not None and len(live(pods)) == len(pods):
+        if final_condition(child) is not None and (not pods or live(pods)):
             # The record is in a pod, and the cache of pods may lag behind that of Jobs.
             selector = f"{OURS},{names.LABEL_FINETUNEJOB}={owner}"
             pods = _of(child, (await self._kube.client.list(POD, namespace, selector)).items)

@@ -296,10 +296,12 @@ class FineTuneController:
             await self._write(body, story.recovering(job, checking(task.observation), self._time()))
             return Requeue(self._look_again(task.began, NOT_STARTED)) if task.unexplained else None
         found = task.observation.record
-        if found is None or found.artifacts is not None:
-            await self._write(body, story.observed(job, replace(observation, record=found), self._time()))
-        else:
+        if found is not None and found.reason == "OutputConflict":
             await self._write(body, story.settled(job, found, self._time()))
+            return None
+        # Whatever kept the agent from reading it: the run is done.
+        told = found if found is not None and found.artifacts is not None else None
+        await self._write(body, story.observed(job, replace(observation, record=told), self._time()))
         return None
 
     async def _told(self, ask: Ask | None, child: Object) -> str | None:

@@ -82,6 +82,7 @@ def resolve(job: FineTuneJob, profile: TuningProfile, trainer_image: str) -> Res
             gpus=compute.gpus or 0,
             allow_cpu=profile.spec.allow_cpu_fallback,
             grace_period_seconds=compute.termination_grace_period_seconds or GRACE_PERIOD_SECONDS,
+            job_uid=job.metadata.uid,
             date=(job.metadata.creation_timestamp or "")[:10],
         ),
         compute=compute,

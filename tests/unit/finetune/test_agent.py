@@ -157,3 +157,9 @@ async def test_a_lost_record_without_a_manifest_is_a_failure(lost: World) -> Non
     await lost.reconcile()
     assert (lost.status["phase"], lost.status["message"]) == ("Failed", "holds no manifest")
     assert lost.condition("Validated")["status"] == "True"
+
+
+async def test_a_store_that_cannot_be_asked_makes_no_failure_of_a_finished_run(lost: World) -> None:
+    ends(lost, RECOVER, 64, {"reason": "StorageRefused", "message": "the key was rotated"})
+    await lost.reconcile()
+    assert (lost.status["phase"], lost.condition("Complete")["reason"]) == ("Succeeded", "RecordLost")

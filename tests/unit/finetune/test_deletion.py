@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from lorikeet_api.names import FINALIZER
-from lorikeet_operator.finetune.deletion import CLEANUP_SECONDS, LOOK_AGAIN
+from lorikeet_operator.finetune.agent import CLEANUP_SECONDS
+from lorikeet_operator.finetune.deletion import FORBIDDEN_AGAIN, LOOK_AGAIN
 from lorikeet_operator.finetune.reconcile import FINETUNEJOB
 from lorikeet_operator.kube.kinds import JOB, Object
 from lorikeet_operator.kube.queue import Requeue
@@ -124,9 +125,29 @@ async def test_a_cleaning_that_takes_too_long_lets_go_and_says_so(held: World) -
 async def test_a_namespace_that_goes_itself_is_not_held_up(held: World) -> None:
     ends(held, TRAIN, 0, RECORD)
     deleted(held)
-    held.api.answers = [_failure(403, "Forbidden")]
+    held.api.answers = [_failure(403, "Forbidden", message="namespace team-a is being terminated")]
     await held.reconcile()
     assert is_gone(held)
+
+
+async def test_a_quota_that_is_used_up_is_waited_for(held: World) -> None:
+    ends(held, TRAIN, 0, RECORD)
+    deleted(held)
+    held.api.answers = [_failure(403, "Forbidden", message="exceeded quota")]
+    assert await held.reconcile() == Requeue(FORBIDDEN_AGAIN)
+    assert not is_gone(held)
+    await held.reconcile()
+    assert held.get(JOB, CLEANUP)
+
+
+async def test_a_cleaning_that_nobody_waits_for_is_ended(held: World) -> None:
+    ends(held, TRAIN, 0, RECORD)
+    deleted(held)
+    await held.reconcile()
+    assert held.get(JOB, CLEANUP)["spec"]["activeDeadlineSeconds"] == CLEANUP_SECONDS
+    await held.reconcile(CLEANUP_SECONDS)
+    assert is_gone(held)
+    assert held.get(JOB, CLEANUP)["spec"]["activeDeadlineSeconds"] == 1
 
 
 async def test_a_request_that_never_wrote_anything_goes_at_once(checked: World) -> None:

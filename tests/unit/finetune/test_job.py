@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from lorikeet_api.contract import RunContract
+from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.names import MAX_JOB_NAME, Task
 from lorikeet_operator.finetune.agent import agent_job
 from lorikeet_operator.finetune.job import config_map, training_job
 from lorikeet_operator.finetune.resolve import resolve
 from tests.golden import check_golden
-from tests.resources import job, profile
+from tests.resources import UID, job, job_body, profile
 
 EVERYTHING: dict[str, Any] = {
     "model": {"uri": "hf://mistralai/Mistral-7B-v0.1", "revision": "abc123", "secretRef": {"name": "hf-token"}},
@@ -73,6 +75,16 @@ def test_the_trainer_reads_the_contract_that_the_operator_resolved() -> None:
     resolved = resolve(job(), profile(), "trainer:test")
     text = config_map(job(), resolved)["data"]["run.json"]
     assert RunContract.model_validate_json(text) == resolved.contract
+
+
+@pytest.mark.parametrize("task", ["preflight", "recover", "cleanup"])
+def test_the_names_of_the_longest_job_fit(task: Task) -> None:
+    body = job_body("a" * MAX_JOB_NAME)
+    body["metadata"]["uid"] = UID
+    request = FineTuneJob.parse(body)
+    resolved = resolve(request, profile(), "trainer:test")
+    for made in (agent_job(request, resolved, task, "agent:test"), training_job(request, resolved)):
+        assert len(made["metadata"]["name"]) <= 63, "it is a label of its pods"
 
 
 def test_the_agent_reads_the_same_contract_and_no_secret_gets_into_it() -> None:

@@ -24,7 +24,7 @@ KINDS = (CONFIG_MAP, EVENT, POD, JOB, FINETUNEJOB, TUNINGPROFILE)
 NAME = Key("team-a", "sql-v1")
 TRAIN = Key("team-a", "sql-v1-train")
 PREFLIGHT = Key("team-a", "sql-v1-preflight")
-CLEANUP = Key("team-a", f"sql-v1-cleanup-{UID[:8]}")
+CLEANUP = Key("team-a", f"sql-v1-clean-{UID[:6]}")
 RECOVER = Key("team-a", "sql-v1-recover")
 RECORD = {
     "reason": "Published",

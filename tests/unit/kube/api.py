@@ -192,8 +192,11 @@ def _merged(held: Any, patch: Any) -> Any:
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def _failure(status: int, reason: str = "", causes: list[dict[str, str]] | None = None) -> web.Response:
-    body = {"kind": "Status", "reason": reason, "message": f"the server says {status}", "details": {"causes": causes}}
+def _failure(
+    status: int, reason: str = "", causes: list[dict[str, str]] | None = None, message: str = ""
+) -> web.Response:
+    said = message or f"the server says {status}"
+    body = {"kind": "Status", "reason": reason, "message": said, "details": {"causes": causes}}
     return web.json_response(body, status=status)
 
 
