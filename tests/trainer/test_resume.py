@@ -23,7 +23,7 @@ pytestmark = pytest.mark.trainer
 MODEL, TRAIN = "s3://models/small", "s3://datasets/train.jsonl"
 HELD_OUT = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
 RANDOM = {**ADAPTER, "dropout": 0.05}
-METHODS: dict[str, Any] = {"lora": {"lora": RANDOM}, "qlora": {"qlora": RANDOM}, "full": "full"}
+METHODS: dict[str, Any] = {"lora": {"lora": RANDOM}, "qlora": {"qlora": RANDOM}, "full": "full", "experts": "full"}
 STEPS = {"maxSteps": 14, "batchSize": 8, "microBatchSize": 4, "loggingSteps": 3}
 """Of 60 rows: 8 steps an epoch, the last one with half a batch."""
 
@@ -39,6 +39,7 @@ def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         for bucket in ("models", "datasets", "out"):
             s3_server.client().create_bucket(Bucket=bucket)
         made.put_folder(tiny.write_model(made.root / "small"), "small")
+        made.put_folder(tiny.write_experts(made.root / "experts"), "experts")
         pairs, held_out = tiny.rows()
         made.put_rows("train.jsonl", pairs)
         made.put_rows("heldout.jsonl", held_out)
@@ -86,8 +87,10 @@ def run_until(lab: Lab, contract: RunContract, step: int, patch: pytest.MonkeyPa
 def test_a_stopped_run_ends_as_if_nothing_had_been(
     lab: Lab, method: str, where: int, monkeypatch: pytest.MonkeyPatch, stop: None
 ) -> None:
+    model = "s3://models/experts" if method == "experts" else MODEL
+
     def contract() -> RunContract:
-        return lab.contract(METHODS[method], MODEL, TRAIN, training=STEPS, dataset=HELD_OUT)
+        return lab.contract(METHODS[method], model, TRAIN, training=STEPS, dataset=HELD_OUT)
 
     whole, stopped = contract(), contract()
     assert lab.run(whole).exit_code == 0
@@ -207,6 +210,18 @@ def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(
     assert result.record.metrics is not None
     assert result.record.metrics.resumed_from_step == 6
     assert steps_stored(lab, contract) == [9, 6], "afterSuccess keep"
+
+
+def test_a_run_that_is_told_to_stop_when_it_has_trained_publishes(lab: Lab) -> None:
+    contract = lab.contract("lora", MODEL, TRAIN, training={"maxSteps": 1})
+    run = lab.start(contract)
+    run.await_line("event=train ")
+    run.await_line("event=save ")
+    run.process.send_signal(signal.SIGTERM)
+    code, record, log = run.end()
+    assert (code, record["reason"]) in ((0, "Published"), (75, "Preempted")), log
+    if code == 75:
+        assert "manifest.json" not in lab.published(contract)
 
 
 def test_a_checkpoint_of_other_data_is_none_of_this_run(lab: Lab, monkeypatch: pytest.MonkeyPatch, stop: None) -> None:

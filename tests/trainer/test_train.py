@@ -14,7 +14,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
-from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from lorikeet_api.contract import Metrics, RunContract, RunRecord
@@ -413,15 +412,7 @@ def test_unknown_modules_are_told_with_the_known(lab: Lab) -> None:
 
 
 def test_a_mixture_of_experts_is_not_quantised(lab: Lab) -> None:
-    folder = lab.root / "experts"
-    made = tiny.tokenizer(tiny.CHATML)
-    config = MixtralConfig(
-        vocab_size=len(made), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, num_local_experts=4, eos_token_id=made.eos_token_id,
-    )  # fmt: skip
-    MixtralForCausalLM(config).save_pretrained(folder)
-    made.save_pretrained(folder)
-    uri = lab.put_folder(folder, "experts")
+    uri = lab.put_folder(tiny.write_experts(lab.root / "experts"), "experts")
     code, reason, message = failure(lab.run(lab.contract({"qlora": {"targetModules": ["q_proj"]}}, uri, TRAIN)))
     assert (code, reason) == (64, "MethodNotApplicable")
     assert "mixture of experts" in message

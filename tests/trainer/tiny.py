@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -73,6 +73,18 @@ def write_model(
             model.model.embed_tokens.weight[token] = torch.nan
     torch.nn.Module.to(model, dtype=torch.bfloat16)
     model.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def write_experts(folder: Path) -> Path:
+    """Write a small mixture of experts, whose weights transformers holds in another form than a hub does."""
+    made = tokenizer(CHATML)
+    config = MixtralConfig(
+        vocab_size=len(made), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, eos_token_id=made.eos_token_id,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
 
