@@ -212,18 +212,6 @@ def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(
     assert steps_stored(lab, contract) == [9, 6], "afterSuccess keep"
 
 
-def test_a_run_that_is_told_to_stop_when_it_has_trained_publishes(lab: Lab) -> None:
-    contract = lab.contract("lora", MODEL, TRAIN, training={"maxSteps": 1})
-    run = lab.start(contract)
-    run.await_line("event=train ")
-    run.await_line("event=save ")
-    run.process.send_signal(signal.SIGTERM)
-    code, record, log = run.end()
-    assert (code, record["reason"]) in ((0, "Published"), (75, "Preempted")), log
-    if code == 75:
-        assert "manifest.json" not in lab.published(contract)
-
-
 def test_a_checkpoint_of_other_data_is_none_of_this_run(lab: Lab, monkeypatch: pytest.MonkeyPatch, stop: None) -> None:
     uri = lab.put_rows("moving.jsonl", tiny.rows()[0])
     contract = lab.contract("lora", MODEL, uri, training=STEPS)

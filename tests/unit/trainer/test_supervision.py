@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from lorikeet_api.contract import TERMINATION_LIMIT, RunRecord
+from lorikeet_api.contract import TERMINATION_LIMIT, RunRecord, StorageAccess
 from lorikeet_run.errors import RunError, explain
 from lorikeet_run.record import read_contract, write_record
 from lorikeet_storage.errors import StorageError
 from lorikeet_trainer import cgroup, lifecycle, processes
 from lorikeet_trainer.processes import End
 from lorikeet_trainer.state import StageResult
+from tests import runs
 
 PARENT = """
 import json, sys
@@ -157,6 +158,34 @@ def test_a_helper_that_fails_is_started_again(tmp_path: Path) -> None:
     code = HELPED.format(grace=5, seconds=0.2)
     subprocess.run([sys.executable, "-c", code, failing, rank], capture_output=True, timeout=30, check=True)
     assert path.read_text() == "xxxx", "and left alone after four times"
+
+
+def test_nothing_new_is_started_in_a_run_that_stops_but_what_is_to_be_saved() -> None:
+    children = processes.Children()
+    children.stopping = True
+    command = processes.Command([sys.executable, "-c", "pass"], {})
+    assert children.run([command]) == []
+    assert [end.status for end in children.run([command], even_stopping=True)] == [0]
+
+
+@pytest.mark.parametrize(("asked_in", "stages"), [("train", ["prepare", "train", "publish"]), ("prepare", ["prepare"])])
+def test_what_is_trained_to_its_end_is_published_though_the_run_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_in: str, stages: list[str]
+) -> None:
+    contract = tmp_path / "run.json"
+    contract.write_text(runs.contract("s3://out/x", StorageAccess()).model_dump_json(by_alias=True, exclude_none=True))
+    done: list[str] = []
+
+    def run_stage(stage: str, of: object, options: object, children: processes.Children) -> StageResult:
+        done.append(stage)
+        children.stopping = children.stopping or stage == asked_in
+        end = RunRecord(reason="Published", message="there") if stage == "publish" else None
+        return StageResult(exit_code=0, record=end)
+
+    monkeypatch.setattr(lifecycle, "_run_stage", run_stage)
+    options = lifecycle.Options(contract, tmp_path, tmp_path / "termination")
+    assert lifecycle.run(options, processes.Children()) == (0 if asked_in == "train" else 75)
+    assert done == stages
 
 
 def told(code: int, reason: str = "DataInvalid") -> StageResult:
