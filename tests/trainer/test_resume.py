@@ -225,6 +225,19 @@ def test_a_checkpoint_of_other_data_is_none_of_this_run(lab: Lab, monkeypatch: p
     assert not [name for name in lab.published(contract) if "/00000006-" in name], "or it would count as the newest"
 
 
+def test_a_published_run_leaves_no_parts_of_uploads_behind(lab: Lab) -> None:
+    contract = lab.contract("lora", MODEL, TRAIN, training={"maxSteps": 1})
+    key = f"{contract.output_uri.removeprefix('s3://out/')}/{contract.run_id}/checkpoints/00000007-killed/optimizer.pt"
+    client = lab.server.client()
+    upload = client.create_multipart_upload(Bucket="out", Key=key)
+    client.upload_part(Bucket="out", Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"half")
+    # What lies below the run's folder is its own: it goes on.
+    lab.server.put("out", f"{key.split('/checkpoints')[0]}/run.json", json.dumps(contract.to_wire()).encode())
+    result = lab.run(contract)
+    assert result.exit_code == 0, result.record
+    assert "Uploads" not in client.list_multipart_uploads(Bucket="out")
+
+
 def test_what_is_not_complete_is_no_checkpoint(lab: Lab, monkeypatch: pytest.MonkeyPatch, stop: None) -> None:
     contract = lab.contract("lora", MODEL, TRAIN, training=STEPS)
     run_until(lab, contract, 3, monkeypatch)

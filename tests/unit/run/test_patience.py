@@ -43,3 +43,14 @@ def test_what_waiting_does_not_change_is_told_at_once() -> None:
     with pytest.raises(StorageError, match="away"):
         store.wait(60)
     assert store.time == 0
+
+
+def test_the_time_before_the_first_failure_does_not_count() -> None:
+    store = Store(1)
+    store.time = 700.0
+
+    def call() -> str:
+        store.time += 700  # an upload that was at it for long
+        return store.call()
+
+    assert patiently(call, 600, sleep=store.sleep, now=lambda: store.time) == "done"
