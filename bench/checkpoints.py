@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import re
 import signal
 import statistics
@@ -30,9 +29,9 @@ from lorikeet_api.contract import RunContract
 from tests.s3 import S3Server
 from tests.slow_store import SlowStore, slow_store
 from tests.trainer import tiny
-from tests.trainer.lab import Lab
+from tests.trainer.lab import Lab, open_lab
 
-STEPS = 200
+STEPS = 1000
 EVERY = 20
 _STEP = re.compile(r"time=(\S+) .*event=step step=(\d+) ")
 
@@ -83,7 +82,6 @@ def interrupted(lab: Lab, store: SlowStore, how: signal.Signals) -> dict[str, An
 def measure(lab: Lab, pairs: int, rate: float) -> dict[str, Any]:
     """Return all figures."""
     lab.put_folder(tiny.write_model(lab.root / "bench", hidden_size=192, num_hidden_layers=4), "bench")
-    lab.put_rows("train.jsonl", tiny.rows()[0])
     found: list[tuple[dict[str, Any], dict[str, Any]]] = []
     with slow_store(lab.server, None) as store:
         for _ in range(pairs):
@@ -112,12 +110,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--rate", type=float, default=1e6)
     given = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with tempfile.TemporaryDirectory(prefix="lorikeet-bench-") as folder, S3Server(Path(folder) / "s3") as server:
-        os.environ |= server.env
-        lab = Lab(server, Path(folder))
-        for bucket in ("models", "datasets", "out"):
-            server.client().create_bucket(Bucket=bucket)
+    with (
+        tempfile.TemporaryDirectory(prefix="lorikeet-bench-") as folder,
+        S3Server(Path(folder) / "s3") as server,
+        open_lab(server, Path(folder)) as lab,
+    ):
         print(json.dumps(measure(lab, given.pairs, given.rate), indent=1))
 
 

@@ -27,6 +27,10 @@ class SlowStore:
             self.access = StorageAccess(endpoint=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
             ready.set()
             await stop.wait()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -69,3 +73,4 @@ def slow_store(server: S3Server, rate: float | None) -> Iterator[SlowStore]:
     yield store
     loop.call_soon_threadsafe(stop.set)
     thread.join(10)
+    loop.close()

@@ -7,6 +7,7 @@ import pytest
 
 from e2e.demo import DATA, MODEL, material
 from e2e.deploy import deploy
+from e2e.small import upload_model
 from e2e.target import Target, TargetError, target
 from e2e.workspace import Workspace, install_profile
 
@@ -27,6 +28,7 @@ def lorikeet(tmp_path_factory: pytest.TempPathFactory) -> Target:
     except TargetError as error:
         pytest.fail(str(error))
     deploy(found)
+    _pull_agent(found)
     install_profile(found)
     shared = Workspace(found, "default")
     model, data = material(tmp_path_factory.mktemp("material"))
@@ -34,6 +36,21 @@ def lorikeet(tmp_path_factory: pytest.TempPathFactory) -> Target:
     shared.upload_folder(data, *DATA)
     shared.bucket("adapters")
     return found
+
+
+def _pull_agent(found: Target) -> None:
+    """Have the node pull the agent's image, so that what it says of a first job is timed like that of a second."""
+    name = f"pull-{secrets.token_hex(3)}"
+    run = ("run", name, f"--image={found.agent_image}", "--restart=Never", "--", "--help")
+    found.kubectl("-n", "default", *run)
+    found.kubectl("-n", "default", "wait", f"pod/{name}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=180s")
+    found.kubectl("-n", "default", "delete", "pod", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def small(lorikeet: Target, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of the base model of small jobs (`e2e.small`)."""
+    return upload_model(lorikeet, tmp_path_factory.mktemp("small") / "model")
 
 
 @pytest.fixture

@@ -1,74 +1,17 @@
 """What happens to a job that is not its fault: nothing is trained twice, lost, left over or left unexplained."""
 
 import json
-import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
+from e2e.small import MINUTES, SHORT, request, steer, until, until_it_trains, upload_rows
 from e2e.target import Target
 from e2e.workspace import SECRET, Workspace, condition, profile
 from tests.trainer import tiny
 
 pytestmark = pytest.mark.e2e
-
-MINUTES = {"epochs": 1000.0, "maxSteps": 3000, "batchSize": 4, "microBatchSize": 4}
-SHORT = {"epochs": 1000.0, "maxSteps": 200, "batchSize": 4, "microBatchSize": 4}
-
-
-@pytest.fixture(scope="module")
-def small(lorikeet: Target, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose trainer is at work a few seconds after its pod has begun; its URI."""
-    prefix = f"small-{secrets.token_hex(3)}"
-    Workspace(lorikeet, "default").upload_folder(
-        tiny.write_model(tmp_path_factory.mktemp("small") / "model"), "models", prefix
-    )
-    return f"s3://models/{prefix}"
-
-
-def put_rows(workspace: Workspace, rows: list[tiny.Row], name: str = "train.jsonl") -> str:
-    workspace.bucket("datasets")
-    workspace.s3.put_object(Bucket="datasets", Key=f"{workspace.namespace}/{name}", Body=tiny.jsonl(rows))
-    return f"s3://datasets/{workspace.namespace}/{name}"
-
-
-def request(workspace: Workspace, name: str, small: str, **spec: Any) -> dict[str, Any]:
-    data = spec.pop("data", None) or put_rows(workspace, tiny.rows()[0])
-    usual: dict[str, Any] = {
-        "model": {"uri": small},
-        "dataset": {"train": [{"uri": data}]},
-        "method": {"lora": {"rank": 4}},
-        "training": SHORT,
-        "maxRetries": 0,
-    }
-    metadata = {"name": name}
-    return {
-        "apiVersion": "lorikeet.dev/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": metadata,
-        "spec": {**usual, **spec},
-    }
-
-
-def until_it_trains(workspace: Workspace, name: str) -> None:
-    workspace.wait(name, lambda status: status.get("attempts", 0) >= 1, "attempt", 120)
-    await_(lambda: "event=step" in workspace.kubectl("logs", f"job/{name}-train", check=False), "step", 120)
-
-
-def await_(holds: Callable[[], bool], what: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if holds():
-            return
-        time.sleep(0.5)
-    pytest.fail(f"no {what} within {seconds:.0f} s")
-
-
-def steer(workspace: Workspace, name: str, **spec: Any) -> None:
-    workspace.kubectl("patch", "finetunejob", name, "--type", "merge", "-p", json.dumps({"spec": spec}))
 
 
 def objects(workspace: Workspace, prefix: str) -> list[str]:
@@ -119,7 +62,7 @@ def test_data_that_changes_between_two_attempts_is_refused(workspace: Workspace,
     until_it_trains(workspace, "moved")
     steer(workspace, "moved", suspend=True)
     workspace.wait("moved", lambda status: status["phase"] == "Suspended", "suspension", 60)
-    put_rows(workspace, tiny.rows()[1])
+    upload_rows(workspace, tiny.rows()[1])
     steer(workspace, "moved", suspend=False)
     status = workspace.wait_final("moved", 120)["status"]
     assert condition(status, "Failed")["reason"] == "SourceChanged", status["message"]
@@ -139,7 +82,7 @@ def test_two_jobs_may_name_the_same_output(workspace: Workspace, small: str) -> 
 
 
 def test_three_rows_are_trained_on(workspace: Workspace, small: str) -> None:
-    data = put_rows(workspace, tiny.rows()[0][:3], "three.jsonl")
+    data = upload_rows(workspace, tiny.rows()[0][:3], "three.jsonl")
     workspace.apply(request(workspace, "three", small, data=data, training={"epochs": 1.0}))
     status = workspace.wait_final("three", 180)["status"]
     assert (status["phase"], status["metrics"]["trainExamples"]) == ("Succeeded", 3), status["message"]
@@ -165,7 +108,7 @@ def test_fifty_jobs_that_come_and_go_leave_nothing(workspace: Workspace, small: 
     bodies = [request(workspace, f"brief-{number}", small) for number in range(50)]
     workspace.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": bodies}))
     workspace.kubectl("delete", "finetunejobs", "--all", "--timeout=120s")
-    await_(
+    until(
         lambda: not workspace.kubectl("get", "jobs,pods,configmaps", "-l", "lorikeet.dev/finetunejob", "-o", "name"),
         "end of all that was made",
         240,

@@ -75,6 +75,17 @@ def out_of_memory_outside_training(stage: str) -> RunError:
     )
 
 
+_ADVICE_NOT_FINITE = (
+    "lower training.learningRate, lengthen training.warmupRatio or lower training.maxGradNorm, and look at the data of"
+    " that step"
+)
+
+
+def not_finite(what: str, step: int) -> RunError:
+    """Return the end of a run that diverged."""
+    return RunError("LossNotFinite", f"{what} is not a finite number at step {step}: {_ADVICE_NOT_FINITE}")
+
+
 def disk_full(error: OSError) -> RunError:
     """Return the end of a run whose scratch volume or node has no room left."""
     return RunError(

@@ -6,11 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
 
 from lorikeet_api.contract import Manifest, RunContract, run_id
 from lorikeet_api.training import Dataset, Method, ModelSource, Objective, Training
@@ -19,7 +23,7 @@ from lorikeet_trainer.lifecycle import STAGES
 from lorikeet_trainer.stage import run_stage
 from lorikeet_trainer.state import Layout, Prepared, StageResult
 from tests import runs
-from tests.s3 import S3Server
+from tests.s3 import S3Server, credentials
 from tests.trainer import tiny
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -116,6 +120,24 @@ class Lab:
         """Return the names below the run's folder."""
         prefix = f"{contract.output_uri.removeprefix('s3://out/')}/{contract.run_id}/"
         return [key.removeprefix(prefix) for key in self.server.keys("out") if key.startswith(prefix)]
+
+
+@contextmanager
+def open_lab(server: S3Server, root: Path) -> Iterator[Lab]:
+    """Make a lab with the questions as data, and one thread for each process: on it sums have one order, and on models
+    this small several threads mostly wait for each other."""
+    patch = pytest.MonkeyPatch()
+    torch.set_num_threads(1)
+    patch.setenv("OMP_NUM_THREADS", "1")
+    with credentials(patch, server):
+        made = Lab(server, root)
+        for bucket in ("models", "datasets", "out"):
+            server.client().create_bucket(Bucket=bucket)
+        pairs, held_out = tiny.rows()
+        made.put_rows("train.jsonl", pairs)
+        made.put_rows("heldout.jsonl", held_out)
+        yield made
+    patch.undo()
 
 
 @dataclass

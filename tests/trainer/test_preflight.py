@@ -11,9 +11,9 @@ from lorikeet_agent import main, preflight
 from lorikeet_api.contract import RunContract, RunRecord
 from lorikeet_api.names import Task
 from lorikeet_trainer.stage import run_stage
-from tests.s3 import S3Server, credentials
+from tests.s3 import S3Server
 from tests.trainer import tiny
-from tests.trainer.lab import Lab
+from tests.trainer.lab import Lab, open_lab
 
 pytestmark = pytest.mark.trainer
 MODEL, TRAIN = "s3://models/small", "s3://datasets/train.jsonl"
@@ -23,20 +23,14 @@ PAIR = {"prompt": "What colour is coal?", "completion": "black"}
 @pytest.fixture(scope="module")
 def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A model, one without a tokenizer, and data."""
-    patch = pytest.MonkeyPatch()
-    with credentials(patch, s3_server):
-        made = Lab(s3_server, tmp_path_factory.mktemp("preflight"))
-        for bucket in ("models", "datasets", "out"):
-            s3_server.client().create_bucket(Bucket=bucket)
+    with open_lab(s3_server, tmp_path_factory.mktemp("lab")) as made:
         folder = tiny.write_model(made.root / "small")
         made.put_folder(folder, "small")
         made.put_folder(folder, "moving")
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (folder / name).unlink()
         made.put_folder(folder, "mute")
-        made.put_rows("train.jsonl", tiny.rows()[0])
         yield made
-    patch.undo()
 
 
 def check(contract: RunContract, tmp_path: Path, task: Task = "preflight") -> tuple[int, RunRecord]:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from lorikeet_api.contract import RunRecord
-from tests.s3 import S3Server, credentials
+from tests.s3 import S3Server
 from tests.trainer import tiny
-from tests.trainer.lab import Lab
+from tests.trainer.lab import Lab, open_lab
 
 pytestmark = pytest.mark.trainer
 
@@ -18,18 +18,9 @@ pytestmark = pytest.mark.trainer
 @pytest.fixture(scope="module")
 def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A model with random weights and the data."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("OMP_NUM_THREADS", "1")
-    with credentials(patch, s3_server):
-        made = Lab(s3_server, tmp_path_factory.mktemp("process"))
-        for bucket in ("models", "datasets", "out"):
-            s3_server.client().create_bucket(Bucket=bucket)
+    with open_lab(s3_server, tmp_path_factory.mktemp("lab")) as made:
         made.put_folder(tiny.write_model(made.root / "small"), "small")
-        pairs, held_out = tiny.rows()
-        made.put_rows("train.jsonl", pairs)
-        made.put_rows("heldout.jsonl", held_out)
         yield made
-    patch.undo()
 
 
 MODEL, TRAIN = "s3://models/small", "s3://datasets/train.jsonl"

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from lorikeet_api.contract import RunContract
 from lorikeet_trainer.state import StageResult
 from lorikeet_trainer.stop import STOP
 from lorikeet_trainer.upload import Uploader
-from tests.s3 import S3Server, credentials
+from tests.s3 import S3Server
 from tests.slow_store import slow_store
 from tests.trainer import tiny
-from tests.trainer.lab import ADAPTER, Lab
+from tests.trainer.lab import ADAPTER, Lab, open_lab
 
 pytestmark = pytest.mark.trainer
 
@@ -31,20 +30,10 @@ STEPS = {"maxSteps": 14, "batchSize": 8, "microBatchSize": 4, "loggingSteps": 3}
 @pytest.fixture(scope="module")
 def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A model with random weights and the data; one thread, on which sums have one order."""
-    patch = pytest.MonkeyPatch()
-    torch.set_num_threads(1)
-    patch.setenv("OMP_NUM_THREADS", "1")
-    with credentials(patch, s3_server):
-        made = Lab(s3_server, tmp_path_factory.mktemp("resume"))
-        for bucket in ("models", "datasets", "out"):
-            s3_server.client().create_bucket(Bucket=bucket)
+    with open_lab(s3_server, tmp_path_factory.mktemp("lab")) as made:
         made.put_folder(tiny.write_model(made.root / "small"), "small")
         made.put_folder(tiny.write_experts(made.root / "experts"), "experts")
-        pairs, held_out = tiny.rows()
-        made.put_rows("train.jsonl", pairs)
-        made.put_rows("heldout.jsonl", held_out)
         yield made
-    patch.undo()
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from lorikeet_trainer.evaluate import Evaluation
 from lorikeet_trainer.lifecycle import STAGES
 from lorikeet_trainer.stage import run_stage
 from lorikeet_trainer.state import StageResult
-from tests.s3 import S3Server, credentials
+from tests.s3 import S3Server
 from tests.trainer import tiny
-from tests.trainer.lab import ALL_LINEAR, Lab
+from tests.trainer.lab import ALL_LINEAR, Lab, open_lab
 
 pytestmark = pytest.mark.trainer
 
@@ -33,22 +33,11 @@ pytestmark = pytest.mark.trainer
 @pytest.fixture(scope="module")
 def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The models and data that the tests here share."""
-    patch = pytest.MonkeyPatch()
-    # On models this small several threads mostly wait for each other.
-    torch.set_num_threads(1)
-    patch.setenv("OMP_NUM_THREADS", "1")
-    with credentials(patch, s3_server):
-        made = Lab(s3_server, tmp_path_factory.mktemp("lab"))
-        for bucket in ("models", "datasets", "out"):
-            s3_server.client().create_bucket(Bucket=bucket)
+    with open_lab(s3_server, tmp_path_factory.mktemp("lab")) as made:
         made.put_folder(tiny.write_model(made.root / "pretrained", pretrained=True), "pretrained")
         made.put_folder(tiny.write_model(made.root / "bare", template=None), "bare")
-        pairs, held_out = tiny.rows()
-        made.put_rows("train.jsonl", pairs)
-        made.put_rows("heldout.jsonl", held_out)
         made.put_rows("shuffled.jsonl", tiny.rows(shuffled=True)[0])
         yield made
-    patch.undo()
 
 
 MODEL, BARE, TRAIN = "s3://models/pretrained", "s3://models/bare", "s3://datasets/train.jsonl"

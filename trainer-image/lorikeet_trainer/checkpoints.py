@@ -7,18 +7,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import nested_gather
 
 from lorikeet_run import log
+from lorikeet_trainer.report import Report
 from lorikeet_trainer.state import Course, Layout
 from lorikeet_trainer.stop import STOP
-
-if TYPE_CHECKING:
-    from lorikeet_trainer.sft import Report, Sft
 
 COURSE: Final = "course.json"
 
@@ -27,8 +26,8 @@ COURSE: Final = "course.json"
 class Keeper(TrainerCallback):
     """Saves every `every_steps` steps and when the run is to stop, and takes the course up again."""
 
-    trainer: "Sft"
-    report: "Report"
+    trainer: Trainer
+    report: Report
     layout: Layout
     every_steps: int
     base_eval_loss: float | None
@@ -84,7 +83,7 @@ class Keeper(TrainerCallback):
             curve=self.report.curve,
             seconds=self.seconds,
             loss_sum=self.trainer._total_loss_scalar,
-            loss_since=self.trainer.loss_since_logged(),
+            loss_since=self._loss_since_logged(),
             logged_step=self.trainer._globalstep_last_logged,
         )
         if dist.is_initialized():
@@ -100,6 +99,12 @@ class Keeper(TrainerCallback):
         for older in superseded:
             _remove(older)
         log.event("checkpoint", step=state.global_step, seconds=round(monotonic() - start, 3))
+
+    def _loss_since_logged(self) -> float:
+        """Return the sum of the steps' losses since the last logged one, mean over the ranks."""
+        trainer = self.trainer
+        gathered: torch.Tensor = nested_gather(trainer._tr_loss, trainer.args.parallel_mode)  # type: ignore[no-untyped-call]
+        return float(gathered.mean())
 
     def _asked_to_stop(self) -> bool:
         """Whether any rank was asked to: all of them must end after the same step."""

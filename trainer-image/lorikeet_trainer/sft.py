@@ -1,10 +1,9 @@
 """Supervised fine-tuning by trl, on rows that we tokenised and labelled ourselves."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Any, cast
 
 import torch
@@ -13,40 +12,19 @@ from peft import PeftModel
 from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer_pt_utils import nested_gather
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from lorikeet_run import log
-from lorikeet_run.errors import RunError, preempted
+from lorikeet_run.errors import RunError, not_finite, preempted
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.render import Tokens
 from lorikeet_trainer.checkpoints import Keeper
 from lorikeet_trainer.device import Compute
-from lorikeet_trainer.evaluate import Evaluation, Interrupted
 from lorikeet_trainer.model import Trainable
-from lorikeet_trainer.state import LossPoint
 from lorikeet_trainer.stop import STOP
 
 _WEIGHTS = "model.safetensors"
-_ADVICE_NOT_FINITE = (
-    "lower training.learningRate, lengthen training.warmupRatio or lower training.maxGradNorm, and look at the data of"
-    " that step"
-)
-
-
-def not_finite(what: str, step: int) -> RunError:
-    """Return the end of a run that diverged."""
-    return RunError("LossNotFinite", f"{what} is not a finite number at step {step}: {_ADVICE_NOT_FINITE}")
 
 
 class Sft(SFTTrainer):
@@ -59,15 +37,8 @@ class Sft(SFTTrainer):
             raise not_finite("the training loss", self.state.global_step + 1)
         return loss
 
-    def loss_since_logged(self) -> float:
-        """Return the sum of the steps' losses since the last logged one, mean over the ranks."""
-        gathered: Tensor = nested_gather(self._tr_loss, self.args.parallel_mode)  # type: ignore[no-untyped-call]
-        return float(gathered.mean())
-
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        if not all(
-            bool(torch.isfinite(parameter).all()) for parameter in trained_parameters(cast(nn.Module, self.model))
-        ):
+        if not is_finite(cast(nn.Module, self.model)):
             raise not_finite("a trained weight", self.state.global_step)
         # Past trl's own, which writes a model card to the output folder each time.
         Trainer._save_checkpoint(self, *args, **kwargs)
@@ -91,76 +62,6 @@ class Sft(SFTTrainer):
             self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True, autocast_adapter_dtype=False)
         elif self.model is not None:
             load_weights(self.model, Path(resume_from_checkpoint) / _WEIGHTS, strict=True)
-
-
-@dataclass
-class Report(TrainerCallback):
-    """Writes a log line for each logged step, keeps the loss curve, and evaluates on the way."""
-
-    evaluate: Callable[[], Evaluation] | None
-    eval_steps: int | None
-    curve: list[LossPoint] = field(default_factory=list)
-    eval_seconds: float = 0.0
-    """Time spent in evaluations, which is none of training's."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Tell of one logged step."""
-        if logs is None or "loss" not in logs:
-            return
-        rate = logs.get("learning_rate")
-        self.curve.append(LossPoint(step=state.global_step, loss=logs["loss"], learning_rate=rate))
-        log.event(
-            "step",
-            step=state.global_step,
-            steps=state.max_steps,
-            epoch=round(state.epoch or 0, 3),
-            loss=logs["loss"],
-            learning_rate=rate,
-            grad_norm=logs.get("grad_norm"),
-        )
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Make up for an evaluation that the attempt before left out when it was told to stop."""
-        done = any(point.step == state.global_step and point.eval_loss is not None for point in self.curve)
-        if state.global_step > 0 and not done and self._is_due(state):
-            self._evaluate(state, control)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluate every `eval_steps` steps, or after an epoch where no steps are given."""
-        if self._is_due(state) and not control.should_training_stop:
-            self._evaluate(state, control)
-
-    def _is_due(self, state: TrainerState) -> bool:
-        # The end of the run has an evaluation of its own.
-        if self.evaluate is None or state.global_step >= state.max_steps:
-            return False
-        if self.eval_steps is None:
-            return float(state.epoch or 0.5).is_integer()
-        return state.global_step % self.eval_steps == 0
-
-    def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
-        assert self.evaluate is not None  # noqa: S101 - what is due can be done
-        start = monotonic()
-        try:
-            found = self.evaluate()
-        except Interrupted:
-            control.should_save = control.should_training_stop = True
-            return
-        seconds = monotonic() - start
-        self.eval_seconds += seconds
-        if not math.isfinite(found.loss):
-            raise not_finite("the evaluation loss", state.global_step)
-        self.curve.append(LossPoint(step=state.global_step, eval_loss=found.loss))
-        log.event("eval", step=state.global_step, eval_loss=found.loss, seconds=round(seconds, 3))
 
 
 @dataclass(frozen=True)

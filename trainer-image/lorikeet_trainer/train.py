@@ -18,7 +18,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from lorikeet_api.contract import Metrics, RunContract, RunRecord, Template
 from lorikeet_run import log
-from lorikeet_run.errors import RunError
+from lorikeet_run.errors import RunError, not_finite
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import mix
 from lorikeet_run.render import Rendered, Renderer, Tokens, check_stops, choose_template
@@ -27,6 +27,7 @@ from lorikeet_trainer import artifacts, device, model, sft
 from lorikeet_trainer.checkpoints import COURSE, Keeper
 from lorikeet_trainer.evaluate import Evaluation, evaluate
 from lorikeet_trainer.prepare import read_data
+from lorikeet_trainer.report import Report
 from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Trained
 
 _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
@@ -77,7 +78,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         examples = render(session, tokenizer)
     with session.part("load"):
         trainable = load(session)
-    report = sft.Report(
+    report = Report(
         (lambda: held_out_loss(session, trainable, tokenizer, examples)) if examples.held_out else None,
         session.hyper.eval_steps,
     )
@@ -95,7 +96,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     with session.part("eval"):
         final = report.evaluate and report.evaluate()
     if final and not math.isfinite(final.loss):
-        raise sft.not_finite("the evaluation loss", outcome.steps)
+        raise not_finite("the evaluation loss", outcome.steps)
     if session.compute.rank == 0:
         if final:
             report.curve.append(LossPoint(step=outcome.steps, eval_loss=final.loss))
@@ -106,7 +107,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     return None
 
 
-def base_loss(session: Session, report: sft.Report) -> float | None:
+def base_loss(session: Session, report: Report) -> float | None:
     """Return the loss on the held-out examples before training. Raises RunError (ModelInvalid)."""
     with session.part("base_eval"):
         base = report.evaluate and report.evaluate()

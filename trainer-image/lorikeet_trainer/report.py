@@ -1,0 +1,84 @@
+"""What a run tells on the way: a log line for each logged step, the loss curve, the evaluations."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorikeet_run import log
+from lorikeet_run.errors import not_finite
+from lorikeet_trainer.evaluate import Evaluation, Interrupted
+from lorikeet_trainer.state import LossPoint
+
+
+@dataclass
+class Report(TrainerCallback):
+    """Writes a log line for each logged step, keeps the loss curve, and evaluates on the way."""
+
+    evaluate: Callable[[], Evaluation] | None
+    eval_steps: int | None
+    curve: list[LossPoint] = field(default_factory=list)
+    eval_seconds: float = 0.0
+    """Time spent in evaluations, which is none of training's."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Tell of one logged step."""
+        if logs is None or "loss" not in logs:
+            return
+        rate = logs.get("learning_rate")
+        self.curve.append(LossPoint(step=state.global_step, loss=logs["loss"], learning_rate=rate))
+        log.event(
+            "step",
+            step=state.global_step,
+            steps=state.max_steps,
+            epoch=round(state.epoch or 0, 3),
+            loss=logs["loss"],
+            learning_rate=rate,
+            grad_norm=logs.get("grad_norm"),
+        )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make up for an evaluation that the attempt before left out when it was told to stop."""
+        done = any(point.step == state.global_step and point.eval_loss is not None for point in self.curve)
+        if state.global_step > 0 and not done and self._is_due(state):
+            self._evaluate(state, control)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Evaluate every `eval_steps` steps, or after an epoch where no steps are given."""
+        if self._is_due(state) and not control.should_training_stop:
+            self._evaluate(state, control)
+
+    def _is_due(self, state: TrainerState) -> bool:
+        # The end of the run has an evaluation of its own.
+        if self.evaluate is None or state.global_step >= state.max_steps:
+            return False
+        if self.eval_steps is None:
+            return float(state.epoch or 0.5).is_integer()
+        return state.global_step % self.eval_steps == 0
+
+    def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
+        assert self.evaluate is not None  # noqa: S101 - what is due can be done
+        start = monotonic()
+        try:
+            found = self.evaluate()
+        except Interrupted:
+            control.should_save = control.should_training_stop = True
+            return
+        seconds = monotonic() - start
+        self.eval_seconds += seconds
+        if not math.isfinite(found.loss):
+            raise not_finite("the evaluation loss", state.global_step)
+        self.curve.append(LossPoint(step=state.global_step, eval_loss=found.loss))
+        log.event("eval", step=state.global_step, eval_loss=found.loss, seconds=round(seconds, 3))
