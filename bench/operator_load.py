@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -238,23 +238,26 @@ class Operator:
 
     async def until_ready(self) -> float:
         """Wait until /readyz says so; return the seconds since it was started."""
-        async with aiohttp.ClientSession() as session:
-            while time.monotonic() - self.began < PATIENCE:
-                try:
-                    async with session.get(f"http://127.0.0.1:{self.port}/readyz") as response:
-                        if response.status == 200:
-                            return time.monotonic() - self.began
-                except aiohttp.ClientError:
-                    pass
-                await asyncio.sleep(0.1)
-        raise RuntimeError((self.folder / "operator.log").read_text()[-2000:])
+
+        async def is_ready(session: aiohttp.ClientSession) -> bool:
+            async with session.get(f"http://127.0.0.1:{self.port}/readyz") as response:
+                return response.status == 200
+
+        return await self._poll(is_ready)
 
     async def until(self, holds: Callable[[dict[str, float]], bool]) -> float:
         """Wait until its metrics are so; return the seconds since it was started."""
+
+        async def are_so(session: aiohttp.ClientSession) -> bool:
+            return holds(await self.metrics(session))
+
+        return await self._poll(are_so)
+
+    async def _poll(self, holds: Callable[[aiohttp.ClientSession], Awaitable[bool]]) -> float:
         async with aiohttp.ClientSession() as session:
             while time.monotonic() - self.began < PATIENCE:
                 try:
-                    if holds(await self.metrics(session)):
+                    if await holds(session):
                         return time.monotonic() - self.began
                 except aiohttp.ClientError:
                     pass

@@ -9,11 +9,10 @@ from typing import Final
 from lorikeet_api.contract import RunContract, RunRecord, data_sources
 from lorikeet_run import log
 from lorikeet_run.data import Example, read_source
-from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import check_split
+from lorikeet_run.output import adopt_or_take
 from lorikeet_run.patience import patiently
-from lorikeet_run.record import adopted
-from lorikeet_storage import Survey, check_free, fetch_description, find_manifest, survey_data, survey_model
+from lorikeet_storage import Survey, fetch_description, survey_data, survey_model
 
 PATIENCE: Final = 3.0
 """Seconds in which a store may come back; after that the pod says so and is made again."""
@@ -45,12 +44,8 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
 
     Raises RunError and StorageError, as the trainer would.
     """
-    finished = patiently(lambda: find_manifest(contract.output_uri, contract.run_id, contract.storage), PATIENCE)
-    if finished is not None:
-        return adopted(*finished)
-    Hyperparameters.of(contract)  # says so now if the batch cannot be shared out
-    with log.timed("check", what="output", uri=contract.output_uri):
-        patiently(lambda: check_free(contract), PATIENCE)
+    if (finished := adopt_or_take(contract, PATIENCE)) is not None:
+        return finished
     with log.timed("check", what="model", uri=contract.model.uri):
         model = patiently(lambda: survey_model(contract.model, contract.storage), PATIENCE)
     pins, samples = [model.pin], []
@@ -105,21 +100,14 @@ def _render(contract: RunContract, model: Survey, samples: list[Sample], folder:
     """Turn the samples into tokens as the trainer will; return what template that took."""
     # Here, since it takes a second: what is wrong with a URI is said before.
     from lorikeet_run.render import Renderer, check_stops, choose_template
-    from lorikeet_run.tokenizer import load_tokenizer, stop_ids
+    from lorikeet_run.tokenizer import load_tokenizer
 
     patiently(lambda: fetch_description(model, folder), PATIENCE)
     with log.timed("check", what="template"):
         tokenizer = load_tokenizer(folder)
-        examples = [one.examples[:ROWS] for one in samples]
-        template = choose_template(tokenizer, [example for some in examples for example in some])
-        renderer = Renderer(
-            tokenizer,
-            stop_ids(folder, tokenizer),
-            date=contract.date,
-            max_length=contract.dataset.max_length,
-            overlong=contract.dataset.overlong,
-        )
-        check_stops([renderer.render(some) for some in examples], contract.dataset.overlong)
+        template = choose_template(tokenizer, [example for one in samples for example in one.examples])
+        renderer = Renderer.of(contract, folder, tokenizer)
+        check_stops([renderer.render(one.examples) for one in samples], contract.dataset.overlong)
     return {"base": "the base model's chat template", "lorikeet": "Lorikeet's template", "none": "no template"}[
         template.source
     ]

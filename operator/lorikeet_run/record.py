@@ -4,10 +4,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from lorikeet_api.contract import Manifest, RunContract, RunRecord
+from lorikeet_api.contract import RunContract, RunRecord
 from lorikeet_run import log
 from lorikeet_run.errors import RunError
-from lorikeet_storage import artifacts_of
 
 
 def read_contract(path: Path) -> RunContract:
@@ -39,14 +38,3 @@ def write_record(record: RunRecord, path: Path) -> None:
         path.write_text(record.to_message(), encoding="utf-8")
     except OSError as error:
         log.event("record", message=f"the termination message could not be written: {error}")
-
-
-def adopted(manifest: Manifest, sha256: str) -> RunRecord:
-    """Return the end of a run whose result was there already."""
-    artifacts = artifacts_of(manifest, sha256)
-    return RunRecord(
-        reason="Adopted",
-        message=f"{artifacts.uri} holds the finished result of the same request; nothing was trained",
-        metrics=manifest.metrics,
-        artifacts=artifacts,
-    )

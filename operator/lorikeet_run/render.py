@@ -4,19 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, Final, cast
+from pathlib import Path
+from typing import Any, Final, Self, cast
 
 import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from lorikeet_api.contract import Template
+from lorikeet_api.contract import RunContract, Template
 from lorikeet_api.training import Overlong
 from lorikeet_run.batches import batched
 from lorikeet_run.data import Example
 from lorikeet_run.errors import RunError
 from lorikeet_run.files import invalid
+from lorikeet_run.tokenizer import stop_ids
 
 IGNORED: Final = -100
 """Label of a token that the loss does not count (torch's `ignore_index`)."""
@@ -101,6 +103,17 @@ class Renderer:
         self._clock = _clock_macro(datetime.strptime(date, "%Y-%m-%d"))
         self._max_length = max_length
         self._overlong = overlong
+
+    @classmethod
+    def of(cls, contract: RunContract, model: Path, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Return the renderer of a run whose base model lies in the folder `model`. Raises RunError (ModelInvalid)."""
+        return cls(
+            tokenizer,
+            stop_ids(model, tokenizer),
+            date=contract.date,
+            max_length=contract.dataset.max_length,
+            overlong=contract.dataset.overlong,
+        )
 
     def render(self, examples: Sequence[Example]) -> Rendered:
         """Return the examples as tokens. Raises RunError (DataInvalid, MethodNotApplicable)."""

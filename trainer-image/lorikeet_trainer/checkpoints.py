@@ -35,6 +35,8 @@ class Keeper(TrainerCallback):
     resumed: Course | None
     """The course up to the checkpoint that the run goes on from; None if it begins at the beginning."""
     _began: float = 0.0
+    _to_remove: bool = False
+    """Whether the checkpoint that was gone on from still lies on this rank's disk."""
 
     @property
     def folder(self) -> str | None:
@@ -54,6 +56,7 @@ class Keeper(TrainerCallback):
         self._began = monotonic()
         if self.resumed is None:
             return
+        self._to_remove = bool(args.should_save)
         self.report.curve[:] = self.resumed.curve
         trainer = self.trainer
         trainer._tr_loss.fill_(self.resumed.loss_since)
@@ -65,8 +68,9 @@ class Keeper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Ask for a checkpoint where one is due; the last step needs none, publishing follows it."""
-        if self.resumed is not None and args.should_save:
+        if self._to_remove:
             # Read to the end by the first step; it may be as large as the model.
+            self._to_remove = False
             shutil.rmtree(self.layout.resume, ignore_errors=True)
         stop = self._asked_to_stop()
         if state.global_step >= state.max_steps:

@@ -10,20 +10,17 @@ from lorikeet_run import log
 from lorikeet_run.data import Example, read_source
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import check_split, split
+from lorikeet_run.output import adopt_or_take
 from lorikeet_run.patience import FETCH_SECONDS, patiently
-from lorikeet_run.record import adopted
-from lorikeet_storage import Checkpoints, check_free, fetch_data, fetch_model, find_manifest
+from lorikeet_storage import Checkpoints, fetch_data, fetch_model
 from lorikeet_storage.errors import Conflict, Invalid, Missing
 from lorikeet_trainer.state import Layout, Prepared, StoredCheckpoint
 
 
 def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
     """Adopt a finished run, or fetch and check data and model. Raises RunError and StorageError."""
-    finished = patiently(lambda: find_manifest(contract.output_uri, contract.run_id, contract.storage), FETCH_SECONDS)
-    if finished is not None:
-        return adopted(*finished)
-    Hyperparameters.of(contract)  # says so now if the batch cannot be shared out
-    patiently(lambda: check_free(contract), FETCH_SECONDS)
+    if (finished := adopt_or_take(contract, FETCH_SECONDS)) is not None:
+        return finished
     data = [_fetch(source, index, contract, layout) for index, source in enumerate(data_sources(contract))]
     if contract.dataset.eval_fraction is not None:
         check_split(example for index, digest in enumerate(data) for example in _read(digest, index, contract, layout))

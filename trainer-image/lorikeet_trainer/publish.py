@@ -13,12 +13,13 @@ _NO_ADAPTER = "it is a whole model, to be served as one"
 
 def publish(contract: RunContract, layout: Layout) -> RunRecord:
     """Publish the output folder and return the run's record. Raises StorageError."""
-    draft = manifest(contract, Prepared.read(layout.prepared), Trained.read(layout.trained))
+    prepared = Prepared.read(layout.prepared)
+    draft = manifest(contract, prepared, Trained.read(layout.trained))
     with log.timed("publish", uri=contract.output_uri) as told:
         artifacts = patiently(lambda: publish_files(layout.output, draft), PUBLISH_SECONDS)
         told |= {"bytes": artifacts.size_bytes, "revision": artifacts.revision}
     if Hyperparameters.of(contract).checkpoints.after_success == "delete":
-        _remove_checkpoints(contract, Prepared.read(layout.prepared).basis(contract.date))
+        _remove_checkpoints(contract, prepared.basis(contract.date))
     return RunRecord(
         reason="Published",
         message=f"published {artifacts.uri}, revision {artifacts.revision}",

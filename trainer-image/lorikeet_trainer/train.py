@@ -22,7 +22,7 @@ from lorikeet_run.errors import RunError, not_finite
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import mix
 from lorikeet_run.render import Rendered, Renderer, Tokens, check_stops, choose_template
-from lorikeet_run.tokenizer import limits, load_tokenizer, stop_ids
+from lorikeet_run.tokenizer import limits, load_tokenizer
 from lorikeet_trainer import artifacts, device, model, sft
 from lorikeet_trainer.checkpoints import COURSE, Keeper
 from lorikeet_trainer.evaluate import Evaluation, evaluate
@@ -125,13 +125,7 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
     contract, dataset = session.contract, session.contract.dataset
     sources, held_out = read_data(contract, session.layout, session.prepared.data)
     template = choose_template(tokenizer, [*(example for source in sources for example in source), *held_out])
-    renderer = Renderer(
-        tokenizer,
-        stop_ids(session.layout.model, tokenizer),
-        date=contract.date,
-        max_length=dataset.max_length,
-        overlong=dataset.overlong,
-    )
+    renderer = Renderer.of(contract, session.layout.model, tokenizer)
     rendered = [renderer.render(source) for source in sources]
     held = renderer.render(held_out)
     for what, some in (("training", rendered), ("evaluation", [held] if held_out else [])):

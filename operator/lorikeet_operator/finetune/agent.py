@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from lorikeet_api import names
-from lorikeet_api.contract import CONTRACT_VARIABLE, EXIT_PREEMPTED, FINAL_EXIT_CODES, TERMINATION_PATH, canonical_json
+from lorikeet_api.contract import CONTRACT_VARIABLE, canonical_json
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
 from lorikeet_operator.finetune import job as build
 
@@ -22,31 +22,24 @@ _ANYWHERE: Final = dict.fromkeys(("node_selector", "affinity", "runtime_class_na
 def agent_job(job: FineTuneJob, resolved: Resolved, task: names.Task, image: str) -> dict[str, Any]:
     """Return the batch Job that does `task` for a run: with its credentials and claims, on any node, without GPUs."""
     volumes, mounts = build.volumes(resolved)
-    compute = resolved.compute
     # Kubernetes replaces $(NAME) in values by other variables, of which some are secrets; $$ is a plain $.
     contract = canonical_json(resolved.contract.to_wire()).decode().replace("$", "$$")
     pod: dict[str, Any] = {
         **build.POD,
         "containers": [
             {
+                **build.CONTAINER,
                 "name": names.AGENT_CONTAINER,
                 "image": image,
                 "args": [task],
                 "env": [*build.environment(resolved), {"name": CONTRACT_VARIABLE, "value": contract}],
                 "resources": RESOURCES,
                 "volumeMounts": [*mounts, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - the pod's own
-                "terminationMessagePath": TERMINATION_PATH,
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "securityContext": build.CONTAINER_SECURITY,
             }
         ],
         "volumes": [*volumes, {"name": "tmp", "emptyDir": {"sizeLimit": SCRATCH}}],
-        # Not where it goes by its GPUs: any node will do, also a tainted one where there is no other.
-        **build.placement(
-            compute.model_copy(update=dict.fromkeys(("node_selector", "affinity", "runtime_class_name")))
-        ),
+        **build.placement(resolved.compute.model_copy(update=_ANYWHERE)),
     }
-    labels = names.child_labels(job.metadata.name, task)
     metadata = build.metadata(job, names.agent_job(job.metadata.name, task), task)
     if task == "cleanup":
         # It has to outlive a FineTuneJob that is deleted with all that it owns; its ttl removes it.
@@ -63,19 +56,7 @@ def agent_job(job: FineTuneJob, resolved: Resolved, task: names.Task, image: str
             "backoffLimit": RETRIES,
             "ttlSecondsAfterFinished": KEPT_SECONDS,
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {
-                "rules": [
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                    build.on_exit(names.AGENT_CONTAINER, "Ignore", EXIT_PREEMPTED),
-                    build.on_exit(names.AGENT_CONTAINER, "FailJob", *FINAL_EXIT_CODES),
-                ]
-            },
-            "template": {
-                "metadata": {
-                    "labels": {**(compute.pod_labels or {}), **labels},
-                    "annotations": dict(compute.pod_annotations or {}),
-                },
-                "spec": pod,
-            },
+            "podFailurePolicy": build.failure_policy(names.AGENT_CONTAINER),
+            "template": build.template(job, resolved, task, pod),
         },
     }

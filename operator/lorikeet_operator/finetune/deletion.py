@@ -6,12 +6,13 @@ a namespace that goes itself and takes no new pods, it lets go and says so.
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final
 
 from lorikeet_api import names
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_operator.finetune.agent import CLEANUP_SECONDS
-from lorikeet_operator.finetune.observe import Observation, final_condition, live
+from lorikeet_operator.finetune.evidence import Asked
+from lorikeet_operator.finetune.observe import final_condition, live
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid
 from lorikeet_operator.kube.kinds import JOB, POD, Kind, Object, label_of
@@ -21,18 +22,6 @@ LOOK_AGAIN: Final = 5.0
 FORBIDDEN_AGAIN: Final = 30.0
 
 
-class Task(Protocol):
-    """How a task of the agent stands."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has, well or badly."""
-
-    @property
-    def observation(self) -> Observation:
-        """What its Job and pod say."""
-
-
 class Deletion:
     """Keeps the finalizer as the policy says, and does what it holds the deletion for."""
 
@@ -40,7 +29,7 @@ class Deletion:
         self,
         kube: Kube,
         kind: Kind,
-        cleanup: Callable[[FineTuneJob], Awaitable[Task]],
+        cleanup: Callable[[FineTuneJob], Awaitable[Asked]],
         now: Callable[[], datetime],
     ) -> None:
         self._kube = kube
@@ -88,12 +77,9 @@ class Deletion:
     async def _clean(self, body: Object, job: FineTuneJob, left: float) -> Requeue | None:
         try:
             task = await self._cleanup(job)
-        except Forbidden as error:
-            if "being terminated" not in error.message:
+        except (Forbidden, Invalid, HeldByOther) as error:
+            if isinstance(error, Forbidden) and "being terminated" not in error.message:
                 return Requeue(min(left, FORBIDDEN_AGAIN))  # a quota, say, which may be free in time
-            await self._give_up(body, job, str(error))
-            return None
-        except (Invalid, HeldByOther) as error:
             await self._give_up(body, job, str(error))
             return None
         if not task.ended:

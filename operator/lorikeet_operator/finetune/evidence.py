@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from lorikeet_api import names
-from lorikeet_operator.finetune.observe import UNPREPARED, final_condition, is_prepared_by_node, live, newest
+from lorikeet_operator.finetune.observe import (
+    UNPREPARED,
+    Observation,
+    final_condition,
+    is_prepared_by_node,
+    live,
+    newest,
+)
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import NotFound
 from lorikeet_operator.kube.kinds import EVENT, JOB, POD, Key, Object, controller_uid, key_of, label_of, uid_of
@@ -36,6 +43,27 @@ class Ask:
     reasons: frozenset[str]
     since: str = ""
     """RFC 3339 time; older ones tell of an earlier attempt."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a task of the agent stands."""
+
+    child: Object
+    """Its batch Job."""
+    observation: Observation
+    unexplained: bool
+    """Whether nothing but an Event would tell why it does not go on."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has, well or badly."""
+        return final_condition(self.child) is not None
+
+    @property
+    def began(self) -> str:
+        """When it was made."""
+        return str(self.child["metadata"]["creationTimestamp"])
 
 
 class Evidence:

@@ -25,11 +25,16 @@ POD: Final[dict[str, Any]] = {
     "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
 }
 """What every pod of a run has: Pod Security `restricted`, no API token."""
-CONTAINER_SECURITY: Final[dict[str, Any]] = {
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "capabilities": {"drop": ["ALL"]},
+CONTAINER: Final[dict[str, Any]] = {
+    "terminationMessagePath": TERMINATION_PATH,
+    "terminationMessagePolicy": "FallbackToLogsOnError",
+    "securityContext": {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    },
 }
+"""What every container that leaves a record has."""
 
 
 def config_map(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
@@ -60,28 +65,32 @@ def training_job(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
             "completionMode": "Indexed",
             "backoffLimit": job.spec.max_retries,
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {
-                "rules": [
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                    on_exit(names.TRAINER_CONTAINER, "Ignore", EXIT_PREEMPTED),
-                    on_exit(names.TRAINER_CONTAINER, "FailJob", *FINAL_EXIT_CODES),
-                ]
-            },
-            "template": {
-                "metadata": {
-                    "labels": {**(resolved.compute.pod_labels or {}), **names.child_labels(job.metadata.name)},
-                    "annotations": dict(resolved.compute.pod_annotations or {}),
-                },
-                "spec": _pod_spec(job, resolved),
-            },
+            "podFailurePolicy": failure_policy(names.TRAINER_CONTAINER),
+            "template": template(job, resolved, names.TRAINER, _pod_spec(job, resolved)),
         },
     }
 
 
-def on_exit(container: str, action: str, *codes: int) -> dict[str, Any]:
-    """Return a rule of a podFailurePolicy for exit codes."""
+def failure_policy(container: str) -> dict[str, Any]:
+    """Return which ends of a pod count: a disruption does not, and what cannot change ends the Job at once."""
+    return {
+        "rules": [
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            _on_exit(container, "Ignore", EXIT_PREEMPTED),
+            _on_exit(container, "FailJob", *FINAL_EXIT_CODES),
+        ]
+    }
+
+
+def _on_exit(container: str, action: str, *codes: int) -> dict[str, Any]:
     on = {"containerName": container, "operator": "In", "values": list(codes)}
     return {"action": action, "onExitCodes": on}
+
+
+def template(job: FineTuneJob, resolved: Resolved, component: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """Return a pod template: the user's labels and annotations, and ours over them."""
+    labels = {**(resolved.compute.pod_labels or {}), **names.child_labels(job.metadata.name, component)}
+    return {"metadata": {"labels": labels, "annotations": dict(resolved.compute.pod_annotations or {})}, "spec": spec}
 
 
 def metadata(job: FineTuneJob, name: str, component: str = names.TRAINER) -> dict[str, Any]:
@@ -110,14 +119,12 @@ def _pod_spec(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
         "terminationGracePeriodSeconds": resolved.contract.grace_period_seconds,
         "containers": [
             {
+                **CONTAINER,
                 "name": names.TRAINER_CONTAINER,
                 "image": resolved.image,
                 "env": environment(resolved),
                 "resources": _resources(resolved),
                 "volumeMounts": mounts,
-                "terminationMessagePath": TERMINATION_PATH,
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "securityContext": CONTAINER_SECURITY,
             }
         ],
         "volumes": volumes,

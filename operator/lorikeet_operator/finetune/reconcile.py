@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, Literal
 
@@ -17,7 +17,7 @@ from lorikeet_operator.finetune import ledger, limits
 from lorikeet_operator.finetune import status as story
 from lorikeet_operator.finetune.agent import agent_job
 from lorikeet_operator.finetune.deletion import Deletion, is_held
-from lorikeet_operator.finetune.evidence import OURS, Ask, Evidence, pod_at_work, unexplained, without_template
+from lorikeet_operator.finetune.evidence import OURS, Ask, Asked, Evidence, pod_at_work, unexplained, without_template
 from lorikeet_operator.finetune.observe import CHECKING, Finding, Observation, checking, final_condition, observe
 from lorikeet_operator.finetune.resolve import Refused, resolve
 from lorikeet_operator.kube.cache import by_label
@@ -192,7 +192,7 @@ class FineTuneController:
             return await self._unmade(body, job, error)
         if not task.ended:
             await self._write(body, story.checking(job, resolved, checking(task.observation), self._time()))
-            return Requeue(self._look_again(task.began, NOT_STARTED)) if task.unexplained else None
+            return self._later(task)
         record = task.observation.record
         if record is None:
             # Its pod is gone and so is what it said. The Job goes too, by its ttl, and is then made again.
@@ -206,11 +206,11 @@ class FineTuneController:
         await self._write(body, story.settled(job, record, self._time()))
         return None
 
-    async def _clean_up(self, job: FineTuneJob) -> "Asked":
+    async def _clean_up(self, job: FineTuneJob) -> Asked:
         assert job.status.resolved is not None  # noqa: S101 - else there is nothing to clean
         return await self._ask_agent(job, job.status.resolved, "cleanup")
 
-    async def _ask_agent(self, job: FineTuneJob, resolved: Resolved, task: names.Task) -> "Asked":
+    async def _ask_agent(self, job: FineTuneJob, resolved: Resolved, task: names.Task) -> Asked:
         """Have a pod of the job's namespace do `task`, and return how that stands."""
         child = await self._kube.writer.create(JOB, agent_job(job, resolved, task, self._agent_image))
         pods = await self._evidence.pods(child)
@@ -294,7 +294,7 @@ class FineTuneController:
             return Requeue(REFUSED_AGAIN)
         if not task.ended:
             await self._write(body, story.recovering(job, checking(task.observation), self._time()))
-            return Requeue(self._look_again(task.began, NOT_STARTED)) if task.unexplained else None
+            return self._later(task)
         found = task.observation.record
         if found is not None and found.reason == "OutputConflict":
             await self._write(body, story.settled(job, found, self._time()))
@@ -303,6 +303,10 @@ class FineTuneController:
         told = found if found is not None and found.artifacts is not None else None
         await self._write(body, story.observed(job, replace(observation, record=told), self._time()))
         return None
+
+    def _later(self, task: Asked) -> Requeue | None:
+        """Return when a task of the agent is looked at again; None where a change of its Job or pod will tell."""
+        return Requeue(self._look_again(task.began, NOT_STARTED)) if task.unexplained else None
 
     async def _told(self, ask: Ask | None, child: Object) -> str | None:
         """Return what Kubernetes says about a batch Job that does not go on; nothing in its first seconds.
@@ -365,27 +369,6 @@ def _news(before: FineTuneJobStatus, after: FineTuneJobStatus) -> list[tuple[Lit
         bad = (condition.status == "True") == (condition.type == "Failed") and condition.reason != "PullingImage"
         told.append(("Warning" if bad else "Normal", condition.reason, condition.message))
     return told
-
-
-@dataclass(frozen=True)
-class Asked:
-    """How a task of the agent stands."""
-
-    child: Object
-    """Its batch Job."""
-    observation: Observation
-    unexplained: bool
-    """Whether nothing but an Event would tell why it does not go on."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has, well or badly."""
-        return final_condition(self.child) is not None
-
-    @property
-    def began(self) -> str:
-        """When it was made."""
-        return str(self.child["metadata"]["creationTimestamp"])
 
 
 def _child_key(job: FineTuneJob) -> Key:

@@ -106,24 +106,18 @@ def settled(job: FineTuneJob, record: RunRecord, now: str) -> FineTuneJobStatus:
     """Return the status of a job whose end the agent has found: its result was there already, or it cannot be."""
     if record.artifacts is None:
         status = stopped(job, record.reason, record.message, now)
-        # What was never started is not valid; what has trained was.
-        found = Finding(False, record.reason, record.message)
-        return (
-            status if job.status.job_uid else with_findings(status, job.metadata.generation, {"Validated": found}, now)
-        )
+        if job.status.job_uid is not None:
+            return status  # what has trained was valid
+        invalid = Finding(False, record.reason, record.message)
+        return with_findings(status, job.metadata.generation, {"Validated": invalid}, now)
     findings: dict[ConditionType, Finding] = {
         "Validated": Finding(True, record.reason, record.message),
         "Complete": Finding(True, record.reason, record.message),
         "Failed": Finding(False, record.reason, ""),
     }
     status = with_findings(job.status, job.metadata.generation, findings, now)
-    found_there = {
-        "phase": "Succeeded",
-        "completion_time": now,
-        "metrics": record.metrics,
-        "artifacts": record.artifacts,
-    }
-    return status.model_copy(update=found_there)
+    result = {"metrics": record.metrics, "artifacts": record.artifacts}
+    return status.model_copy(update={"phase": "Succeeded", "completion_time": now, **result})
 
 
 def recovering(job: FineTuneJob, finding: Finding, now: str) -> FineTuneJobStatus:

@@ -104,7 +104,8 @@ class Cache:
 
     def kept(self, kind: Kind, obj: Object) -> Object:
         """Return what the cache would keep of an object; `replace` takes it in that form."""
-        return _compact_object(self._stores[kind].slim(_bare(obj)))
+        compact: Object = _compact(self._stores[kind].slim(_bare(obj)))
+        return compact
 
     def _take(self, kind: Kind, obj: Object) -> None:
         store = self._stores[kind]
@@ -134,9 +135,8 @@ class Cache:
     def replace(self, kind: Kind, items: Iterable[Object], version: int, namespace: str = "") -> int:
         """Take in a complete list (of one namespace) made at `version`; return how many changes it brought.
 
-        The items are in the form of `kept`.
-
-        What is not in the list and was not written after it is gone, whether a watch said so or not.
+        The items are in the form of `kept`. What is not in the list and was not written after it is gone, whether a
+        watch said so or not.
         """
         store = self._stores[kind]
         changes = 0
@@ -223,11 +223,6 @@ def _bare(obj: Object) -> Object:
             name: value for name, value in metadata["annotations"].items() if name != _LAST_APPLIED
         }
     return {**obj, "metadata": metadata}
-
-
-def _compact_object(obj: Object) -> Object:
-    compact: Object = _compact(obj)
-    return compact
 
 
 def _compact(value: Any) -> Any:

@@ -14,14 +14,11 @@ from tests.unit.finetune.test_reconcile import (
     RUNNING,
     TRAIN,
     World,
-    checked,
     ended,
     holds,
     steered,
-    world,
 )
 
-__all__ = ["checked", "world"]
 PINS = ["a" * 64, "b" * 64]
 SOUND: dict[str, Any] = {"reason": "Checked", "message": "checked: 60 rows", "pins": PINS}
 

@@ -19,15 +19,12 @@ from tests.unit.finetune.test_reconcile import (
     RUNNING,
     TRAIN,
     World,
-    checked,
     ended,
     holds,
     steered,
-    world,
 )
 from tests.unit.kube.api import _failure
 
-__all__ = ["checked", "world"]
 DELETED: dict[str, Any] = {"reason": "Deleted", "message": "deleted s3://adapters/x (9 objects)"}
 
 

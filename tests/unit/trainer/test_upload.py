@@ -74,30 +74,24 @@ def test_what_comes_during_an_upload_is_stored_after_it(uploader: Uploader, stor
     assert store.saved == [10, 20]
 
 
-def test_the_last_one_goes_before_the_one_under_way(uploader: Uploader, store: Store, clock: FakeClock) -> None:
-    leave(uploader, 10, 3000)
+@pytest.mark.parametrize(
+    ("under_way", "left", "stored"),
+    [(3000, 20, [20]), (1000, 8, [10])],
+    ids=["the last one goes before the one under way", "but not where it does not fit: 10 s are needed, 3 s are left"],
+)
+def test_the_last_one_counts_more(
+    uploader: Uploader, store: Store, under_way: int, left: float, stored: list[int]
+) -> None:
+    leave(uploader, 10, under_way)
 
     def asked_to_stop(sent: int) -> None:
         if sent == 500 and uploader.deadline is None:
-            uploader.hurry(20)
+            uploader.hurry(left)
             leave(uploader, 20, 1000)
 
     store.during = asked_to_stop
     finish(uploader)
-    assert store.saved == [20]
-
-
-def test_the_one_under_way_is_kept_where_the_last_does_not_fit(uploader: Uploader, store: Store) -> None:
-    leave(uploader, 10, 1000)
-
-    def asked_to_stop(sent: int) -> None:
-        if sent == 500 and uploader.deadline is None:
-            uploader.hurry(8)
-            leave(uploader, 20, 1000)
-
-    store.during = asked_to_stop
-    finish(uploader)
-    assert store.saved == [10], "the second needs 10 s, and 3 s are left"
+    assert store.saved == stored
 
 
 def test_a_store_that_refuses_costs_the_checkpoint_alone(

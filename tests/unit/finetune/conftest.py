@@ -1,0 +1,5 @@
+"""The cluster with one request in it, for all tests here."""
+
+from tests.unit.finetune.test_reconcile import checked, world
+
+__all__ = ["checked", "world"]
