@@ -9,6 +9,7 @@ from lorikeet_api.compute import Compute
 from lorikeet_api.conditions import Condition, Phase
 from lorikeet_api.contract import Artifacts, Metrics, RunContract
 from lorikeet_api.names import DEFAULT_PROFILE, MAX_JOB_NAME
+from lorikeet_api.progress import Progress
 from lorikeet_api.resource import Resource
 from lorikeet_api.training import HUB, Dataset, Full, Lora, Method, ModelSource, Objective, QLora, Sft, Training
 
@@ -180,6 +181,8 @@ class FineTuneJobStatus(Model):
     """When the batch Job was made."""
     completion_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
     """When the run ended."""
+    progress: Progress | None = None
+    """How far the run is."""
     metrics: Metrics | None = None
     """The run's figures."""
     artifacts: Artifacts | None = None
@@ -199,8 +202,10 @@ class FineTuneJob(Resource):
         "scope": "Namespaced",
         "columns": [
             {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
-            {"name": "Loss", "type": "number", "jsonPath": ".status.metrics.trainLoss"},
+            {"name": "Percent", "type": "integer", "jsonPath": ".status.progress.percent"},
+            {"name": "Loss", "type": "number", "jsonPath": ".status.progress.loss"},
             {"name": "Eval-Loss", "type": "number", "jsonPath": ".status.metrics.evalLoss"},
+            {"name": "Train-Loss", "type": "number", "jsonPath": ".status.metrics.trainLoss", "priority": 1},
             {"name": "Attempts", "type": "integer", "jsonPath": ".status.attempts", "priority": 1},
             {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
             {"name": "Model", "type": "string", "jsonPath": ".spec.model.uri", "priority": 1},

@@ -6,6 +6,8 @@ GROUP: Final = "lorikeet.dev"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 FIELD_MANAGER: Final = "lorikeet-operator"
+PROGRESS_MANAGER: Final = "lorikeet-progress"
+"""Owns `status.progress`, which any replica writes."""
 
 DEFAULT_PROFILE: Final = "default"
 

@@ -7,12 +7,17 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
+from typing import TypeAlias
 
 from kubernetes.aio.client.configuration import Configuration
 
-from lorikeet_api.names import FIELD_MANAGER
+from lorikeet_api.names import FIELD_MANAGER, PROGRESS_MANAGER
+from lorikeet_api.progress import AUDIENCE
 from lorikeet_operator import logs, metrics
+from lorikeet_operator.finetune.job import ProgressEndpoint
 from lorikeet_operator.finetune.reconcile import FineTuneController
 from lorikeet_operator.kube import config, probes, watches
 from lorikeet_operator.kube.cache import Cache
@@ -20,20 +25,32 @@ from lorikeet_operator.kube.client import Client
 from lorikeet_operator.kube.controller import Controller, Kube, Watch
 from lorikeet_operator.kube.errors import ApiError
 from lorikeet_operator.kube.events import Recorder
+from lorikeet_operator.kube.identity import Callers
 from lorikeet_operator.kube.kinds import Key, Kind, Object, key_of
 from lorikeet_operator.kube.lease import Lease, LeaseLost, Timing
 from lorikeet_operator.kube.queue import KeyedQueue
 from lorikeet_operator.kube.relist import Relister
+from lorikeet_operator.kube.serve import Certificate, serve
 from lorikeet_operator.kube.throttle import TokenBucket
 from lorikeet_operator.kube.writer import Writer
+from lorikeet_operator.progress.board import Board
+from lorikeet_operator.progress.endpoint import Endpoint
 from lorikeet_operator.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 
-def controllers(kube: Kube, settings: Settings) -> list[Controller]:
+Make: TypeAlias = Callable[[Kube, Settings, Certificate | None], Sequence[Controller]]
+"""Makes the controllers of an operator; the certificate is that of the progress endpoint, if there is one."""
+
+
+def controllers(kube: Kube, settings: Settings, certificate: Certificate | None) -> list[Controller]:
     """Return every controller that this operator runs."""
-    finetune = FineTuneController(kube, settings.trainer_image, agent_image=settings.agent_image)
+
+    def endpoint() -> ProgressEndpoint | None:
+        return None if certificate is None else ProgressEndpoint(settings.progress_url, certificate.authorities)
+
+    finetune = FineTuneController(kube, settings.trainer_image, agent_image=settings.agent_image, endpoint=endpoint)
     metrics.phase_gauge("lorikeet_finetunejobs", "FineTuneJobs by phase", finetune.phases)
     return [finetune]
 
@@ -45,14 +62,15 @@ class Operator:
         self,
         client: Client,
         settings: Settings,
-        make: Callable[[Kube, Settings], Sequence[Controller]] = controllers,
+        make: Make = controllers,
         lease: Lease | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
         self.settings = settings
         self.lease = lease
         self.cache = Cache()
         kube = Kube(self.cache, Writer(client, self.cache), Recorder(client, FIELD_MANAGER), client)
-        self.controllers = list(make(kube, settings))
+        self.controllers = list(make(kube, settings, certificate))
         self.watches = watches.merge([watch for each in self.controllers for watch in each.watches])
         self.queues = [self._queue(each) for each in self.controllers]
         for watch in self.watches:
@@ -118,7 +136,7 @@ class Operator:
             _log.warning("reconciles were cancelled: they did not end within %.0f s", grace)
 
 
-async def run(settings: Settings, make: Callable[[Kube, Settings], Sequence[Controller]] = controllers) -> None:
+async def run(settings: Settings, make: Make = controllers) -> None:
     """Run until SIGTERM or SIGINT; raise if the operator cannot go on."""
     configuration = await config.load()
     bucket = TokenBucket(settings.qps, settings.burst)
@@ -129,7 +147,10 @@ async def run(settings: Settings, make: Callable[[Kube, Settings], Sequence[Cont
         may_write = (lambda: True) if lease is None else (lambda: lease.leads)
         client = Client(configuration, FIELD_MANAGER, bucket, settings.request_timeout, may_write)
         await stack.enter_async_context(client)
-        operator = Operator(client, settings, make, lease)
+        certificate = Certificate(Path(settings.progress_tls)) if settings.progress_url else None
+        operator = Operator(client, settings, make, lease, certificate)
+        if certificate is not None:
+            await stack.enter_async_context(_progress(operator.cache, certificate, configuration, settings))
         server = await probes.serve(
             settings.http_host, settings.http_port, operator.unhealthy, lambda: probes.unready(operator.cache)
         )
@@ -137,6 +158,27 @@ async def run(settings: Settings, make: Callable[[Kube, Settings], Sequence[Cont
             await _work(operator, configuration)
         finally:
             await server.cleanup()
+
+
+@asynccontextmanager
+async def _progress(
+    cache: Cache, certificate: Certificate, configuration: Configuration, settings: Settings
+) -> AsyncIterator[None]:
+    """Take what trainers tell. With a client of its own: a replica that does not lead writes progress, too."""
+    metrics.CERTIFICATE_EXPIRES.set_function(lambda: certificate.expires.timestamp())
+    async with Client(configuration, PROGRESS_MANAGER, TokenBucket(50, 100), settings.request_timeout) as client:
+        board = Board(cache, Writer(client, cache))
+        endpoint = Endpoint(cache, Callers(client, AUDIENCE), board, lambda: datetime.now(UTC))
+        server = await serve(endpoint.app(), settings.http_host, settings.progress_port, certificate.context)
+        tasks = [asyncio.create_task(each) for each in (board.run(), certificate.keep())]
+        try:
+            yield
+        finally:
+            await server.cleanup()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await board.turn()
 
 
 @asynccontextmanager

@@ -34,6 +34,12 @@ API_REQUESTS: Final = Counter(
     "lorikeet_api_requests_total", "Requests to the API server; code 0: no answer", ["verb", "resource", "code"]
 )
 EVENTS_FAILED: Final = Counter("lorikeet_events_failed_total", "Kubernetes Events that could not be written")
+PROGRESS_REPORTS: Final = Counter(
+    "lorikeet_progress_reports_total", "Posts of trainers to the progress endpoint, by the answer's code", ["code"]
+)
+CERTIFICATE_EXPIRES: Final = Gauge(
+    "lorikeet_progress_certificate_expires_seconds", "When the certificate of the progress endpoint expires (Unix time)"
+)
 LEADER: Final = Gauge("lorikeet_leader", "1 on the replica that leads, 0 on one that waits")
 BUILD: Final = Info("lorikeet_build", "Version of the operator")
 

@@ -33,6 +33,9 @@ class Settings:
     identity: str = _setting("", "name of this replica in the Lease; empty: the host's name")
     http_host: str = _setting("", "address for /healthz, /readyz and /metrics; empty: all")
     http_port: int = _setting(8080, "port for /healthz, /readyz and /metrics")
+    progress_url: str = _setting("", "URL at which pods reach the progress endpoint; empty: there is none")
+    progress_port: int = _setting(8443, "port of the progress endpoint")
+    progress_tls: str = _setting("/etc/lorikeet-tls", "folder with its tls.crt and tls.key, and the ca.crt for pods")
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
 
     def __post_init__(self) -> None:

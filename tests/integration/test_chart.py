@@ -3,20 +3,27 @@
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+import httpx
 import pytest
 from ruamel.yaml import YAML
 
 from e2e.cluster.paths import State, default_state_dir
+from lorikeet_api.names import child_labels
+from lorikeet_api.progress import AUDIENCE, path
+from lorikeet_operator.certificates import renew
 from tests.resources import job_body, profile_body
+from tests.s3 import free_port
 from tests.unit.chart.helm import CHART, KUBE_VERSION, ROOT, documents, of_kind, run, tool
 
 pytestmark = [
@@ -124,8 +131,8 @@ def profile(cluster: Cluster) -> str:
 
 @pytest.fixture(scope="module")
 def release(cluster: Cluster, borrowed_definitions: None, earlier: Path, profile: str) -> Iterator[Cluster]:
-    """The release after an upgrade from an earlier chart. Without a pod: no image is needed here."""
-    common = ("--set", "replicas=0", "--wait", "--timeout", "60s", "--take-ownership")
+    """The release after an upgrade from an earlier chart. Without a pod, also of a hook: no image is needed here."""
+    common = ("--set", "replicas=0", "--wait", "--timeout", "60s", "--take-ownership", "--no-hooks")
     try:
         cluster.helm("install", cluster.namespace, str(earlier), *common)
         assert _columns(cluster) < _wanted_columns(), "the earlier chart has the whole definition: nothing to upgrade"
@@ -196,8 +203,8 @@ def test_an_upgrade_to_the_same_changes_nothing(release: Cluster) -> None:
         }
 
     before = versions()
-    assert len(before) == 10
-    release.helm("upgrade", release.namespace, str(CHART), "--set", "replicas=0", "--wait")
+    assert len(before) == 11
+    release.helm("upgrade", release.namespace, str(CHART), "--set", "replicas=0", "--wait", "--no-hooks")
     assert versions() == before
 
 
@@ -259,7 +266,8 @@ def test_the_operator_can_do_its_work_with_these_rights(release: Cluster, profil
         "agent.enabled=false",
         "trainer.image.repository=registry.invalid/trainer",
     )
-    release.helm("upgrade", release.namespace, str(CHART), "--set", "replicas=0", "--set", ",".join(arguments))
+    common = ("--no-hooks", "--set", "replicas=0")
+    release.helm("upgrade", release.namespace, str(CHART), *common, "--set", ",".join(arguments))
     (deployment,) = release.get("deployments", "--selector", "app.kubernetes.io/part-of=lorikeet")["items"]
     environment = {
         each["name"]: each["value"] for each in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
@@ -267,10 +275,11 @@ def test_the_operator_can_do_its_work_with_these_rights(release: Cluster, profil
     assert environment["LORIKEET_NAMESPACES"] == release.namespace
     variables = {**os.environ, **environment, "KUBECONFIG": str(_kubeconfig(release, tmp_path))}
     log = tmp_path / "operator.log"
+    port = free_port()
     program = str(Path(sys.executable).with_name("lorikeet-operator"))
     with log.open("w") as out:
         operator = subprocess.Popen(
-            [program, "--http-host", "127.0.0.1", "--http-port", "0"],
+            [program, "--http-host", "127.0.0.1", "--http-port", "0", *_progress(tmp_path, port)],
             env=variables,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -297,11 +306,69 @@ def test_the_operator_can_do_its_work_with_these_rights(release: Cluster, profil
         status = release.get("finetunejob", "chart")["status"]
         assert status["jobUid"] == release.get("job", "chart-train")["metadata"]["uid"]
         assert release.exists("configmap", "chart-run")
+        _takes_posts_of_the_jobs_pod_alone(release, tmp_path, port)
     finally:
         operator.terminate()
         operator.wait(timeout=40)
     assert operator.returncode == 0, log.read_text()[-5000:]
     assert "orbidden" not in log.read_text()
+
+
+def _progress(folder: Path, port: int) -> list[str]:
+    """Return the flags of an endpoint at `port`, with a certificate in `folder`."""
+    data = renew({}, ["localhost"], datetime.now(UTC))
+    assert data is not None
+    for name, value in data.items():
+        (folder / name).write_bytes(value)
+    return ["--progress-url", f"https://localhost:{port}", "--progress-port", str(port), "--progress-tls", str(folder)]
+
+
+def _takes_posts_of_the_jobs_pod_alone(release: Cluster, folder: Path, port: int) -> None:
+    """Post with real tokens of real pods, of which the API server says whose they are."""
+    release.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "stranger", "labels": child_labels("chart")},
+            "spec": {
+                "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+                "containers": [
+                    {
+                        "name": "c",
+                        "image": "registry.invalid/none",
+                        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    }
+                ],
+            },
+        }
+    )
+    selector = ("pods", "--selector", "batch.kubernetes.io/job-name=chart-train", "--output", "name")
+    own = release.await_("the job's pod is there", lambda: release.kubectl("get", *selector).strip())
+    own = own.removeprefix("pod/")
+
+    def token(pod: str, audience: str = AUDIENCE) -> str:
+        bound = ("--bound-object-kind=Pod", f"--bound-object-name={pod}")
+        return release.kubectl("create", "token", "default", *bound, f"--audience={audience}").strip()
+
+    def post(bearer: str) -> httpx.Response:
+        url = f"https://localhost:{port}{path(release.namespace, 'chart')}"
+        body = {"trainerStatus": {"progressPercentage": 7}}
+        trust = ssl.create_default_context(cafile=folder / "ca.crt")
+        return httpx.post(url, json=body, headers={"Authorization": f"Bearer {bearer}"}, verify=trust, trust_env=False)
+
+    assert post("nonsense").status_code == 401
+    assert post(token(own, "https://kubernetes.default.svc")).status_code == 401
+    # With the labels of the job's pods, and yet not its Job's.
+    release.await_("the stranger is known", lambda: post(token("stranger")).status_code == 403)
+    release.await_("the job's pod is heard", lambda: post(token(own)).status_code == 200)
+
+    def percent() -> Any:
+        return release.get("finetunejob", "chart")["status"].get("progress", {}).get("percent") == 7
+
+    release.await_("its word is in the status", percent)
+    fields = release.get("finetunejob", "chart", "--show-managed-fields")["metadata"]["managedFields"]
+    owners = {each["manager"] for each in fields if "f:progress" in each["fieldsV1"].get("f:status", {})}
+    assert owners == {"lorikeet-progress"}
 
 
 def _spec(cluster: Cluster, *arguments: str) -> Any:

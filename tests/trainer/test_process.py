@@ -4,10 +4,15 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
 
 import pytest
 
 from lorikeet_api.contract import RunRecord
+from lorikeet_api.progress import URL_VARIABLE
+from lorikeet_trainer.progress import TIMEOUT
+from tests.dropping import dropping
 from tests.s3 import S3Server
 from tests.trainer import tiny
 from tests.trainer.lab import Lab, open_lab
@@ -58,6 +63,21 @@ def test_a_stop_while_it_publishes_waits_for_the_upload(lab: Lab) -> None:
     code, record, _ = started.end()
     assert (code, record["reason"]) == (0, "Published")
     assert "adapter/adapter_model.safetensors" in lab.published(contract)
+
+
+def test_an_endpoint_that_drops_packets_slows_no_step(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    contract = lab.contract("lora", MODEL, TRAIN, training={"maxSteps": 400, "epochs": 1000.0, "loggingSteps": 1})
+    with dropping() as url:
+        monkeypatch.setenv(URL_VARIABLE, url)
+        code, record, log = lab.start(contract).end()
+    assert (code, record["reason"]) == (0, "Published"), log
+    assert "level=warning event=progress" in log
+    times = [
+        datetime.fromisoformat(line.split("time=")[1].split()[0]) for line in log.splitlines() if "event=step" in line
+    ]
+    longest = max((after - before).total_seconds() for before, after in pairwise(times))
+    assert longest < TIMEOUT / 2, f"a step took {longest} s"
+    assert (times[-1] - times[0]).total_seconds() > TIMEOUT, "it ended before a post would have failed"
 
 
 def test_a_killed_rank_is_told(lab: Lab) -> None:

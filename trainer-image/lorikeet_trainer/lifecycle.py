@@ -29,6 +29,7 @@ from lorikeet_run.errors import (
 from lorikeet_run.record import read_contract, write_record
 from lorikeet_trainer import cgroup
 from lorikeet_trainer.processes import Children, Command, End
+from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.state import Layout, StageResult, StoredCheckpoint
 
 Stage = Literal["prepare", "train", "publish"]
@@ -39,6 +40,10 @@ AIR_GAP: Final = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NO
 
 _RECORD_SECONDS: Final = 5
 """Kept of the grace period to write the final record."""
+_TELL_SECONDS: Final = 10.0
+"""How long the final record is told to a progress endpoint that does not answer."""
+_TELL_STOPPED_SECONDS: Final = 3.0
+"""The same in what is left of the grace period."""
 _UPLOAD_SECONDS: Final = 60.0
 """What a checkpoint's upload may take after a failed attempt, before the next one begins."""
 
@@ -55,8 +60,9 @@ class Options:
 def run(options: Options, children: Children) -> int:
     """Run the contract's stages, write the final record and return the exit code."""
     log.set_up()
+    reporter = Reporter(Endpoint.of())
     try:
-        result = _run_stages(options, children)
+        result = _run_stages(options, children, reporter)
     except RunError as error:
         result = StageResult(exit_code=error.exit_code, record=error.record())
     except Exception as error:  # noqa: BLE001 - whatever it was, the pod does not end without a record
@@ -65,10 +71,12 @@ def run(options: Options, children: Children) -> int:
     record = result.record or RunError("InternalError", "the last stage left no record").record()
     write_record(record, options.termination_log)
     log.event("end", reason=record.reason, message=record.message, exit_code=result.exit_code)
+    # A second way for it: a node that is lost takes the termination message along.
+    reporter.end(record, _TELL_STOPPED_SECONDS if children.stopping else _TELL_SECONDS)
     return result.exit_code
 
 
-def _run_stages(options: Options, children: Children) -> StageResult:
+def _run_stages(options: Options, children: Children, reporter: Reporter) -> StageResult:
     contract = read_contract(options.contract)
     children.grace_seconds = max(1.0, contract.grace_period_seconds - _RECORD_SECONDS)
     layout = Layout(options.work)
@@ -77,6 +85,8 @@ def _run_stages(options: Options, children: Children) -> StageResult:
         # What is trained to its end is published in what is left of the grace: that is less than to train again.
         if children.stopping and stage != "publish":
             raise preempted(_stored(layout))
+        if stage != "train":  # whose first rank tells more
+            reporter.stage(stage)
         result = _run_stage(stage, contract, options, children)
         if result.record is not None:
             return result

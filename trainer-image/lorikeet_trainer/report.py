@@ -1,4 +1,4 @@
-"""What a run tells on the way: a log line for each logged step, the loss curve, the evaluations."""
+"""What a run tells on the way: log lines, the loss curve, the evaluations, and its progress to the operator."""
 
 import math
 from collections.abc import Callable
@@ -11,18 +11,24 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lorikeet_run import log
 from lorikeet_run.errors import not_finite
 from lorikeet_trainer.evaluate import Evaluation, Interrupted
+from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.state import LossPoint
 
 
 @dataclass
 class Report(TrainerCallback):
-    """Writes a log line for each logged step, keeps the loss curve, and evaluates on the way."""
+    """Writes a log line for each logged step, keeps the loss curve, tells progress, and evaluates on the way."""
 
     evaluate: Callable[[], Evaluation] | None
     eval_steps: int | None
+    reporter: Reporter
     curve: list[LossPoint] = field(default_factory=list)
     eval_seconds: float = 0.0
     """Time spent in evaluations, which is none of training's."""
+    _figures: dict[str, float | None] = field(default_factory=dict)
+    """The newest of each, by transformers' names."""
+    _began: tuple[float, int] = (0.0, 0)
+    """When this attempt began to train (monotonic clock), and after which step."""
 
     def on_log(
         self,
@@ -46,11 +52,22 @@ class Report(TrainerCallback):
             learning_rate=rate,
             grad_norm=logs.get("grad_norm"),
         )
+        names = ("loss", "learning_rate", "grad_norm")
+        self._figures |= {name: logs.get(name) for name in names} | {"current_epoch": state.epoch}
+        self._tell(state)
+
+    def _tell(self, state: TrainerState) -> None:
+        start, first = self._began
+        made = state.global_step - first
+        left = (monotonic() - start) / made * (state.max_steps - state.global_step) if made > 0 else None
+        self.reporter.training(state.global_step, state.max_steps, left, self._figures)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Make up for an evaluation that the attempt before left out when it was told to stop."""
+        self._began = monotonic(), state.global_step
+        self._tell(state)
         done = any(point.step == state.global_step and point.eval_loss is not None for point in self.curve)
         if state.global_step > 0 and not done and self._is_due(state):
             self._evaluate(state, control)
@@ -81,4 +98,6 @@ class Report(TrainerCallback):
         if not math.isfinite(found.loss):
             raise not_finite("the evaluation loss", state.global_step)
         self.curve.append(LossPoint(step=state.global_step, eval_loss=found.loss))
+        self._figures["eval_loss"] = found.loss
+        self._tell(state)
         log.event("eval", step=state.global_step, eval_loss=found.loss, seconds=round(seconds, 3))

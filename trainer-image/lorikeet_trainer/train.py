@@ -27,6 +27,7 @@ from lorikeet_trainer import artifacts, device, model, sft
 from lorikeet_trainer.checkpoints import COURSE, Keeper
 from lorikeet_trainer.evaluate import Evaluation, evaluate
 from lorikeet_trainer.prepare import read_data
+from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.report import Report
 from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Trained
 
@@ -78,9 +79,12 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         examples = render(session, tokenizer)
     with session.part("load"):
         trainable = load(session)
+    # The ranks go in step: the first one speaks for all.
+    reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
     report = Report(
         (lambda: held_out_loss(session, trainable, tokenizer, examples)) if examples.held_out else None,
         session.hyper.eval_steps,
+        reporter,
     )
     trainer = sft.build(trainable, tokenizer, examples.train, configuration(session, trainable, examples))
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
@@ -93,6 +97,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     if contract.method.full is not None:
         # From here on it is what will be published: the last evaluation is of that.
         _cast(trainable.model, artifacts.published_dtype(layout.model))
+    reporter.stage("evaluate")
     with session.part("eval"):
         final = report.evaluate and report.evaluate()
     if final and not math.isfinite(final.loss):
@@ -104,6 +109,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
             save(session, trainable, tokenizer)
         metrics = figures(session, examples, trainable, outcome, base, final)
         leave(session, examples.template, MetricsFile(metrics=metrics, curve=report.curve, seconds=session.seconds))
+    reporter.close()
     return None
 
 

@@ -50,3 +50,19 @@ app.kubernetes.io/part-of: lorikeet
 {{- if $tag }}:{{ $tag }}{{ end -}}
 {{- if $image.digest }}@{{ $image.digest }}{{ end -}}
 {{- end -}}
+
+{{- define "lorikeet.progressName" -}}
+{{- printf "%s-progress" (include "lorikeet.fullname" . | trunc 54 | trimSuffix "-") -}}
+{{- end -}}
+
+{{- define "lorikeet.progressHost" -}}
+{{- printf "%s.%s.svc" (include "lorikeet.progressName" .) .Release.Namespace -}}
+{{- end -}}
+
+{{- define "lorikeet.progressSecret" -}}
+{{- if eq .Values.progress.certificate "secret" -}}
+{{- required "progress.secretName: name the Secret with the certificate, or choose another progress.certificate" .Values.progress.secretName -}}
+{{- else -}}
+{{- default (include "lorikeet.progressName" .) .Values.progress.secretName -}}
+{{- end -}}
+{{- end -}}

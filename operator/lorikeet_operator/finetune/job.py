@@ -1,9 +1,10 @@
 """Builds the objects of a run from its resolved request (pure: equal input, equal output)."""
 
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from lorikeet_api import names
+from lorikeet_api import names, progress
 from lorikeet_api.compute import Compute
 from lorikeet_api.contract import (
     CA_DIR,
@@ -24,7 +25,7 @@ POD: Final[dict[str, Any]] = {
     "enableServiceLinks": False,
     "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
 }
-"""What every pod of a run has: Pod Security `restricted`, no API token."""
+"""What every pod of a run has: Pod Security `restricted`, no token for the API."""
 CONTAINER: Final[dict[str, Any]] = {
     "terminationMessagePath": TERMINATION_PATH,
     "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -37,19 +38,30 @@ CONTAINER: Final[dict[str, Any]] = {
 """What every container that leaves a record has."""
 
 
-def config_map(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
-    """Return the ConfigMap that holds the run's contract."""
+@dataclass(frozen=True)
+class ProgressEndpoint:
+    """Where trainers tell how far they are."""
+
+    url: str
+    """Scheme and host."""
+    authorities: str
+    """The certificate authorities by which it is known, as PEM."""
+
+
+def config_map(job: FineTuneJob, resolved: Resolved, endpoint: ProgressEndpoint | None = None) -> dict[str, Any]:
+    """Return the ConfigMap that holds the run's contract, and how it knows the progress endpoint."""
     contract = resolved.contract.model_dump_json(by_alias=True, exclude_none=True, indent=1)
+    trust = {} if endpoint is None else {progress.CA_FILE: endpoint.authorities}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata(job, names.run_config_map(job.metadata.name)),
         "immutable": True,
-        "data": {CONTRACT_KEY: contract},
+        "data": {CONTRACT_KEY: contract, **trust},
     }
 
 
-def training_job(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
+def training_job(job: FineTuneJob, resolved: Resolved, endpoint: ProgressEndpoint | None = None) -> dict[str, Any]:
     """Return the batch Job that runs the trainer.
 
     Exit codes that cannot change end it at once; a disruption (drain, preemption) does not count as a retry. A code
@@ -66,7 +78,7 @@ def training_job(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
             "backoffLimit": job.spec.max_retries,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": failure_policy(names.TRAINER_CONTAINER),
-            "template": template(job, resolved, names.TRAINER, _pod_spec(job, resolved)),
+            "template": template(job, resolved, names.TRAINER, _pod_spec(job, resolved, endpoint)),
         },
     }
 
@@ -111,9 +123,9 @@ def metadata(job: FineTuneJob, name: str, component: str = names.TRAINER) -> dic
     }
 
 
-def _pod_spec(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
+def _pod_spec(job: FineTuneJob, resolved: Resolved, endpoint: ProgressEndpoint | None) -> dict[str, Any]:
     compute = resolved.compute
-    volumes, mounts = _trainer_volumes(job, resolved)
+    volumes, mounts = _trainer_volumes(job, resolved, endpoint)
     pod: dict[str, Any] = {
         **POD,
         "terminationGracePeriodSeconds": resolved.contract.grace_period_seconds,
@@ -122,7 +134,8 @@ def _pod_spec(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
                 **CONTAINER,
                 "name": names.TRAINER_CONTAINER,
                 "image": resolved.image,
-                "env": environment(resolved),
+                # The user's own come last, and so win.
+                "env": [*_telling(job, endpoint), *environment(resolved)],
                 "resources": _resources(resolved),
                 "volumeMounts": mounts,
             }
@@ -130,6 +143,18 @@ def _pod_spec(job: FineTuneJob, resolved: Resolved) -> dict[str, Any]:
         "volumes": volumes,
     }
     return {**pod, **placement(compute)}
+
+
+def _telling(job: FineTuneJob, endpoint: ProgressEndpoint | None) -> list[dict[str, Any]]:
+    """Return the environment by which a trainer tells how far it is, ours or any with transformers from 5.4 on."""
+    if endpoint is None:
+        return []
+    values = {
+        progress.URL_VARIABLE: endpoint.url + progress.path(job.metadata.namespace or "", job.metadata.name),
+        progress.CA_VARIABLE: f"{CONTRACT_DIR}/{progress.CA_FILE}",
+        progress.TOKEN_VARIABLE: f"{progress.TOKEN_DIR}/{progress.TOKEN_FILE}",
+    }
+    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def placement(compute: Compute) -> dict[str, Any]:
@@ -187,8 +212,10 @@ def _resources(resolved: Resolved) -> dict[str, Any]:
     return {kind: values for kind, values in (("requests", requests), ("limits", limits)) if values}
 
 
-def _trainer_volumes(job: FineTuneJob, resolved: Resolved) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the trainer's volumes and their mounts: contract, scratch, /tmp, /dev/shm, CAs, claims."""
+def _trainer_volumes(
+    job: FineTuneJob, resolved: Resolved, endpoint: ProgressEndpoint | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the trainer's volumes and their mounts: contract, scratch, /tmp, /dev/shm, token, CAs, claims."""
     work: dict[str, Any] = {}
     if resolved.compute.scratch is not None:
         work["sizeLimit"] = resolved.compute.scratch
@@ -199,6 +226,14 @@ def _trainer_volumes(job: FineTuneJob, resolved: Resolved) -> tuple[list[dict[st
         ({"emptyDir": {}}, {"name": "tmp", "mountPath": "/tmp"}),  # noqa: S108 - the pod's own
         ({"emptyDir": shm}, {"name": "shm", "mountPath": "/dev/shm"}),  # noqa: S108 - the pod's own
     ]
+    if endpoint is not None:
+        token = {
+            "audience": progress.AUDIENCE,
+            "expirationSeconds": progress.TOKEN_SECONDS,
+            "path": progress.TOKEN_FILE,
+        }
+        projected = {"projected": {"sources": [{"serviceAccountToken": token}]}}
+        parts.append((projected, {"name": "token", "mountPath": progress.TOKEN_DIR, "readOnly": True}))
     shared, mounts = volumes(resolved)
     own = [{"name": mount["name"], **source} for source, mount in parts]
     return [*own, *shared], [*(mount for _, mount in parts), *mounts]

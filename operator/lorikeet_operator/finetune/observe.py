@@ -47,7 +47,9 @@ class Observation:
     finished_at: str | None = None
 
 
-def observe(job: dict[str, Any], pods: list[dict[str, Any]], trouble: str | None = None) -> Observation:
+def observe(
+    job: dict[str, Any], pods: list[dict[str, Any]], trouble: str | None = None, told: RunRecord | None = None
+) -> Observation:
     """Return the state of a run.
 
     Args:
@@ -55,6 +57,7 @@ def observe(job: dict[str, Any], pods: list[dict[str, Any]], trouble: str | None
         pods: the Job's pods, in any order.
         trouble: what Kubernetes said in an Event: why it refuses to make the pod, or why the node cannot
             prepare the one that there is.
+        told: the record that the run has told on the way, for the case that its pod is gone.
     """
     pod = newest(pods)
     condition = final_condition(job)
@@ -65,7 +68,7 @@ def observe(job: dict[str, Any], pods: list[dict[str, Any]], trouble: str | None
             phase="Succeeded" if done else "Failed",
             scheduled=Finding(True, "Bound", _bound(decider)),
             started=Finding(True, "TrainerRunning", "the trainer ran"),
-            record=_final_record(condition, decider),
+            record=_final_record(condition, decider, told),
             finished_at=condition.get("lastTransitionTime"),
         )
     if pod is not None and has_failed(pod) and not _made_again(job, pod, pods):
@@ -255,10 +258,12 @@ def record_of(pod: dict[str, Any]) -> RunRecord | None:
     )
 
 
-def _final_record(condition: dict[str, Any], pod: dict[str, Any] | None) -> RunRecord | None:
-    """Return the record of the pod that decided; for a failed Job without one, what the Job says."""
-    record = record_of(pod) if pod is not None else None
-    if condition["type"] == "Complete":
+def _final_record(condition: dict[str, Any], pod: dict[str, Any] | None, told: RunRecord | None) -> RunRecord | None:
+    """Return the record of the pod that decided, else what it told; for a failed Job without, what the Job says."""
+    done = condition["type"] == "Complete"
+    fits = told is not None and (told.artifacts is not None) == done
+    record = record_of(pod) if pod is not None else told if fits else None
+    if done:
         return record
     if record is None:
         text = condition.get("message") or condition.get("reason", "")

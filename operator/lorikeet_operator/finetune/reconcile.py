@@ -71,12 +71,17 @@ class FineTuneController:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         *,
         agent_image: str = "",
+        endpoint: Callable[[], build.ProgressEndpoint | None] = lambda: None,
     ) -> None:
-        """Check runs before they begin, and look for lost records, where an `agent_image` is known to do it with."""
+        """Check runs before they begin, and look for lost records, where an `agent_image` is known to do it with.
+
+        `endpoint` returns where the trainers of runs that begin now tell how far they are.
+        """
         self._kube = kube
         self._evidence = Evidence(kube)
         self._trainer_image = trainer_image
         self._agent_image = agent_image
+        self._endpoint = endpoint
         self._now = now
         self._deletion = Deletion(kube, FINETUNEJOB, self._clean_up, now)
 
@@ -222,9 +227,10 @@ class FineTuneController:
         """Make the contract and the batch Job, and note the Job's uid: from then on it is never made again."""
         resolved = job.status.resolved
         assert resolved is not None  # noqa: S101 - `reconcile` has just written it
+        endpoint = self._endpoint()
         try:
-            await self._kube.writer.create(CONFIG_MAP, build.config_map(job, resolved))
-            child = await self._kube.writer.create(JOB, build.training_job(job, resolved))
+            await self._kube.writer.create(CONFIG_MAP, build.config_map(job, resolved, endpoint))
+            child = await self._kube.writer.create(JOB, build.training_job(job, resolved, endpoint))
         except UNMADE as error:
             return await self._unmade(body, job, error)
         made = {"job_uid": uid_of(child), "start_time": child["metadata"]["creationTimestamp"]}
@@ -274,7 +280,8 @@ class FineTuneController:
             child = await self._kube.writer.patch(JOB, child, {"spec": steered})
         ask = None if job.spec.suspend else unexplained(child, pods)
         trouble = await self._told(ask, child)
-        observation = observe(child, pods, trouble)
+        told = job.status.progress.record if job.status.progress is not None else None
+        observation = observe(child, pods, trouble, told)
         if observation.phase == "Succeeded" and observation.record is None and self._agent_image:
             return await self._recover(body, job, observation)
         await self._write(body, story.observed(job, observation, self._time()))
@@ -339,11 +346,11 @@ class FineTuneController:
             elif each.get("status") == fresh["status"]:
                 fresh["lastTransitionTime"] = each.get("lastTransitionTime")
         merged = {**status, "message": finding.message, "conditions": [fresh, *others]}
-        await self._kube.writer.write_status(FINETUNEJOB, body, merged)
+        await self._kube.writer.write_status(FINETUNEJOB, body, merged, story.ours)
 
     async def _write(self, body: Object, status: FineTuneJobStatus) -> Object:
         """Write the status where it differs, then tell what is new in it as Events."""
-        written = await self._kube.writer.write_status(FINETUNEJOB, body, status.to_wire())
+        written = await self._kube.writer.write_status(FINETUNEJOB, body, status.to_wire(), story.ours)
         if written is body:
             return body
         before = FineTuneJob.parse(body).status

@@ -15,6 +15,11 @@ CONDITION_ORDER: tuple[ConditionType, ...] = (
 )
 
 
+def ours(field: str) -> bool:
+    """Return whether a field of the status is the reconciler's; the progress endpoint owns the other one."""
+    return field != "progress"
+
+
 def with_findings(
     status: FineTuneJobStatus, generation: int, findings: dict[ConditionType, Finding], now: str
 ) -> FineTuneJobStatus:

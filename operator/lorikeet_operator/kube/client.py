@@ -85,7 +85,7 @@ class Client:
 
     async def create(self, kind: Kind, obj: Object) -> Object:
         """Make an object; `AlreadyExists` if the name is taken."""
-        path = kind.path(key_of(obj).namespace)
+        path = kind.path(obj["metadata"].get("namespace") or "")
         return await self._request("create", kind, "POST", path, query=self._write(), body=_named(kind, obj))
 
     async def apply_status(self, kind: Kind, obj: Object) -> Object:

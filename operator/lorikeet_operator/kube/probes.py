@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from lorikeet_operator.kube import serve as http
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.queue import KeyedQueue
 
@@ -46,7 +47,4 @@ async def serve(
 
     app = web.Application()
     app.add_routes([web.get("/healthz", on_healthz), web.get("/readyz", on_readyz), web.get("/metrics", on_metrics)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, host or None, port).start()
-    return runner
+    return await http.serve(app, host, port)

@@ -1,6 +1,6 @@
 """Writes that keep quiet when there is nothing to say, and whose answers go into the cache at once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lorikeet_operator.kube.cache import Cache
@@ -46,16 +46,16 @@ class Writer:
             raise
 
     async def write_status(
-        self, kind: Kind, obj: Object, status: Mapping[str, Any], others: frozenset[str] = frozenset()
+        self, kind: Kind, obj: Object, status: Mapping[str, Any], ours: Callable[[str], bool] = lambda name: True
     ) -> Object:
         """Bring the status to `status` in one request, or send nothing if it is that already.
 
         The write is for the very version that the status was computed from: `Conflict` or `NotFound` if it has
-        moved on; the cache then has what is there now, and the reconcile is to run again. `others` names the top-level
-        fields of the status that another writer owns: they are neither compared nor touched.
+        moved on; the cache then has what is there now, and the reconcile is to run again. `ours` tells which top-level
+        fields of the status are this writer's: the others are neither compared nor touched.
         """
-        wanted = _without_null(status)
-        held = {name: value for name, value in (obj.get("status") or {}).items() if name not in others}
+        wanted = _without_null({name: value for name, value in status.items() if ours(name)})
+        held = {name: value for name, value in (obj.get("status") or {}).items() if ours(name)}
         if _without_empty(held) == _without_empty(wanted):
             return obj
         key = key_of(obj)

@@ -50,6 +50,7 @@ ALL: Values = {
     "priorityClassName": "system-cluster-critical",
     "podAnnotations": {"example.com/note": "1"},
     "podLabels": {"example.com/team": "ml"},
+    "progress": {"certificate": "certManager"},
     "serviceAccount": {"name": "operator", "annotations": {"example.com/role": "none"}},
     "service": {"annotations": {"example.com/note": "2"}},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
@@ -60,6 +61,9 @@ ALL: Values = {
     },
 }
 """Every part of the chart at once."""
+
+FOREIGN = ("ServiceMonitor", "Issuer", "Certificate")
+"""Kinds that are not Kubernetes' own: their definitions are nowhere in this repository."""
 
 # Path of a value -> what it is changed to, and the values without which it has nothing to act on.
 CHANGES: dict[str, tuple[Any, Values]] = {
@@ -75,6 +79,14 @@ CHANGES: dict[str, tuple[Any, Values]] = {
     "trainer.image.repository": ("images.example/trainer", {}),
     "trainer.image.tag": ("9.9.9", {}),
     "trainer.image.digest": (DIGEST, {}),
+    "progress.enabled": (False, {}),
+    "progress.certificate": ("certManager", {}),
+    "progress.secretName": ("tls", {}),
+    "progress.certManager.issuerName": ("company", {"progress": {"certificate": "certManager"}}),
+    "progress.certManager.issuerKind": (
+        "ClusterIssuer",
+        {"progress": {"certificate": "certManager", "certManager": {"issuerName": "company"}}},
+    ),
     "watchNamespaces": (["team-a"], {}),
     "logLevel": ("DEBUG", {}),
     "workers": (3, {}),
@@ -92,7 +104,7 @@ CHANGES: dict[str, tuple[Any, Values]] = {
     "serviceAccount.create": (False, {"serviceAccount": {"name": "own"}}),
     "serviceAccount.name": ("own", {}),
     "serviceAccount.annotations": ({"a": "b"}, {}),
-    "rbac.create": (False, {}),
+    "rbac.create": (False, {"progress": {"enabled": False}}),
     "rbac.aggregate": (False, {}),
     "crds.install": (False, {}),
     "crds.keep": (False, {}),
@@ -126,6 +138,10 @@ def leaves(value: Any, path: str = "") -> list[str]:
 
 def rules(rendered: list[Values]) -> list[Values]:
     return [rule for role in of_kind(rendered, "Role", "ClusterRole") for rule in role["rules"]]
+
+
+def is_hook(rendered: Values) -> bool:
+    return "helm.sh/hook" in rendered["metadata"].get("annotations", {})
 
 
 def deployment(values: Values | None = None) -> Values:
@@ -172,10 +188,10 @@ def test_kubeconform_takes_every_object(values: Values, tmp_path: Path) -> None:
     text = render(values)
     openapi = openapi_folder()
     for each in documents(text):
-        if each["kind"] != "ServiceMonitor":  # not Kubernetes' own: its definition is nowhere in this repository
+        if each["kind"] not in FOREIGN:
             write_schema(openapi, tmp_path, each["apiVersion"], each["kind"])
     location = f"{tmp_path}/{{{{ .Group }}}}/{{{{ .ResourceKind }}}}_{{{{ .ResourceAPIVersion }}}}.json"
-    command = [tool("kubeconform"), "-strict", "-summary", "-skip", "ServiceMonitor", "-schema-location", location]
+    command = [tool("kubeconform"), "-strict", "-summary", "-skip", ",".join(FOREIGN), "-schema-location", location]
     said = run(*command, input=text).stdout
     assert "Invalid: 0, Errors: 0" in said
     misspelt = text.replace("terminationGracePeriodSeconds:", "terminationGracePeriod:")
@@ -189,7 +205,7 @@ def test_the_pod_is_as_restricted_as_pod_security_asks(values: Values) -> None:
     pod = deployment(values)["spec"]["template"]["spec"]
     assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
-    assert all(volume.keys() == {"name", "emptyDir"} for volume in pod["volumes"])
+    assert all(volume.keys() - {"name"} in ({"emptyDir"}, {"secret"}) for volume in pod["volumes"])
     for container in pod["containers"]:
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False,
@@ -202,7 +218,7 @@ def test_the_pod_is_as_restricted_as_pod_security_asks(values: Values) -> None:
 
 @pytest.mark.parametrize("values", [{}, ALL], ids=["defaults", "everything"])
 def test_no_role_has_a_wildcard_or_sees_a_secret(values: Values) -> None:
-    found = rules(objects(values))
+    found = rules([each for each in objects(values) if not is_hook(each)])
     assert found
     for rule in found:
         words = [word for names in rule.values() for word in names]
@@ -235,16 +251,20 @@ def test_the_rights_are_the_golden_ones() -> None:
 
 
 def test_namespaces_take_the_rights_out_of_the_cluster() -> None:
-    rendered = objects({"watchNamespaces": ["team-a", "team-b"], "rbac": {"aggregate": False}})
+    values: Values = {"rbac": {"aggregate": False}, "progress": {"certificate": "secret", "secretName": "tls"}}
+    rendered = objects({**values, "watchNamespaces": ["team-a", "team-b"]})
     assert rules(of_kind(rendered, "ClusterRole")) == [
-        {"apiGroups": ["lorikeet.dev"], "resources": ["tuningprofiles"], "verbs": ["list", "watch"]}
+        {"apiGroups": ["lorikeet.dev"], "resources": ["tuningprofiles"], "verbs": ["list", "watch"]},
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
     ]
-    everywhere = rules(of_kind(objects({"rbac": {"aggregate": False}}), "ClusterRole"))
+    everywhere = rules(of_kind(objects(values), "ClusterRole"))
     lease = f"{RELEASE}-lease"
     roles = [role for role in of_kind(rendered, "Role") if role["metadata"]["name"] != lease]
     assert [role["metadata"]["namespace"] for role in roles] == ["team-a", "team-b"]
     for role in roles:
-        assert role["rules"] == [rule for rule in everywhere if rule["resources"] != ["tuningprofiles"]]
+        assert role["rules"] == [
+            rule for rule in everywhere if not {"tuningprofiles", "tokenreviews"} & set(rule["resources"])
+        ]
     for binding in of_kind(rendered, "RoleBinding"):
         assert binding["roleRef"]["name"] == binding["metadata"]["name"]
         assert binding["subjects"] == [{"kind": "ServiceAccount", "name": RELEASE, "namespace": NAMESPACE}]
@@ -262,6 +282,35 @@ def test_the_lease_is_the_only_one_that_replicas_may_take() -> None:
     assert role["metadata"]["namespace"] == NAMESPACE
     by_verb = {verb: rule.get("resourceNames") for rule in role["rules"] for verb in rule["verbs"]}
     assert by_verb == {"create": None, "get": [RELEASE], "patch": [RELEASE]}
+
+
+def test_the_hook_sees_one_secret_and_makes_it_before_the_operator_starts() -> None:
+    hooks = [each for each in objects() if is_hook(each)]
+    weights = {each["kind"]: int(each["metadata"]["annotations"]["helm.sh/hook-weight"]) for each in hooks}
+    assert weights["Job"] > weights["RoleBinding"] > weights["Role"]
+    (role,) = of_kind(hooks, "Role")
+    by_verb = {verb: rule.get("resourceNames") for rule in role["rules"] for verb in rule["verbs"]}
+    secret = f"{RELEASE}-progress"
+    assert by_verb == {"create": None, "get": [secret], "patch": [secret]}
+    (job,) = of_kind(hooks, "Job")
+    pod = job["spec"]["template"]["spec"]
+    assert f"--secret={secret}" in pod["containers"][0]["args"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    (volume,) = [each for each in deployment()["spec"]["template"]["spec"]["volumes"] if "secret" in each]
+    assert volume["secret"]["secretName"] == secret
+    assert "ca.key" not in str(volume)
+
+
+@pytest.mark.parametrize("certificate", ["hook", "certManager"])
+def test_the_certificate_is_for_the_name_at_which_pods_reach_the_endpoint(certificate: str) -> None:
+    values: Values = {"progress": {"certificate": certificate}}
+    host = environment(values)["LORIKEET_PROGRESS_URL"].removeprefix("https://")
+    (service,) = [
+        each for each in of_kind(objects(values), "Service") if f"{each['metadata']['name']}.{NAMESPACE}.svc" == host
+    ]
+    assert service["spec"]["ports"][0]["port"] == 443
+    makers = [each for each in objects(values) if each["kind"] in ("Certificate", "Job")]
+    assert any(host in str(each["spec"]) for each in makers)
 
 
 @pytest.mark.parametrize(("replicas", "budgets"), [(0, 0), (1, 0), (2, 1)])
@@ -308,6 +357,8 @@ def test_the_schema_refuses(values: Values, word: str) -> None:
     ("values", "message"),
     [
         ({"serviceAccount": {"create": False}}, "serviceAccount.name: name the ServiceAccount that exists"),
+        ({"progress": {"certificate": "secret"}}, "progress.secretName: name the Secret"),
+        ({"rbac": {"create": False}}, "progress.certificate: the hook that makes it needs rbac.create"),
         ({"service": {"create": False}, "serviceMonitor": {"enabled": True}}, "serviceMonitor.enabled needs service"),
     ],
 )
@@ -355,6 +406,8 @@ def test_the_operator_understands_its_environment(values: Values) -> None:
     known = {f"LORIKEET_{name.upper()}" for name in Settings.__dataclass_fields__}
     assert variables.keys() <= known, "a variable that the operator does not read"
     Settings.load([], variables)
+    # Kubernetes' own variables for Services have the same prefix.
+    assert deployment(values)["spec"]["template"]["spec"]["enableServiceLinks"] is False
 
 
 def test_the_values_are_the_operators_own_defaults() -> None:
@@ -388,26 +441,30 @@ def test_values_reach_the_operator() -> None:
         lease_name=RELEASE,
         lease_duration=30.0,
         log_level="ERROR",
+        progress_url=f"https://{RELEASE}-progress.{NAMESPACE}.svc",
     )
 
 
 def test_port_and_grace_are_the_operators() -> None:
     pod = deployment()["spec"]["template"]["spec"]
-    (port,) = pod["containers"][0]["ports"]
-    assert port["containerPort"] == Settings().http_port
+    ports = {each["name"]: each["containerPort"] for each in pod["containers"][0]["ports"]}
+    assert ports == {"http": Settings().http_port, "progress": Settings().progress_port}
+    mounts = {each["name"]: each["mountPath"] for each in pod["containers"][0]["volumeMounts"]}
+    assert mounts["progress-tls"] == Settings().progress_tls
     # Running reconciles get their grace, and the watches some seconds to close.
     assert pod["terminationGracePeriodSeconds"] >= Settings().shutdown_grace + 10
     for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
-        assert pod["containers"][0][probe]["httpGet"] == {"path": path, "port": port["name"]}
+        assert pod["containers"][0][probe]["httpGet"] == {"path": path, "port": "http"}
 
 
 def test_selectors_meet_the_pod() -> None:
     rendered = objects(ALL)
     labels = deployment(ALL)["spec"]["template"]["metadata"]["labels"].items()
-    (service,) = of_kind(rendered, "Service")
+    service, progress = sorted(of_kind(rendered, "Service"), key=lambda each: len(each["metadata"]["name"]))
     (policy,) = of_kind(rendered, "NetworkPolicy")
     (monitor,) = of_kind(rendered, "ServiceMonitor")
     assert service["spec"]["selector"].items() <= labels
+    assert progress["spec"]["selector"].items() <= labels
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]

@@ -9,7 +9,7 @@ from lorikeet_api.contract import RunContract
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_api.names import MAX_JOB_NAME, Task
 from lorikeet_operator.finetune.agent import agent_job
-from lorikeet_operator.finetune.job import config_map, training_job
+from lorikeet_operator.finetune.job import ProgressEndpoint, config_map, training_job
 from lorikeet_operator.finetune.resolve import resolve
 from tests.golden import check_golden
 from tests.resources import UID, job, job_body, profile
@@ -58,10 +58,12 @@ def test_the_objects_of_a_run_are_the_golden_ones(case: str) -> None:
     storage = {"uri": "s3://adapters", "secretName": "s3-credentials", "caConfigMapName": "company-ca"}
     by = profile() if case == "minimal" else profile(storage=storage, gpuClasses=CLASSES)
     resolved = resolve(request, by, "trainer:test")
+    # The longer one tells its progress, too.
+    endpoint = ProgressEndpoint("https://lorikeet-progress.lorikeet-system.svc", "PEM") if case != "minimal" else None
     made = [
         agent_job(request, resolved, "preflight", "agent:test"),
-        config_map(request, resolved),
-        training_job(request, resolved),
+        config_map(request, resolved, endpoint),
+        training_job(request, resolved, endpoint),
     ]
     check_golden(f"finetune/{case}.yaml", made)
 

@@ -248,6 +248,47 @@ async def test_a_record_that_is_nowhere_is_told(running: World) -> None:
     assert (running.status["phase"], running.condition("Complete")["reason"]) == ("Succeeded", "RecordLost")
 
 
+def has_told(world: World, record: dict[str, Any]) -> None:
+    """Let a pod tell its record, as the progress endpoint writes it."""
+    progress = {"pod": "p0", "updatedTime": "2026-11-23T10:00:00Z", "record": {"retryable": False, **record}}
+    world.change(FINETUNEJOB, NAME, status={**world.status, "progress": progress})
+
+
+async def test_a_record_that_went_with_its_pod_has_come_by_the_progress_endpoint_too(running: World) -> None:
+    has_told(running, RECORD)
+    running.delete(POD, Key("team-a", "p0"))
+    running.batch_job_says(holds("Complete"), succeeded=1)
+    await running.reconcile()
+    assert (running.status["phase"], running.condition("Complete")["reason"]) == ("Succeeded", "Published")
+    assert running.status["artifacts"]["revision"] == "abcdef01"
+
+
+async def test_so_has_a_failure(running: World) -> None:
+    has_told(running, {"reason": "OutOfMemory", "message": "lower it"})
+    running.delete(POD, Key("team-a", "p0"))
+    running.batch_job_says(holds("Failed", reason="PodFailurePolicy", message="gone"), failed=1)
+    await running.reconcile()
+    assert (running.status["phase"], running.condition("Failed")["reason"]) == ("Failed", "OutOfMemory")
+
+
+async def test_a_failed_attempts_record_is_not_that_of_a_run_that_is_done(running: World) -> None:
+    has_told(running, {"reason": "InternalError", "message": "an attempt failed", "retryable": True})
+    running.delete(POD, Key("team-a", "p0"))
+    running.batch_job_says(holds("Complete"), succeeded=1)
+    await running.reconcile()
+    assert running.condition("Complete")["reason"] == "RecordLost"
+
+
+async def test_progress_is_never_the_reconcilers_to_write(running: World) -> None:
+    has_told(running, RECORD)
+    running.pod("Succeeded", ended(0, RECORD))
+    running.batch_job_says(holds("Complete"), succeeded=1)
+    await running.reconcile()
+    writes = [seen for seen in running.api.writes if seen.path.endswith("/status")]
+    assert running.status["phase"] == "Succeeded"
+    assert not [seen for seen in writes if "progress" in seen.body["status"]]
+
+
 async def test_the_end_is_the_end(running: World) -> None:
     running.pod("Succeeded", ended(0, RECORD))
     running.batch_job_says(holds("Complete"), succeeded=1)

@@ -46,6 +46,8 @@ class Api:
     streams: dict[Kind, list[asyncio.Queue[Any]]] = field(default_factory=dict)
     expired_tokens: int = 0
     page: int = 0
+    owned: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    """By object and field manager: the top-level fields of the status that it has applied."""
 
     @property
     def writes(self) -> list[Seen]:
@@ -121,12 +123,22 @@ class Api:
             return _failure(422, "Invalid", causes=[{"field": "metadata.uid", "message": "field is immutable"}])
         fields = {name: value for name, value in body.items() if name != "metadata"}
         merge = "merge-patch" in request.headers.get("Content-Type", "")
+        if request.path.endswith("/status"):
+            fields = {"status": self._applied(path, request.query["fieldManager"], held, body.get("status", {}))}
         if "finalizers" in metadata:
             held = {**held, "metadata": {**held["metadata"], "finalizers": metadata["finalizers"]}}
             if not metadata["finalizers"] and held["metadata"].get("deletionTimestamp"):
                 self.remove(kind, held)
                 return web.json_response(held)
         return web.json_response(self.add(kind, _merged(held, fields) if merge else {**held, **fields}))
+
+    def _applied(self, path: str, manager: str, held: Object, status: Object) -> Object:
+        """Return the status after a server-side apply: what others have applied stays."""
+        mine = self.owned.setdefault((path, manager), set())
+        kept = {name: value for name, value in (held.get("status") or {}).items() if name not in mine}
+        mine.clear()
+        mine.update(status)
+        return {**kept, **status}
 
     def _list(self, kind: Kind, request: web.Request) -> web.Response:
         scope = request.path.removesuffix(f"/{kind.plural}")  # of a namespace, or of all

@@ -21,6 +21,7 @@ from lorikeet_operator.kube.errors import NotFound
 from lorikeet_operator.kube.kinds import CONFIG_MAP, LEASE, Key, Kind, Object, key_of
 from lorikeet_operator.kube.lease import LeaseLost
 from lorikeet_operator.kube.queue import Requeue
+from lorikeet_operator.kube.serve import Certificate
 from lorikeet_operator.settings import Settings
 from tests.unit.kube.api import THING, Api
 from tests.unit.kube.objects import config_map
@@ -65,7 +66,7 @@ class Process:
         self.made: list[Things] = []
         self.task = asyncio.create_task(app.run(settings, self._make))
 
-    def _make(self, kube: Kube, settings: Settings) -> list[Controller]:
+    def _make(self, kube: Kube, settings: Settings, certificate: Certificate | None) -> list[Controller]:
         self.made.append(Things(kube))
         return [self.made[-1]]
 
