@@ -11,7 +11,7 @@ CRD_FOLDERS := crds charts/lorikeet/files/crds
 export PATH := $(CURDIR)/.cluster/bin:$(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help demo test check lint unit integration trainer-test e2e generate lock images cluster cluster-down deploy \
-        faults bench-operator bench-checkpoints host tools clean
+        faults crashes bench-operator bench-checkpoints host tools clean
 
 help: ## show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ endif
 
 faults: tools ## apply each one-line fault of tests/faults.yaml to a copy, and require a red test
 	$(PYTHON) scripts/faults.py
+
+crashes: ready ## kill the operator for real before and after every write of a job's life (a quarter of an hour)
+	$(PYTHON) -m e2e.crashes
 
 bench-operator: tools ## measure the operator against an API server of its own (seconds to minutes: BENCH="--jobs 5000")
 	$(PYTHON) -m bench.operator_load $(BENCH)
