@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -169,6 +170,25 @@ def test_a_store_that_goes_away_in_the_middle_of_a_checkpoint_holds_nothing_up(l
         lab.server.start()
     code, record, log = run.end()
     assert (code, record["reason"]) == (0, "Published"), log
+
+
+def test_a_store_that_is_away_for_a_minute_costs_neither_run_nor_checkpoint(lab: Lab) -> None:
+    training = {"epochs": 1000.0, "loggingSteps": 1, "checkpoints": {"everySteps": 20}}
+    run = lab.start(lab.contract("lora", MODEL, TRAIN, training=training))
+    run.await_line("event=checkpoint_stored")
+    lab.server.stop()
+    try:
+        run.await_line("event=wait")
+        back = time.monotonic() + 60
+        while time.monotonic() < back:
+            step = run.await_line("event=step")
+    finally:
+        lab.server.start()
+    before = int(step.split(" step=")[1].split()[0])
+    # The one that was on its way when the store went, then the newest: those in between are worth nothing any more.
+    first, second = (run.await_line("event=checkpoint_stored").split(" step=")[1].split()[0] for _ in range(2))
+    assert int(first) < before - 20 <= int(second)
+    run.kill()
 
 
 def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(

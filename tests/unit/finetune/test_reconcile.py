@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lorikeet_operator.finetune.job import ProgressEndpoint
 from lorikeet_operator.finetune.reconcile import FINETUNEJOB, NOT_STARTED, PATIENCE, REFUSED_AGAIN, TUNINGPROFILE
 from lorikeet_operator.finetune.reconcile import FineTuneController as Controller
 from lorikeet_operator.kube.cache import Cache
@@ -287,6 +288,19 @@ async def test_progress_is_never_the_reconcilers_to_write(running: World) -> Non
     writes = [seen for seen in running.api.writes if seen.path.endswith("/status")]
     assert running.status["phase"] == "Succeeded"
     assert not [seen for seen in writes if "progress" in seen.body["status"]]
+
+
+async def test_an_operator_that_would_build_other_objects_leaves_a_running_job_alone(running: World) -> None:
+    before = {path: obj for path, obj in running.api.objects.items() if "/events/" not in path}
+    kube = running.controller._kube
+    elsewhere = ProgressEndpoint("https://elsewhere.svc", "PEM")
+    upgraded = Controller(
+        kube, "trainer:next", lambda: running.now, agent_image="agent:next", endpoint=lambda: elsewhere
+    )
+    running.controller = upgraded
+    for _ in range(3):
+        await running.reconcile()
+    assert {path: obj for path, obj in running.api.objects.items() if "/events/" not in path} == before
 
 
 async def test_the_end_is_the_end(running: World) -> None:
