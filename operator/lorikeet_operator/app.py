@@ -50,7 +50,13 @@ def controllers(kube: Kube, settings: Settings, certificate: Certificate | None)
     def endpoint() -> ProgressEndpoint | None:
         return None if certificate is None else ProgressEndpoint(settings.progress_url, certificate.authorities)
 
-    finetune = FineTuneController(kube, settings.trainer_image, agent_image=settings.agent_image, endpoint=endpoint)
+    finetune = FineTuneController(
+        kube,
+        settings.trainer_image,
+        agent_image=settings.agent_image,
+        agent_memory=settings.agent_memory,
+        endpoint=endpoint,
+    )
     metrics.phase_gauge("lorikeet_finetunejobs", "FineTuneJobs by phase", finetune.phases)
     return [finetune]
 

@@ -19,6 +19,7 @@ class Settings:
 
     trainer_image: str = _setting("", "image of the trainer, unless a TuningProfile names one")
     agent_image: str = _setting("", "image of the pods that check runs before they begin; empty: none do")
+    agent_memory: str = _setting("1Gi", "memory that such a pod may use, at least 256Mi")
     namespaces: tuple[str, ...] = _setting((), "namespaces to serve, with commas between; empty: all")
     workers: int = _setting(16, "reconciles at a time, for each controller")
     qps: float = _setting(300.0, "requests a second to the API server, in the long run")

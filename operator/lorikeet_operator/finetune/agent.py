@@ -13,13 +13,16 @@ KEPT_SECONDS: Final = 3600
 """How long the Job and its pod, with the log, are there to be read."""
 CLEANUP_SECONDS: Final = 600
 """How long a deletion waits for its cleaning."""
-RESOURCES: Final = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+MEMORY: Final = "1Gi"
+"""What it may use, unless the operator's settings say otherwise."""
 SCRATCH: Final = "1Gi"
 _ANYWHERE: Final = dict.fromkeys(("node_selector", "affinity", "runtime_class_name"))
 """These choose nodes by their GPUs, and any node will do; also a tainted one, where there is no other."""
 
 
-def agent_job(job: FineTuneJob, resolved: Resolved, task: names.Task, image: str) -> dict[str, Any]:
+def agent_job(
+    job: FineTuneJob, resolved: Resolved, task: names.Task, image: str, memory: str = MEMORY
+) -> dict[str, Any]:
     """Return the batch Job that does `task` for a run: with its credentials and claims, on any node, without GPUs."""
     volumes, mounts = build.volumes(resolved)
     # Kubernetes replaces $(NAME) in values by other variables, of which some are secrets; $$ is a plain $.
@@ -33,7 +36,10 @@ def agent_job(job: FineTuneJob, resolved: Resolved, task: names.Task, image: str
                 "image": image,
                 "args": [task],
                 "env": [*build.environment(resolved), {"name": CONTRACT_VARIABLE, "value": contract}],
-                "resources": RESOURCES,
+                "resources": {
+                    "requests": {"cpu": "100m", "memory": "256Mi"},
+                    "limits": {"cpu": "1", "memory": memory},
+                },
                 "volumeMounts": [*mounts, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - the pod's own
             }
         ],

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from lorikeet_api.conditions import ADVICE_OUT_OF_MEMORY, OperatorReason, Phase
 from lorikeet_api.contract import EXIT_PREEMPTED, RunRecord
-from lorikeet_api.names import RUN_CONTAINERS
+from lorikeet_api.names import RUN_CONTAINERS, TRAINER_CONTAINER
 
 IMAGE_PROBLEMS: Final = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
@@ -194,6 +194,10 @@ def trainer_state(pod: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def _is_trainers(pod: dict[str, Any]) -> bool:
+    return any(container["name"] == TRAINER_CONTAINER for container in pod["spec"]["containers"])
+
+
 def _started(pod: dict[str, Any]) -> Finding:
     state = trainer_state(pod)
     if "running" in state:
@@ -246,9 +250,8 @@ def record_of(pod: dict[str, Any]) -> RunRecord | None:
             retryable=True,
         )
     if ended.get("reason") == "OOMKilled" or killed:
-        return RunRecord(
-            reason="OutOfMemory", message=f"the container was killed for its memory: {ADVICE_OUT_OF_MEMORY}"
-        )
+        advice = ADVICE_OUT_OF_MEMORY if _is_trainers(pod) else "have agent.memory of the operator's chart raised"
+        return RunRecord(reason="OutOfMemory", message=f"the container was killed for its memory: {advice}")
     tail = message[-LAST_WORDS:].strip()
     words = f"; its last words: {tail}" if tail else ""
     return RunRecord(

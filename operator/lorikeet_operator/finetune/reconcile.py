@@ -15,7 +15,7 @@ from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_operator.finetune import job as build
 from lorikeet_operator.finetune import ledger, limits
 from lorikeet_operator.finetune import status as story
-from lorikeet_operator.finetune.agent import agent_job
+from lorikeet_operator.finetune.agent import MEMORY, agent_job
 from lorikeet_operator.finetune.deletion import Deletion, is_held
 from lorikeet_operator.finetune.evidence import OURS, Ask, Asked, Evidence, pod_at_work, unexplained, without_template
 from lorikeet_operator.finetune.observe import CHECKING, Finding, Observation, checking, final_condition, observe
@@ -71,6 +71,7 @@ class FineTuneController:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         *,
         agent_image: str = "",
+        agent_memory: str = MEMORY,
         endpoint: Callable[[], build.ProgressEndpoint | None] = lambda: None,
     ) -> None:
         """Check runs before they begin, and look for lost records, where an `agent_image` is known to do it with.
@@ -81,6 +82,7 @@ class FineTuneController:
         self._evidence = Evidence(kube)
         self._trainer_image = trainer_image
         self._agent_image = agent_image
+        self._agent_memory = agent_memory
         self._endpoint = endpoint
         self._now = now
         self._deletion = Deletion(kube, FINETUNEJOB, self._clean_up, now)
@@ -217,7 +219,9 @@ class FineTuneController:
 
     async def _ask_agent(self, job: FineTuneJob, resolved: Resolved, task: names.Task) -> Asked:
         """Have a pod of the job's namespace do `task`, and return how that stands."""
-        child = await self._kube.writer.create(JOB, agent_job(job, resolved, task, self._agent_image))
+        child = await self._kube.writer.create(
+            JOB, agent_job(job, resolved, task, self._agent_image, self._agent_memory)
+        )
         pods = await self._evidence.pods(child)
         ask = unexplained(child, pods)
         trouble = await self._told(ask, child)

@@ -76,6 +76,7 @@ CHANGES: dict[str, tuple[Any, Values]] = {
     "agent.image.repository": ("images.example/agent", {}),
     "agent.image.tag": ("9.9.9", {}),
     "agent.image.digest": (DIGEST, {}),
+    "agent.memory": ("2Gi", {}),
     "trainer.image.repository": ("images.example/trainer", {}),
     "trainer.image.tag": ("9.9.9", {}),
     "trainer.image.digest": (DIGEST, {}),
@@ -415,7 +416,7 @@ def test_the_values_are_the_operators_own_defaults() -> None:
     own = Settings()
     assert given.trainer_image.startswith("lorikeet-trainer:")
     assert given.agent_image.startswith("lorikeet-agent:")
-    for name in ("namespaces", "workers", "qps", "burst", "log_level"):
+    for name in ("agent_memory", "namespaces", "workers", "qps", "burst", "log_level"):
         assert getattr(given, name) == getattr(own, name), name
 
 
@@ -427,11 +428,12 @@ def test_values_reach_the_operator() -> None:
         "burst": 100000,
         "leaseDuration": 30,
         "logLevel": "ERROR",
-        "agent": {"image": {"repository": "images.example:5000/agent", "tag": "1.2.3"}},
+        "agent": {"image": {"repository": "images.example:5000/agent", "tag": "1.2.3"}, "memory": "3Gi"},
         "trainer": {"image": {"repository": "images.example:5000/trainer", "tag": "1.2.3", "digest": DIGEST}},
     }
     assert Settings.load([], environment(values)) == Settings(
         agent_image="images.example:5000/agent:1.2.3",
+        agent_memory="3Gi",
         trainer_image=f"images.example:5000/trainer:1.2.3@{DIGEST}",
         namespaces=("team-a", "team-b"),
         workers=1000,

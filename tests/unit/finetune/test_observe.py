@@ -121,6 +121,16 @@ def test_out_of_memory_says_what_to_lower() -> None:
     assert "microBatchSize" in seen.record.message
 
 
+def test_a_check_that_runs_out_of_memory_says_who_can_raise_it() -> None:
+    checking = pod("Failed", ended(137, "", "OOMKilled"))
+    checking["spec"]["containers"][0]["name"] = "agent"
+    for status in checking["status"]["containerStatuses"]:
+        status["name"] = "agent"
+    seen = observe(batch_job(FAILED, failed=1), [checking])
+    assert seen.record is not None
+    assert "agent.memory" in seen.record.message
+
+
 def test_a_trainer_that_leaves_no_record_is_quoted() -> None:
     seen = observe(batch_job(FAILED, failed=1), [pod("Failed", ended(1, "exec format error"))])
     assert seen.record is not None
