@@ -21,6 +21,7 @@ from lorikeet_run.render import OWN_TEMPLATE
 from lorikeet_trainer import device, model, train
 from lorikeet_trainer.evaluate import Evaluation
 from lorikeet_trainer.lifecycle import STAGES
+from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.stage import run_stage
 from lorikeet_trainer.state import StageResult
 from tests.s3 import S3Server
@@ -447,3 +448,11 @@ def test_all_rows_too_long_is_bad_data(lab: Lab) -> None:
 def test_a_batch_that_ranks_cannot_share_is_refused(lab: Lab) -> None:
     contract = lab.contract("lora", MODEL, TRAIN, gpus=3, allow_cpu=True)
     assert failure(lab.run(contract))[:2] == (64, "InvalidContract")
+
+
+def test_the_last_step_is_logged_and_told_whatever_the_interval(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(Reporter, "training", lambda _, step, steps, *__: told.append((step, steps)))
+    curve = losses(lab, lab.contract("lora", MODEL, TRAIN, training={"epochs": 1, "loggingSteps": 5}))
+    assert told == [(0, 8), (1, 8), (5, 8), (8, 8)]
+    assert len(curve) == 3

@@ -46,7 +46,7 @@ class Endpoint:
         return cls(url, *(Path(file) if file else None for file in files)) if url else None
 
     def post(self, status: Mapping[str, Any], timeout: float = TIMEOUT) -> None:
-        """Post one status. Raises OSError (urllib's errors are) or ValueError."""
+        """Post one status. Raises OSError (urllib's errors are), http.client.HTTPException or ValueError."""
         headers = {"Content-Type": "application/json"}
         if self.token is not None:
             # Read each time: the kubelet renews it.
@@ -107,7 +107,12 @@ class Reporter:
         told: dict[str, Any] = {"record": json.loads(record.to_message())}
         if record.artifacts is not None:
             told |= {"progressPercentage": 100, "estimatedRemainingSeconds": 0}
-        deadline = time.monotonic() + seconds
+        # In a thread, too: looking up the endpoint's name knows no timeout.
+        telling = threading.Thread(target=self._insist, args=(told, time.monotonic() + seconds), daemon=True)
+        telling.start()
+        telling.join(seconds)
+
+    def _insist(self, told: Mapping[str, Any], deadline: float) -> None:
         while (left := deadline - time.monotonic()) > 0:
             if self._post(told, min(TIMEOUT, left)):
                 return
@@ -124,19 +129,23 @@ class Reporter:
                 self._changed.wait_for(lambda: self._told or self._ended)
                 told, self._told = self._told, {}
                 ended = self._ended
-            if told:
-                self._post(told, TIMEOUT)
+            if told and not self._post(told, TIMEOUT):
+                with self._changed:
+                    self._told = {**told, **self._told}
             if ended:
                 return
             with self._changed:
                 self._changed.wait_for(lambda: self._ended, INTERVAL)
 
     def _post(self, told: Mapping[str, Any], timeout: float) -> bool:
-        """Post once; return whether there is nothing more to try. The first failure in a row is told."""
+        """Post once; return whether there is nothing more to try. The first failure in a row is told.
+
+        Raises nothing: whatever an endpoint may answer, the run and its exit code are none of it.
+        """
         assert self._endpoint is not None  # noqa: S101 - else nothing is posted
         try:
             self._endpoint.post(told, timeout)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  http.client has errors of its own beside OSError
             self._failures += 1
             if self._failures == 1:
                 message = f"the progress endpoint does not take it, training goes on without: {error}{_words(error)}"
@@ -148,4 +157,9 @@ class Reporter:
 
 def _words(error: Exception) -> str:
     """Return what the endpoint says of its refusal."""
-    return f": {error.read(500).decode(errors='replace')}" if isinstance(error, urllib.error.HTTPError) else ""
+    if not isinstance(error, urllib.error.HTTPError):
+        return ""
+    try:
+        return f": {error.read(500).decode(errors='replace')}"
+    except Exception:  # noqa: BLE001  it may hang up in the middle of a word
+        return ""

@@ -73,7 +73,9 @@ class Report(TrainerCallback):
             self._evaluate(state, control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluate every `eval_steps` steps, or after an epoch where no steps are given."""
+        """Evaluate every `eval_steps` steps, or after an epoch where no steps are given; log the last step anyway."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
         if self._is_due(state) and not control.should_training_stop:
             self._evaluate(state, control)
 

@@ -1,9 +1,11 @@
 """What a run tells of itself, and that it never waits for who listens."""
 
 import json
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +24,17 @@ PUBLISHED = RunRecord(
     message="m",
     artifacts=Artifacts(uri="s3://a/b", run_id="r", revision="abcdef01", sha256="ab" * 32, size_bytes=3),
 )
+
+
+@pytest.fixture(autouse=True)
+def _quiet_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let posts under way end within the test: the next one is not to hear of them."""
+    monkeypatch.setattr(progress, "TIMEOUT", 0.5)
+    before = threading.enumerate()
+    yield
+    for thread in threading.enumerate():
+        if thread not in before:
+            thread.join(0.6)
 
 
 @dataclass
@@ -72,6 +85,22 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def silent() -> Iterator[str]:
     with dropping() as url:
         yield url
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """Answer each connection with these bytes, whatever it asks, and hang up."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(answer)
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+    server.server_close()
 
 
 def test_without_an_endpoint_nothing_is_told() -> None:
@@ -128,6 +157,48 @@ def test_a_refused_end_is_not_told_again(server: Server) -> None:
     server.answers = [409]
     Reporter(Endpoint.of({URL_VARIABLE: server.url})).end(PUBLISHED, 10)
     assert not server.got
+
+
+def test_what_did_not_arrive_is_told_with_the_next(server: Server) -> None:
+    server.answers = [503]
+    reporter = Reporter(Endpoint.of({URL_VARIABLE: server.url}))
+    reporter.stage("train")
+    server.until(lambda _: not server.answers)
+    reporter.training(1, 2, None, {})
+    server.until(bool)
+    assert server.got[-1]["progressPercentage"] == 50
+
+
+def test_a_lone_post_that_failed_is_made_again(server: Server) -> None:
+    server.answers = [503]
+    Reporter(Endpoint.of({URL_VARIABLE: server.url})).stage("train")
+    server.until(bool)
+    assert server.got[-1]["stage"] == "train"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"nonsense\r\n\r\n",
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{",
+        b"HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["no HTTP", "nothing", "half of an answer", "half of a refusal"],
+)
+def test_a_broken_endpoint_ends_no_run(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_PAUSE", 0.01)
+    with answering(answer) as url:
+        Reporter(Endpoint.of({URL_VARIABLE: url})).end(PUBLISHED, 0.2)
+
+
+def test_a_name_server_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: released.wait(10))
+    began = time.monotonic()
+    Reporter(Endpoint.of({URL_VARIABLE: "http://lorikeet-progress.lorikeet-system.svc/"})).end(PUBLISHED, 0.3)
+    assert time.monotonic() - began < 2
+    released.set()
 
 
 def test_a_failed_run_is_not_at_its_100_percent(server: Server) -> None:
