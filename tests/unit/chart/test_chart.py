@@ -513,6 +513,14 @@ def test_two_releases_of_one_name_share_no_name_in_the_cluster() -> None:
     assert not cluster_names("a") & cluster_names("b")
 
 
+def test_the_longest_name_of_a_release_makes_no_name_too_long() -> None:
+    """A Service's name is a DNS label, a Job's is a label of its pods: 63 characters. Others may have 253."""
+    rendered = objects({"fullnameOverride": "x" * 63})
+    short = [each["metadata"]["name"] for each in of_kind(rendered, "Service", "Job", "Deployment")]
+    assert len(short) == 4
+    assert [name for name in short if len(name) > 63] == []
+
+
 def test_the_readme_is_in_step_with_the_values() -> None:
     readme = (CHART / "README.md").read_text(encoding="utf-8")
     assert chart_readme.undescribed(VALUES) == []
