@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +39,8 @@ from lorikeet_operator.settings import Settings
 
 _log = logging.getLogger(__name__)
 
+_FLUSH_SECONDS = 3.0
+"""How long the last progress may take to be written at a shutdown."""
 
 Make: TypeAlias = Callable[[Kube, Settings, Certificate | None], Sequence[Controller]]
 """Makes the controllers of an operator; the certificate is that of the progress endpoint, if there is one."""
@@ -147,9 +149,14 @@ async def run(settings: Settings, make: Make = controllers) -> None:
     configuration = await config.load()
     bucket = TokenBucket(settings.qps, settings.burst)
     async with AsyncExitStack() as stack:
-        lease = (
-            await stack.enter_async_context(_election(configuration, settings)) if settings.lease_namespace else None
-        )
+        lease = None
+        if settings.lease_namespace:
+            timing = Timing(settings.lease_duration)
+            # With a client whose requests wait for no other.
+            voter = Client(configuration, FIELD_MANAGER, TokenBucket(10, 10), timing.renew_deadline)
+            await stack.enter_async_context(voter)
+            key = Key(settings.lease_namespace, settings.lease_name)
+            lease = Lease(voter, key, settings.identity or socket.gethostname(), timing)
         may_write = (lambda: True) if lease is None else (lambda: lease.leads)
         client = Client(configuration, FIELD_MANAGER, bucket, settings.request_timeout, may_write)
         await stack.enter_async_context(client)
@@ -163,6 +170,9 @@ async def run(settings: Settings, make: Make = controllers) -> None:
         try:
             await _work(operator, configuration)
         finally:
+            if lease is not None:
+                # Before anything else ends: the next leader waits for it.
+                await lease.release()
             await server.cleanup()
 
 
@@ -172,9 +182,16 @@ async def _progress(
 ) -> AsyncIterator[None]:
     """Take what trainers tell. With a client of its own: a replica that does not lead writes progress, too."""
     metrics.CERTIFICATE_EXPIRES.set_function(lambda: certificate.expires.timestamp())
-    async with Client(configuration, PROGRESS_MANAGER, TokenBucket(50, 100), settings.request_timeout) as client:
-        board = Board(cache, Writer(client, cache))
-        endpoint = Endpoint(cache, Callers(client, AUDIENCE), board, lambda: datetime.now(UTC))
+    async with AsyncExitStack() as stack:
+        # One for each: whoever sends us tokens holds up no news of those who may.
+        writes, reviews = [
+            await stack.enter_async_context(
+                Client(configuration, PROGRESS_MANAGER, TokenBucket(50, 100), settings.request_timeout)
+            )
+            for _ in range(2)
+        ]
+        board = Board(cache, Writer(writes, cache))
+        endpoint = Endpoint(cache, Callers(reviews, AUDIENCE), board, lambda: datetime.now(UTC))
         server = await serve(endpoint.app(), settings.http_host, settings.progress_port, certificate.context)
         tasks = [asyncio.create_task(each) for each in (board.run(), certificate.keep())]
         try:
@@ -184,20 +201,9 @@ async def _progress(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await board.turn()
-
-
-@asynccontextmanager
-async def _election(configuration: Configuration, settings: Settings) -> AsyncIterator[Lease]:
-    """Take part in the election, and give the Lease back at the end; with a client whose requests wait for no other."""
-    timing = Timing(settings.lease_duration)
-    key = Key(settings.lease_namespace, settings.lease_name)
-    async with Client(configuration, FIELD_MANAGER, TokenBucket(10, 10), timing.renew_deadline) as client:
-        lease = Lease(client, key, settings.identity or socket.gethostname(), timing)
-        try:
-            yield lease
-        finally:
-            await lease.release()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FLUSH_SECONDS):
+                    await board.flush()
 
 
 async def _work(operator: Operator, configuration: Configuration) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from lorikeet_operator.kube.client import Client
+from lorikeet_operator.kube.errors import Unavailable
 from lorikeet_operator.kube.kinds import Key, Kind
 
 TOKEN_REVIEW: Final = Kind("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
@@ -16,6 +17,8 @@ _POD_NAME: Final = "authentication.kubernetes.io/pod-name"
 _POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 _KNOWN: Final = 20_000
 """Answers that are kept at most."""
+_ASKED: Final = 100
+"""Questions to the API server that wait for an answer at most: anybody may send us a token."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +38,34 @@ class Callers:
         self._audience = audience
         self._now = now
         self._known: dict[str, tuple[float, Caller]] = {}
+        self._asked = 0
 
     async def who(self, token: str) -> Caller | None:
-        """Return the pod that the token was given to; None if there is none. Raises ApiError."""
+        """Return the pod that the token was given to; None if there is none. Raises ApiError; Unavailable also if too
+        many ask at once.
+        """
         # By its hash: what is in memory for long should open nothing.
         name = hashlib.sha256(token.encode()).hexdigest()
         known = self._known.get(name)
         if known is not None and known[0] > self._now():
             return known[1]
-        body = {"metadata": {}, "spec": {"token": token, "audiences": [self._audience]}}
-        answer = await self._client.create(TOKEN_REVIEW, body)
-        caller = _caller(answer.get("status") or {}, self._audience)
+        caller = await self._ask(token)
         self._known.pop(name, None)
         if caller is not None:
             self._forget()
             self._known[name] = (self._now() + TRUSTED_SECONDS, caller)
         return caller
+
+    async def _ask(self, token: str) -> Caller | None:
+        if self._asked >= _ASKED:
+            raise Unavailable(0, "Busy", f"{_ASKED} tokens are being looked at already")
+        self._asked += 1
+        try:
+            body = {"metadata": {}, "spec": {"token": token, "audiences": [self._audience]}}
+            answer = await self._client.create(TOKEN_REVIEW, body)
+        finally:
+            self._asked -= 1
+        return _caller(answer.get("status") or {}, self._audience)
 
     def _forget(self) -> None:
         """Drop what has run out, which is in front, and what is too much."""

@@ -13,11 +13,15 @@ from cryptography import x509
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS: Final = 30.0
+_IDLE_SECONDS: Final = 15.0
+"""How long a connection stays open that nothing is asked on."""
+_ENDING_SECONDS: Final = 3.0
+"""How long requests may take to end at a shutdown."""
 
 
 async def serve(app: web.Application, host: str, port: int, context: ssl.SSLContext | None = None) -> web.AppRunner:
     """Begin to answer on a port; the caller cleans the runner up."""
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=_IDLE_SECONDS, shutdown_timeout=_ENDING_SECONDS)
     await runner.setup()
     await web.TCPSite(runner, host or None, port, ssl_context=context).start()
     return runner
@@ -43,7 +47,9 @@ class Certificate:
         if found == self._loaded:
             return False
         expires = x509.load_pem_x509_certificate(found[0]).not_valid_after_utc
-        self.context.load_cert_chain(self._folder / "tls.crt", self._folder / "tls.key")
+        # A pair that does not match would spoil the context it is loaded into.
+        for context in (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), self.context):
+            context.load_cert_chain(self._folder / "tls.crt", self._folder / "tls.key")
         self._loaded, self.authorities, self.expires = found, found[2].decode(), expires
         return True
 

@@ -4,15 +4,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from lorikeet_api.progress import Progress
 from lorikeet_operator.finetune.reconcile import FINAL, FINETUNEJOB
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.errors import ApiError, Conflict, NotFound
-from lorikeet_operator.kube.kinds import Key, Object
+from lorikeet_operator.kube.kinds import Key, Object, uid_of
 from lorikeet_operator.kube.writer import Writer
-from lorikeet_operator.progress.report import after, settled
+from lorikeet_operator.progress.report import after, merged
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +22,13 @@ _TURN: Final = 0.5
 _TRIES: Final = 5
 
 
+class Job(NamedTuple):
+    """One life of a FineTuneJob: a namesake that is made after it has a uid of its own."""
+
+    key: Key
+    uid: str
+
+
 class Board:
     """What jobs have told and is not written yet; the client's rate limit stretches the interval where it is much."""
 
@@ -29,50 +36,68 @@ class Board:
         self._cache = cache
         self._writer = writer
         self._now = now
-        self._waiting: dict[Key, Progress] = {}
-        self._written: dict[Key, float] = {}
+        self._waiting: dict[Job, Progress] = {}
+        self._written: dict[Job, float] = {}
 
-    def put(self, key: Key, news: Progress) -> None:
+    def put(self, job: Job, news: Progress) -> None:
         """Take in news of a job: they are written by `run`."""
-        self._waiting[key] = after(self._waiting.get(key), news)
+        self._waiting[job] = after(self._waiting.get(job), news)
 
-    async def write(self, key: Key, news: Progress) -> None:
+    async def write(self, job: Job, news: Progress) -> None:
         """Write at once. Raises ApiError; NotFound also if the job has ended."""
-        news = after(self._waiting.pop(key, None), news)
+        self.put(job, news)
+        await self._write(job)
+
+    async def turn(self) -> None:
+        """Write what is due."""
+        now = self._now()
+        await self._write_all([job for job in self._waiting if now - self._written.get(job, -INTERVAL) >= INTERVAL])
+        self._written = {job: at for job, at in self._written.items() if self._now() - at < INTERVAL}
+
+    async def flush(self) -> None:
+        """Write all that waits, once."""
+        await self._write_all(list(self._waiting))
+
+    async def _write_all(self, due: list[Job]) -> None:
+        for job in due:
+            try:
+                await self._write(job)
+            except NotFound:
+                continue
+            except ApiError as error:
+                _log.warning("the progress of %s could not be written, it is tried again: %s", job.key, error)
+                self._written[job] = self._now()
+
+    async def _write(self, job: Job) -> None:
+        """Write what waits of a job; it waits on if that fails, unless the job is gone or has ended."""
+        if (news := self._waiting.pop(job, None)) is None:
+            return
+        try:
+            await self._merge(job, news)
+        except NotFound:
+            raise
+        except BaseException:
+            self._waiting[job] = after(news, self._waiting.get(job, news))
+            raise
+        self._written[job] = self._now()
+
+    async def _merge(self, job: Job, news: Progress) -> None:
         for tries in range(1, _TRIES + 1):
-            body = self._cache.get(FINETUNEJOB, key)
-            if body is None or has_ended(body):
-                raise NotFound(404, "NotFound", f"FineTuneJob {key} is gone or has ended")
+            body = self._cache.get(FINETUNEJOB, job.key)
+            if body is None or uid_of(body) != job.uid or has_ended(body):
+                raise NotFound(404, "NotFound", f"FineTuneJob {job.key} is gone or has ended")
             held = (body.get("status") or {}).get("progress")
-            progress = settled(None if held is None else Progress.model_validate(held), news)
+            progress = merged(None if held is None else Progress.model_validate(held), news)
             if progress is None:
                 return
             try:
                 status = {"progress": progress.to_wire()}
                 await self._writer.write_status(FINETUNEJOB, body, status, ours=lambda name: name == "progress")
+                return
             except Conflict:
                 # The reconciler or another replica was faster; the cache has its version now.
                 if tries == _TRIES:
                     raise
-                continue
-            self._written[key] = self._now()
-            return
-
-    async def turn(self) -> None:
-        """Write what is due."""
-        due = [key for key in self._waiting if self._now() - self._written.get(key, -INTERVAL) >= INTERVAL]
-        for key in due:
-            if (news := self._waiting.pop(key, None)) is None:
-                continue
-            try:
-                await self.write(key, news)
-            except NotFound:
-                continue
-            except ApiError as error:
-                _log.warning("the progress of %s could not be written, it is tried again: %s", key, error)
-                self._waiting[key] = after(news, self._waiting.get(key, news))
-                self._written[key] = self._now()
-        self._written = {key: at for key, at in self._written.items() if self._now() - at < INTERVAL}
 
     async def run(self) -> None:
         """Write what comes, for ever."""

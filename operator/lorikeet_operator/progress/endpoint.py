@@ -16,7 +16,7 @@ from lorikeet_operator.kube.identity import Caller, Callers
 from lorikeet_operator.kube.kinds import POD, Key, controller_uid, label_of, uid_of
 from lorikeet_operator.kube.times import timestamp
 from lorikeet_operator.metrics import PROGRESS_REPORTS
-from lorikeet_operator.progress.board import Board, has_ended
+from lorikeet_operator.progress.board import Board, Job, has_ended
 from lorikeet_operator.progress.report import progress_of
 
 _BODY_BYTES = 64 * 1024
@@ -40,47 +40,63 @@ class Endpoint:
     async def _on_post(self, request: web.Request) -> web.Response:
         key = Key(request.match_info["namespace"], request.match_info["name"])
         try:
-            answer = await self._take(key, request)
+            await self._take(key, request)
+            answer = web.json_response({})
+        except _Refusal as refusal:
+            answer = _answer(refusal.status, str(refusal))
         except ApiError as error:
-            answer = _refuse(503, f"the API server does not take it: {error}")
+            answer = _answer(503, f"the API server does not take it: {error}")
         PROGRESS_REPORTS.labels(str(answer.status)).inc()
         return answer
 
-    async def _take(self, key: Key, request: web.Request) -> web.Response:
+    async def _take(self, key: Key, request: web.Request) -> None:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         caller = await self._callers.who(token) if scheme.lower() == "bearer" and token else None
         if caller is None:
-            return _refuse(401, f"send the token of a pod, made for the audience {AUDIENCE}")
-        if (refusal := self._refusal(key, caller)) is not None:
-            return refusal
+            raise _Refusal(401, f"send the token of a pod, made for the audience {AUDIENCE}")
+        job = self._job_of(caller, key)
         try:
             told = ProgressReport.model_validate_json(await request.read()).trainer_status
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            return _refuse(400, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+            raise _Refusal(400, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
         progress = progress_of(told, caller.pod.name, timestamp(self._now()))
         if progress.record is None:
-            self._board.put(key, progress)
-        else:
-            try:
-                await self._board.write(key, progress)
-            except NotFound:
-                return _refuse(409, f"FineTuneJob {key} has ended")
-        return web.json_response({})
+            self._board.put(job, progress)
+            return
+        try:
+            await self._board.write(job, progress)
+        except NotFound:
+            raise _Refusal(409, f"FineTuneJob {key} has ended") from None
 
-    def _refusal(self, key: Key, caller: Caller) -> web.Response | None:
-        """Return why the pod may not report on the job; None if it may: its Job is the job's."""
+    def _job_of(self, caller: Caller, key: Key) -> Job:
+        """Return the job on which a pod may report, since it is of the job's run. Raises _Refusal."""
         pod, body = self._cache.get(POD, caller.pod), self._cache.get(FINETUNEJOB, key)
         if pod is None or uid_of(pod) != caller.uid:
-            return _refuse(503, f"pod {caller.pod} is not known here (yet)")
-        status = (body or {}).get("status") or {}
-        belongs = label_of(pod, names.LABEL_FINETUNEJOB) == key.name and caller.pod.namespace == key.namespace
-        if not belongs or body is None or controller_uid(pod) != status.get("jobUid"):
-            return _refuse(403, f"pod {caller.pod} is none of the run of FineTuneJob {key}")
-        return _refuse(409, f"FineTuneJob {key} has ended") if has_ended(body) else None
+            raise _Refusal(503, f"pod {caller.pod} is not known here (yet)")
+        stranger = _Refusal(403, f"pod {caller.pod} is none of the run of FineTuneJob {key}")
+        owner = controller_uid(pod)
+        if owner is None or label_of(pod, names.LABEL_FINETUNEJOB) != key.name or caller.pod.namespace != key.namespace:
+            raise stranger
+        ours = ((body or {}).get("status") or {}).get("jobUid")
+        if body is None or not ours:
+            raise _Refusal(503, f"the run of FineTuneJob {key} is not known here (yet)")
+        if owner != ours:
+            raise stranger
+        if has_ended(body):
+            raise _Refusal(409, f"FineTuneJob {key} has ended")
+        return Job(key, uid_of(body))
 
 
-def _refuse(status: int, message: str) -> web.Response:
+class _Refusal(Exception):
+    """An answer that is not what the caller hoped for."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _answer(status: int, message: str) -> web.Response:
     headers = {"Retry-After": "5"} if status == 503 else {}
     return web.Response(
         status=status, text=json.dumps({"message": message}), content_type="application/json", headers=headers

@@ -42,14 +42,16 @@ def after(before: Progress | None, news: Progress) -> Progress:
     return news.model_copy(update={name: getattr(before, name) for name in absent})
 
 
-def settled(held: Progress | None, news: Progress) -> Progress | None:
+def merged(held: Progress | None, news: Progress) -> Progress | None:
     """Return what the status is to hold, which holds `held` now; None if `news` change nothing of it.
 
     Posts of one pod reach several replicas, and each writes at its own time: news may be older than what is there.
+    How a pod has ended is news for as long as no other's end is told.
     """
     late = held is not None and held.updated_time > news.updated_time
     if held is None or held.pod != news.pod:
-        return None if late else news
+        ends = news.record is not None and (held is None or held.record is None)
+        return None if late and not ends else news
     if news.record is None and held.record is not None:
         return None  # its end is told
     return after(news, held) if late and news.record is None else after(held, news)

@@ -115,6 +115,23 @@ async def test_who_knows_the_authority_trusts_a_renewed_certificate_without_a_re
         await runner.cleanup()
 
 
+async def test_a_key_of_another_certificate_leaves_the_last_pair_at_work(tmp_path: Path) -> None:
+    data = made()
+    write(data, tmp_path)
+    held = Certificate(tmp_path)
+    trust = ssl.create_default_context(cadata=held.authorities)
+    runner = await serve(web.Application(), "127.0.0.1", 0, held.context)
+    try:
+        write({**made(), "tls.key": data["tls.key"]}, tmp_path)
+        with pytest.raises(ssl.SSLError):
+            held.load()
+        port = runner.addresses[0][1]
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust, server_hostname="localhost")
+        writer.close()
+    finally:
+        await runner.cleanup()
+
+
 async def test_one_that_cannot_be_loaded_leaves_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

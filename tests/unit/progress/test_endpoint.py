@@ -1,6 +1,8 @@
 """The progress endpoint: who may post, what is written of it, and when."""
 
+import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,6 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from lorikeet_api.progress import AUDIENCE, path
 from lorikeet_operator.finetune.reconcile import FINETUNEJOB
+from lorikeet_operator.kube import identity
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.identity import TOKEN_REVIEW, TRUSTED_SECONDS, Callers
 from lorikeet_operator.kube.kinds import POD, Key, Object
@@ -32,10 +35,19 @@ class Reviews(Api):
 
     status: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    hold: asyncio.Event = field(default_factory=asyncio.Event)
+    """Reviews wait for it."""
+    refused: int = 0
+    """So many writes of a status are refused."""
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path.endswith("/status") and self.refused:
+            self.refused -= 1
+            return web.Response(status=500, text="etcd")
         if request.path == TOKEN_REVIEW.path() and not self.answers:
             body = json.loads(await request.text())
             assert body["spec"]["audiences"] == [AUDIENCE]
+            await self.hold.wait()
             self.reviewed.append(body["spec"]["token"])
             known = self.status.get(body["spec"]["token"], {"authenticated": False})
             return web.json_response({**body, "status": known}, status=201)
@@ -97,6 +109,7 @@ def known(key: Key, audience: str = AUDIENCE, uid: str | None = None) -> dict[st
 @pytest.fixture
 async def world(clock: FakeClock) -> AsyncIterator[World]:
     api = Reviews(kinds=(FINETUNEJOB, POD, TOKEN_REVIEW))
+    api.hold.set()
     api.status = {name: known(key) for name, key in PODS.items()}
     api.status["elsewhere"] = known(PODS["good"], audience="https://kubernetes.default.svc")
     api.status["reborn"] = known(PODS["good"], uid="another")
@@ -159,6 +172,31 @@ async def test_a_pod_of_an_earlier_batch_job_may_not(world: World) -> None:
     assert await world.post(progressPercentage=10) == 403
 
 
+async def test_a_pod_that_nobody_controls_may_not(world: World) -> None:
+    """Anyone who may create pods in the namespace may give one the job's label."""
+    loose = pod(PODS["good"], "sql-v1", "job-1")
+    world.put({**loose, "metadata": {**loose["metadata"], "ownerReferences": []}})
+    world.put({**world.job, "status": {"phase": "Starting"}})
+    assert await world.post(progressPercentage=10) == 403
+
+
+@pytest.mark.parametrize("status", [None, {"phase": "Starting"}])
+async def test_a_run_that_the_cache_does_not_know_yet_is_asked_to_come_again(world: World, status: Any) -> None:
+    world.put({**world.job, "status": status})
+    assert await world.post(record={"reason": "Published", "message": "m"}) == 503
+
+
+async def test_a_namesake_gets_nothing_of_what_was_told_before_it(world: World) -> None:
+    await world.post(progressPercentage=10)
+    world.api.remove(FINETUNEJOB, world.job)
+    body = job_body()
+    world.put(
+        {**body, "metadata": {**body["metadata"], "uid": "reborn"}, "status": {"phase": "Running", "jobUid": "job-9"}}
+    )
+    await world.board.turn()
+    assert world.written == 0
+
+
 async def test_what_has_ended_is_left_as_it_is(world: World) -> None:
     world.put({**world.job, "status": {"phase": "Succeeded", "jobUid": "job-1"}})
     assert await world.post(progressPercentage=10) == 409
@@ -187,6 +225,17 @@ async def test_the_api_server_is_asked_once_a_minute_for_a_token(world: World) -
     world.clock.advance(TRUSTED_SECONDS + 1)
     await world.post(progressPercentage=10)
     assert world.api.reviewed == ["good", "good"]
+
+
+async def test_strangers_tokens_are_not_all_looked_at_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "_ASKED", 5)
+    world.api.hold.clear()
+    posts = [asyncio.create_task(world.post(f"stranger-{number}")) for number in range(20)]
+    done, _ = await asyncio.wait(posts, return_when=asyncio.FIRST_COMPLETED)
+    assert {post.result() for post in done} == {503}
+    world.api.hold.set()
+    answers = Counter(await asyncio.gather(*posts))
+    assert answers == {401: 5, 503: 15}
 
 
 async def test_an_api_server_that_is_away_is_no_refusal(world: World) -> None:
@@ -228,6 +277,24 @@ async def test_a_write_that_fails_is_made_again_later(world: World) -> None:
     world.clock.advance(INTERVAL)
     await world.board.turn()
     assert world.progress["percent"] == 10
+
+
+async def test_a_record_that_could_not_be_written_takes_nothing_with_it(world: World) -> None:
+    await world.post(progressPercentage=10, metrics=[{"name": "loss", "value": "1.5"}])
+    assert world.written == 0
+    world.api.refused = 1
+    assert await world.post(record={"reason": "Published", "message": "m"}) == 503
+    await world.board.turn()
+    assert (world.progress["loss"], world.progress["record"]["reason"]) == (1.5, "Published")
+
+
+async def test_all_that_waits_is_written_at_a_shutdown(world: World) -> None:
+    for percent in (10, 20):
+        await world.post(progressPercentage=percent)
+        await world.board.turn()
+    assert world.progress["percent"] == 10
+    await world.board.flush()
+    assert world.progress["percent"] == 20
 
 
 async def test_a_job_that_is_gone_is_forgotten(world: World) -> None:

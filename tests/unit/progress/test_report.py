@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lorikeet_api.progress import Progress, ProgressReport
-from lorikeet_operator.progress.report import after, progress_of, settled
+from lorikeet_operator.progress.report import after, merged, progress_of
 
 NOW = "2026-11-23T10:00:00Z"
 
@@ -66,22 +66,28 @@ def at(seconds: int, **fields: Any) -> Progress:
 
 
 def test_another_replicas_older_news_fill_gaps_and_replace_nothing() -> None:
-    found = settled(at(9, percent=50, loss=1.0), at(5, percent=40, eval_loss=2.0))
+    found = merged(at(9, percent=50, loss=1.0), at(5, percent=40, eval_loss=2.0))
     assert found == at(9, percent=50, loss=1.0, eval_loss=2.0)
 
 
 def test_after_the_end_of_a_pod_nothing_of_it_is_news() -> None:
     held = at(5, percent=100, record={"reason": "Published", "message": "m"})
-    assert settled(held, at(9, percent=99, stage="publish")) is None
-    assert settled(held, at(9, pod="p1", percent=1)) == at(9, pod="p1", percent=1)
+    assert merged(held, at(9, percent=99, stage="publish")) is None
+    assert merged(held, at(9, pod="p1", percent=1)) == at(9, pod="p1", percent=1)
 
 
 def test_the_end_counts_however_late_it_is_written() -> None:
     record = {"reason": "Published", "message": "m"}
-    found = settled(at(9, percent=99), at(5, percent=100, record=record))
+    found = merged(at(9, percent=99), at(5, percent=100, record=record))
     assert found is not None
     assert (found.percent, found.record and found.record.reason) == (100, "Published")
 
 
+def test_an_earlier_attempts_end_is_told_however_late_unless_a_later_one_has_ended() -> None:
+    end = at(5, record={"reason": "OutOfMemory", "message": "m"})
+    assert merged(at(9, pod="p1", percent=1), end) == end
+    assert merged(at(9, pod="p1", record={"reason": "Published", "message": "m"}), end) is None
+
+
 def test_an_earlier_attempts_news_do_not_come_back() -> None:
-    assert settled(at(9, pod="p1", percent=1), at(5, percent=40)) is None
+    assert merged(at(9, pod="p1", percent=1), at(5, percent=40)) is None
