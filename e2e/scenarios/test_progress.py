@@ -84,7 +84,7 @@ def metric(target: Target, name: str) -> list[list[float]]:
 
 def test_a_pod_reports_on_its_own_job_alone(workspace: Workspace, small: str) -> None:
     for name in ("mine", "yours"):
-        workspace.apply(request(workspace, name, small, training=MINUTES))
+        workspace.apply(request(workspace, name, small, training={**MINUTES, "maxSteps": 100_000}))
     for name in ("mine", "yours"):
         workspace.wait(name, lambda status: status.get("progress", {}).get("percent", -1) >= 0, "progress", 180)
     selector = "lorikeet.dev/finetunejob=mine,app.kubernetes.io/component=trainer"
