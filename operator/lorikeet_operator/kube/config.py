@@ -1,6 +1,8 @@
 """How to reach the API server: as a pod's service account, else by kubeconfig."""
 
 import os
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import kopf
 from kubernetes.aio.client.configuration import Configuration
@@ -17,7 +19,17 @@ async def load() -> Configuration:
         await load_kube_config(  # type: ignore[no-untyped-call]
             client_configuration=configuration, persist_config=False
         )
+    if configuration.proxy is None:
+        configuration.proxy = _proxy(configuration.host)
+    # aiohttp would look for a netrc file and a proxy in threads before each request: a fifth of the operator's time.
+    configuration.client_session_kwargs = {"trust_env": False}
     return configuration
+
+
+def _proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL (HTTPS_PROXY, NO_PROXY and so on)."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 async def connection_info(configuration: Configuration) -> kopf.ConnectionInfo:
