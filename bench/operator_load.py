@@ -292,7 +292,6 @@ def usage(pid: int) -> dict[str, float]:
 async def ceiling(api: Api, names: list[str]) -> float:
     """Return jobs a second of a writer that sends what the operator sends, and does nothing else."""
     sample = await api.send("GET", f"{JOBS}/burst-0")
-    contract = await api.send("GET", f"/api/v1/namespaces/{NAMESPACE}/configmaps/burst-0-run")
     child = await api.send("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/burst-0-train")
     child["spec"].pop("selector", None)
     child["spec"]["template"]["metadata"].pop("labels", None)
@@ -305,7 +304,6 @@ async def ceiling(api: Api, names: list[str]) -> float:
         while queue:
             name = queue.pop()
             for path, body in (
-                (f"/api/v1/namespaces/{NAMESPACE}/configmaps", {**contract, "metadata": {"name": f"{name}-c"}}),
                 (f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs", {**child, "metadata": {"name": f"{name}-j"}}),
                 (f"/api/v1/namespaces/{NAMESPACE}/events", event(name)),
             ):

@@ -1,18 +1,17 @@
-"""`lorikeet-agent TASK`: the contract comes by the environment, the record goes into the termination message."""
+"""`lorikeet-agent TASK`: the contract is a file, the record goes into the termination message."""
 
 import argparse
-import os
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, get_args
 
-from lorikeet_api.contract import CONTRACT_VARIABLE, EXIT_DONE, TERMINATION_PATH, RunContract, RunRecord
+from lorikeet_api.contract import CONTRACT_PATH, EXIT_DONE, TERMINATION_PATH, RunContract, RunRecord
 from lorikeet_api.names import Task
 from lorikeet_run import log
 from lorikeet_run.errors import explain
-from lorikeet_run.record import parse_contract, write_record
+from lorikeet_run.record import read_contract, write_record
 
 Work = Callable[[RunContract, Path], RunRecord]
 """A task: gets the contract and an empty folder, returns the record."""
@@ -39,12 +38,12 @@ def _cleanup() -> Work:
 _WORK: Final[dict[Task, Callable[[], Work]]] = {"preflight": _preflight, "recover": _recover, "cleanup": _cleanup}
 
 
-def run(task: Task, contract: str, termination_log: Path) -> int:
-    """Do `task` for a contract in JSON, write its record and return the exit code."""
+def run(task: Task, contract: Path, termination_log: Path) -> int:
+    """Do `task` for a contract (JSON), write its record and return the exit code."""
     code = EXIT_DONE
     try:
         with tempfile.TemporaryDirectory() as folder:
-            record = _WORK[task]()(parse_contract(contract, CONTRACT_VARIABLE), Path(folder))
+            record = _WORK[task]()(read_contract(contract), Path(folder))
     except Exception as error:  # noqa: BLE001 - whatever it was, the pod does not end without a record
         failure = explain(error)
         if failure.reason == "InternalError":
@@ -59,10 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one task and return its exit code (`lorikeet_api.contract.EXIT_*`)."""
     parser = argparse.ArgumentParser(prog="lorikeet-agent", description="Check a run, read how it ended, or delete it.")
     parser.add_argument("task", choices=get_args(Task))
+    parser.add_argument("--contract", type=Path, default=Path(CONTRACT_PATH))
     parser.add_argument("--termination-log", type=Path, default=Path(TERMINATION_PATH))
     given = parser.parse_args(arguments)
     log.set_up()
-    return run(given.task, os.environ.get(CONTRACT_VARIABLE, ""), given.termination_log)
+    return run(given.task, given.contract, given.termination_log)
 
 
 if __name__ == "__main__":

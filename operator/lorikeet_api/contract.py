@@ -14,8 +14,7 @@ from lorikeet_api.base import Model, S3Uri, Text
 from lorikeet_api.training import Dataset, DataSource, Method, ModelSource, Objective, Training
 
 CONTRACT_PATH: Final = "/etc/lorikeet/run.json"
-CONTRACT_VARIABLE: Final = "LORIKEET_CONTRACT"
-"""Where the pods that do not train have the contract: it fits into their environment."""
+"""Where the pods of a run have the contract."""
 TERMINATION_PATH: Final = "/dev/termination-log"
 TERMINATION_LIMIT: Final = 4000
 """Bytes that a termination message may have: the kubelet cuts it at 4,096."""

@@ -32,6 +32,10 @@ LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 LABEL_PART_OF: Final = "app.kubernetes.io/part-of"
 LABEL_FINETUNEJOB: Final = f"{GROUP}/finetunejob"
+ANNOTATION_CONTRACT: Final = f"{GROUP}/contract"
+"""Of a run's pods: the contract, as JSON."""
+ANNOTATION_PROGRESS_CA: Final = f"{GROUP}/progress-ca"
+"""Of a trainer's pods: the certificate authorities by which it knows the progress endpoint, as PEM."""
 MANAGED_BY: Final = "lorikeet"
 
 
@@ -43,11 +47,6 @@ def training_job(name: str) -> str:
 def agent_job(name: str, task: Task) -> str:
     """Return the name of the batch Job in which the agent does `task` for a FineTuneJob."""
     return f"{name}-{task}"
-
-
-def run_config_map(name: str) -> str:
-    """Return the name of the ConfigMap that holds a FineTuneJob's contract."""
-    return f"{name}-run"
 
 
 def child_labels(name: str, component: str = TRAINER) -> dict[str, str]:

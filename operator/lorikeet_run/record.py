@@ -12,22 +12,15 @@ from lorikeet_run.errors import RunError
 def read_contract(path: Path) -> RunContract:
     """Return the contract in a file. Raises RunError (InvalidContract)."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return RunContract.model_validate_json(path.read_bytes())
     except OSError as error:
         raise RunError("InvalidContract", f"the contract cannot be read: {error}") from error
-    return parse_contract(text, str(path))
-
-
-def parse_contract(text: str, where: str) -> RunContract:
-    """Return the contract in `text`; `where` it came from stands in the error. Raises RunError (InvalidContract)."""
-    try:
-        return RunContract.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise RunError(
             "InvalidContract",
-            f"{where}: {place}: {first['msg']} ({error.error_count()} errors in all): the operator and the image of"
+            f"{path}: {place}: {first['msg']} ({error.error_count()} errors in all): the operator and the image of"
             " this pod must be of the same release",
         ) from error
 

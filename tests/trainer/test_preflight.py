@@ -35,8 +35,9 @@ def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def check(contract: RunContract, tmp_path: Path, task: Task = "preflight") -> tuple[int, RunRecord]:
     """Run the agent in this process; return its exit code and record."""
-    log = tmp_path / "termination"
-    code = main.run(task, json.dumps(contract.to_wire()), log)
+    log, file = tmp_path / "termination", tmp_path / "run.json"
+    file.write_text(json.dumps(contract.to_wire()))
+    code = main.run(task, file, log)
     return code, RunRecord.model_validate_json(log.read_text())
 
 

@@ -3,7 +3,6 @@
 from typing import Any, Final
 
 from lorikeet_api import names
-from lorikeet_api.contract import CONTRACT_VARIABLE, canonical_json
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
 from lorikeet_operator.finetune import job as build
 
@@ -25,8 +24,6 @@ def agent_job(
 ) -> dict[str, Any]:
     """Return the batch Job that does `task` for a run: with its credentials and claims, on any node, without GPUs."""
     volumes, mounts = build.volumes(resolved)
-    # Kubernetes replaces $(NAME) in values by other variables, of which some are secrets; $$ is a plain $.
-    contract = canonical_json(resolved.contract.to_wire()).decode().replace("$", "$$")
     pod: dict[str, Any] = {
         **build.POD,
         "containers": [
@@ -35,7 +32,7 @@ def agent_job(
                 "name": names.AGENT_CONTAINER,
                 "image": image,
                 "args": [task],
-                "env": [*build.environment(resolved), {"name": CONTRACT_VARIABLE, "value": contract}],
+                "env": build.environment(resolved),
                 "resources": {
                     "requests": {"cpu": "100m", "memory": "256Mi"},
                     "limits": {"cpu": "1", "memory": memory},

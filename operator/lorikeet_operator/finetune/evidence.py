@@ -28,11 +28,12 @@ def without_template(job: Object) -> Object:
 
 
 def pod_at_work(pod: Object) -> Object:
-    """Return a pod as the cache keeps it: who owns it, where it is, how it is."""
+    """Return a pod as the cache keeps it: who owns it, where it is, how it is; not what is written on it."""
     spec = pod.get("spec") or {}
     containers = [{"name": each["name"], "image": each.get("image", "")} for each in spec.get("containers") or []]
     kept = {"containers": containers} | ({"nodeName": spec["nodeName"]} if spec.get("nodeName") else {})
-    return {**pod, "spec": kept}
+    metadata = {name: value for name, value in pod["metadata"].items() if name != "annotations"}
+    return {**pod, "metadata": metadata, "spec": kept}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Builds the objects of a run from its resolved request (pure: equal input, equal output)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -14,10 +16,11 @@ from lorikeet_api.contract import (
     PVC_DIR,
     TERMINATION_PATH,
     WORK_DIR,
+    canonical_json,
 )
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
 
-CONTRACT_KEY: Final = CONTRACT_PATH.rsplit("/", 1)[1]
+CONTRACT_FILE: Final = CONTRACT_PATH.rsplit("/", 1)[1]
 CONTRACT_DIR: Final = CONTRACT_PATH.rsplit("/", 1)[0]
 POD: Final[dict[str, Any]] = {
     "restartPolicy": "Never",
@@ -48,25 +51,13 @@ class ProgressEndpoint:
     """The certificate authorities by which it is known, as PEM."""
 
 
-def config_map(job: FineTuneJob, resolved: Resolved, endpoint: ProgressEndpoint | None = None) -> dict[str, Any]:
-    """Return the ConfigMap that holds the run's contract, and how it knows the progress endpoint."""
-    contract = resolved.contract.model_dump_json(by_alias=True, exclude_none=True, indent=1)
-    trust = {} if endpoint is None else {progress.CA_FILE: endpoint.authorities}
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": metadata(job, names.run_config_map(job.metadata.name)),
-        "immutable": True,
-        "data": {CONTRACT_KEY: contract, **trust},
-    }
-
-
 def training_job(job: FineTuneJob, resolved: Resolved, endpoint: ProgressEndpoint | None = None) -> dict[str, Any]:
     """Return the batch Job that runs the trainer.
 
     Exit codes that cannot change end it at once; a disruption (drain, preemption) does not count as a retry. A code
     of 137 ends nothing here: it may be memory or the end of a grace period, which the pod's status alone tells apart.
     """
+    trust = {} if endpoint is None else {names.ANNOTATION_PROGRESS_CA: endpoint.authorities}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -78,7 +69,7 @@ def training_job(job: FineTuneJob, resolved: Resolved, endpoint: ProgressEndpoin
             "backoffLimit": job.spec.max_retries,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": failure_policy(names.TRAINER_CONTAINER),
-            "template": template(job, resolved, names.TRAINER, _pod_spec(job, resolved, endpoint)),
+            "template": template(job, resolved, names.TRAINER, _pod_spec(job, resolved, endpoint), trust),
         },
     }
 
@@ -99,10 +90,27 @@ def _on_exit(container: str, action: str, *codes: int) -> dict[str, Any]:
     return {"action": action, "onExitCodes": on}
 
 
-def template(job: FineTuneJob, resolved: Resolved, component: str, spec: dict[str, Any]) -> dict[str, Any]:
-    """Return a pod template: the user's labels and annotations, and ours over them."""
-    labels = {**(resolved.compute.pod_labels or {}), **names.child_labels(job.metadata.name, component)}
-    return {"metadata": {"labels": labels, "annotations": dict(resolved.compute.pod_annotations or {})}, "spec": spec}
+def template(
+    job: FineTuneJob,
+    resolved: Resolved,
+    component: str,
+    spec: dict[str, Any],
+    annotations: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return a pod template: the user's labels and annotations, and ours over them, with the contract among those."""
+    compute = resolved.compute
+    contract = canonical_json(resolved.contract.to_wire()).decode()
+    return {
+        "metadata": {
+            "labels": {**(compute.pod_labels or {}), **names.child_labels(job.metadata.name, component)},
+            "annotations": {
+                **(compute.pod_annotations or {}),
+                names.ANNOTATION_CONTRACT: contract,
+                **annotations,
+            },
+        },
+        "spec": spec,
+    }
 
 
 def metadata(job: FineTuneJob, name: str, component: str = names.TRAINER) -> dict[str, Any]:
@@ -125,7 +133,7 @@ def metadata(job: FineTuneJob, name: str, component: str = names.TRAINER) -> dic
 
 def _pod_spec(job: FineTuneJob, resolved: Resolved, endpoint: ProgressEndpoint | None) -> dict[str, Any]:
     compute = resolved.compute
-    volumes, mounts = _trainer_volumes(job, resolved, endpoint)
+    volumes, mounts = _trainer_volumes(resolved, endpoint)
     pod: dict[str, Any] = {
         **POD,
         "terminationGracePeriodSeconds": resolved.contract.grace_period_seconds,
@@ -213,15 +221,14 @@ def _resources(resolved: Resolved) -> dict[str, Any]:
 
 
 def _trainer_volumes(
-    job: FineTuneJob, resolved: Resolved, endpoint: ProgressEndpoint | None
+    resolved: Resolved, endpoint: ProgressEndpoint | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the trainer's volumes and their mounts: contract, scratch, /tmp, /dev/shm, token, CAs, claims."""
+    """Return the trainer's volumes and their mounts: scratch, /tmp, /dev/shm, token, contract, CAs, claims."""
     work: dict[str, Any] = {}
     if resolved.compute.scratch is not None:
         work["sizeLimit"] = resolved.compute.scratch
     shm = {"medium": "Memory", "sizeLimit": resolved.compute.shared_memory}
     parts: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        ({"configMap": {"name": names.run_config_map(job.metadata.name)}}, {"name": "run", "mountPath": CONTRACT_DIR}),
         ({"emptyDir": work}, {"name": "work", "mountPath": WORK_DIR}),
         ({"emptyDir": {}}, {"name": "tmp", "mountPath": "/tmp"}),  # noqa: S108 - the pod's own
         ({"emptyDir": shm}, {"name": "shm", "mountPath": "/dev/shm"}),  # noqa: S108 - the pod's own
@@ -234,14 +241,25 @@ def _trainer_volumes(
         }
         projected = {"projected": {"sources": [{"serviceAccountToken": token}]}}
         parts.append((projected, {"name": "token", "mountPath": progress.TOKEN_DIR, "readOnly": True}))
-    shared, mounts = volumes(resolved)
+    trust = {} if endpoint is None else {progress.CA_FILE: names.ANNOTATION_PROGRESS_CA}
+    shared, mounts = volumes(resolved, trust)
     own = [{"name": mount["name"], **source} for source, mount in parts]
     return [*own, *shared], [*(mount for _, mount in parts), *mounts]
 
 
-def volumes(resolved: Resolved) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the volumes through which a container reaches the run's stores, and their mounts: CAs, claims."""
-    parts: list[tuple[dict[str, Any], dict[str, Any]]] = []
+def volumes(
+    resolved: Resolved, files: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the volumes through which a container reaches the run's stores, and their mounts: contract, CAs, claims.
+
+    `files` are names of files that stand beside the contract, and the annotations that hold them.
+    """
+    annotated = [
+        {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
+        for path, annotation in {CONTRACT_FILE: names.ANNOTATION_CONTRACT, **files}.items()
+    ]
+    contract = {"name": "contract", "mountPath": CONTRACT_DIR, "readOnly": True}
+    parts: list[tuple[dict[str, Any], dict[str, Any]]] = [({"downwardAPI": {"items": annotated}}, contract)]
     if resolved.ca_config_map_name is not None:
         ca = {"name": resolved.ca_config_map_name, "items": [{"key": "ca.crt", "path": "ca.crt"}]}
         parts.append(({"configMap": ca}, {"name": "ca", "mountPath": CA_DIR, "readOnly": True}))

@@ -24,7 +24,6 @@ from lorikeet_operator.kube.cache import by_label
 from lorikeet_operator.kube.controller import Kube, Watch
 from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid
 from lorikeet_operator.kube.kinds import (
-    CONFIG_MAP,
     JOB,
     POD,
     Key,
@@ -228,12 +227,11 @@ class FineTuneController:
         return Asked(child, observe(child, pods, trouble), ask is not None)
 
     async def _start(self, body: Object, job: FineTuneJob) -> Requeue | None:
-        """Make the contract and the batch Job, and note the Job's uid: from then on it is never made again."""
+        """Make the batch Job, which carries the contract, and note its uid: from then on it is never made again."""
         resolved = job.status.resolved
         assert resolved is not None  # noqa: S101 - `reconcile` has just written it
         endpoint = self._endpoint()
         try:
-            await self._kube.writer.create(CONFIG_MAP, build.config_map(job, resolved, endpoint))
             child = await self._kube.writer.create(JOB, build.training_job(job, resolved, endpoint))
         except UNMADE as error:
             return await self._unmade(body, job, error)

@@ -54,7 +54,6 @@ class Kind:
 
 
 POD: Final = Kind("", "v1", "pods", "Pod")
-CONFIG_MAP: Final = Kind("", "v1", "configmaps", "ConfigMap")
 EVENT: Final = Kind("", "v1", "events", "Event")
 LEASE: Final = Kind("coordination.k8s.io", "v1", "leases", "Lease")
 JOB: Final = Kind("batch", "v1", "jobs", "Job")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lorikeet_operator.finetune.reconcile import NOT_STARTED, REFUSED_AGAIN
-from lorikeet_operator.kube.kinds import CONFIG_MAP, JOB, Key
+from lorikeet_operator.kube.kinds import JOB, Key
 from lorikeet_operator.kube.queue import Requeue
 from tests.unit.finetune.test_reconcile import (
     PREFLIGHT,
@@ -37,7 +37,7 @@ async def test_nothing_is_trained_before_the_run_is_checked(checked: World) -> N
     assert await checked.reconcile() == Requeue(NOT_STARTED)
     checked.pod("Running", RUNNING, of=PREFLIGHT)
     assert await checked.reconcile() is None
-    assert (checked.made(JOB), checked.made(CONFIG_MAP)) == (1, 0)
+    assert checked.made(JOB) == 1
     before = len(checked.api.writes)
     await checked.reconcile()
     assert len(checked.api.writes) == before
@@ -50,7 +50,7 @@ async def test_what_the_check_pinned_is_what_the_trainer_gets(checked: World) ->
     assert (checked.condition("Validated")["status"], checked.condition("Validated")["reason"]) == ("True", "Checked")
     assert "checked: 60 rows; resolved with" in checked.condition("Validated")["message"]
     assert checked.status["resolved"]["contract"]["pins"] == PINS
-    assert PINS[1] in checked.get(CONFIG_MAP, Key("team-a", "sql-v1-run"))["data"]["run.json"]
+    assert PINS[1] in checked.get(JOB, TRAIN)["spec"]["template"]["metadata"]["annotations"]["lorikeet.dev/contract"]
     assert checked.status["jobUid"] == checked.get(JOB, TRAIN)["metadata"]["uid"]
     assert checked.told() == ["Checked"]
     checked.delete(JOB, PREFLIGHT)

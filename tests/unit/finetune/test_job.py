@@ -1,15 +1,15 @@
 """The objects of a run, held against golden files."""
 
-import json
 from typing import Any
 
 import pytest
 
-from lorikeet_api.contract import RunContract
+from lorikeet_api.contract import CONTRACT_PATH, RunContract
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_api.names import MAX_JOB_NAME, Task
+from lorikeet_api.progress import CA_VARIABLE
 from lorikeet_operator.finetune.agent import agent_job
-from lorikeet_operator.finetune.job import ProgressEndpoint, config_map, training_job
+from lorikeet_operator.finetune.job import ProgressEndpoint, training_job
 from lorikeet_operator.finetune.resolve import resolve
 from tests.golden import check_golden
 from tests.resources import UID, job, job_body, profile
@@ -62,7 +62,6 @@ def test_the_objects_of_a_run_are_the_golden_ones(case: str) -> None:
     endpoint = ProgressEndpoint("https://lorikeet-progress.lorikeet-system.svc", "PEM") if case != "minimal" else None
     made = [
         agent_job(request, resolved, "preflight", "agent:test"),
-        config_map(request, resolved, endpoint),
         training_job(request, resolved, endpoint),
     ]
     check_golden(f"finetune/{case}.yaml", made)
@@ -73,10 +72,47 @@ def test_building_twice_gives_equal_objects() -> None:
     assert training_job(job(), resolved) == training_job(job(), resolved)
 
 
-def test_the_trainer_reads_the_contract_that_the_operator_resolved() -> None:
-    resolved = resolve(job(), profile(), "trainer:test")
-    text = config_map(job(), resolved)["data"]["run.json"]
-    assert RunContract.model_validate_json(text) == resolved.contract
+def pod_of(made: dict[str, Any]) -> dict[str, Any]:
+    pod: dict[str, Any] = made["spec"]["template"]
+    return pod
+
+
+def files_of(pod: dict[str, Any]) -> dict[str, str]:
+    """Return the files that the pod's annotations are for its one container, by path."""
+    (container,) = pod["spec"]["containers"]
+    folders = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    return {
+        f"{folders[volume['name']]}/{item['path']}": pod["metadata"]["annotations"][
+            item["fieldRef"]["fieldPath"].removeprefix("metadata.annotations['").removesuffix("']")
+        ]
+        for volume in pod["spec"]["volumes"]
+        for item in volume.get("downwardAPI", {}).get("items", [])
+    }
+
+
+@pytest.mark.parametrize("uri", ["s3://datasets/a.jsonl", "s3://datasets/$(AWS_SECRET_ACCESS_KEY).jsonl"])
+def test_trainer_and_agent_read_the_contract_that_the_operator_resolved(uri: str) -> None:
+    request = job(dataset={"train": [{"uri": uri}]})
+    resolved = resolve(request, profile(), "trainer:test")
+    for made in (agent_job(request, resolved, "preflight", "agent:test"), training_job(request, resolved)):
+        files = files_of(pod_of(made))
+        assert list(files) == [CONTRACT_PATH]
+        assert RunContract.model_validate_json(files[CONTRACT_PATH]) == resolved.contract
+
+
+def test_a_trainer_knows_the_endpoint_by_a_file_beside_the_contract() -> None:
+    endpoint = ProgressEndpoint("https://lorikeet-progress.lorikeet-system.svc", "PEM")
+    pod = pod_of(training_job(job(), resolve(job(), profile(), "trainer:test"), endpoint))
+    (file,) = [each["value"] for each in pod["spec"]["containers"][0]["env"] if each["name"] == CA_VARIABLE]
+    assert files_of(pod)[file] == "PEM"
+
+
+def test_users_cannot_take_over_our_annotations() -> None:
+    request = job(compute={"podAnnotations": {"lorikeet.dev/contract": "{}", "mine": "stays"}})
+    resolved = resolve(request, profile(), "trainer:test")
+    pod = pod_of(training_job(request, resolved))
+    assert RunContract.model_validate_json(files_of(pod)[CONTRACT_PATH]) == resolved.contract
+    assert pod["metadata"]["annotations"]["mine"] == "stays"
 
 
 @pytest.mark.parametrize("task", ["preflight", "recover", "cleanup"])
@@ -87,15 +123,6 @@ def test_the_names_of_the_longest_job_fit(task: Task) -> None:
     resolved = resolve(request, profile(), "trainer:test")
     for made in (agent_job(request, resolved, task, "agent:test"), training_job(request, resolved)):
         assert len(made["metadata"]["name"]) <= 63, "it is a label of its pods"
-
-
-def test_the_agent_reads_the_same_contract_and_no_secret_gets_into_it() -> None:
-    request = job(dataset={"train": [{"uri": "s3://datasets/$(AWS_SECRET_ACCESS_KEY).jsonl"}]})
-    resolved = resolve(request, profile(), "trainer:test")
-    (container,) = agent_job(request, resolved, "preflight", "agent:test")["spec"]["template"]["spec"]["containers"]
-    (text,) = [variable["value"] for variable in container["env"] if variable["name"] == "LORIKEET_CONTRACT"]
-    assert "$$(AWS_SECRET_ACCESS_KEY)" in text, "what Kubernetes leaves alone"
-    assert RunContract.model_validate_json(text.replace("$$", "$")) == resolved.contract
 
 
 def test_users_cannot_take_over_our_labels() -> None:
@@ -111,7 +138,7 @@ def test_no_credential_value_is_ever_in_an_object() -> None:
     resolved = resolve(job(), profile(), "trainer:test")
     env = training_job(job(), resolved)["spec"]["template"]["spec"]["containers"][0]["env"]
     assert all("value" not in variable for variable in env if "KEY" in variable["name"] or "TOKEN" in variable["name"])
-    assert "secretKeyRef" not in json.dumps(config_map(job(), resolved))
+    assert "secretKeyRef" not in resolved.contract.model_dump_json()
 
 
 def test_a_run_without_gpus_asks_for_none() -> None:

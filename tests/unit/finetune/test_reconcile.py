@@ -15,13 +15,13 @@ from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import Conflict
 from lorikeet_operator.kube.events import Recorder
-from lorikeet_operator.kube.kinds import CONFIG_MAP, EVENT, JOB, POD, Key, Kind, Object
+from lorikeet_operator.kube.kinds import EVENT, JOB, POD, Key, Kind, Object
 from lorikeet_operator.kube.queue import Requeue
 from lorikeet_operator.kube.writer import Writer
 from tests.resources import UID, job_body, profile_body
 from tests.unit.kube.api import Api, client_for, serve
 
-KINDS = (CONFIG_MAP, EVENT, POD, JOB, FINETUNEJOB, TUNINGPROFILE)
+KINDS = (EVENT, POD, JOB, FINETUNEJOB, TUNINGPROFILE)
 NAME = Key("team-a", "sql-v1")
 TRAIN = Key("team-a", "sql-v1-train")
 PREFLIGHT = Key("team-a", "sql-v1-preflight")
@@ -187,7 +187,6 @@ async def running(world: World) -> World:
 
 async def test_a_request_becomes_a_contract_and_one_batch_job(world: World) -> None:
     assert await world.reconcile() == Requeue(NOT_STARTED)
-    assert world.get(CONFIG_MAP, Key("team-a", "sql-v1-run"))["immutable"] is True
     assert world.status["jobUid"] == world.get(JOB, TRAIN)["metadata"]["uid"]
     assert (world.condition("Validated")["status"], world.condition("Validated")["reason"]) == ("True", "Resolved")
 
@@ -417,8 +416,8 @@ async def test_a_name_that_somebody_else_holds_is_left_alone(world: World) -> No
 
 async def test_what_a_deleted_job_of_the_same_name_left_is_waited_for(world: World) -> None:
     owner = {"controller": True, "uid": "the one before", "kind": "FineTuneJob", "name": "sql-v1"}
-    left = {"metadata": {"name": "sql-v1-run", "namespace": "team-a", "ownerReferences": [owner]}}
-    world.put(CONFIG_MAP, left)
+    left = {"metadata": {"name": TRAIN.name, "namespace": "team-a", "ownerReferences": [owner]}}
+    world.put(JOB, left)
     with pytest.raises(Conflict, match="of an earlier owner is being removed"):
         await world.reconcile()
     assert world.told() == ["Resolved"]

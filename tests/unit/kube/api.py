@@ -11,8 +11,9 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client.configuration import Configuration
 
 from lorikeet_operator.kube.client import Client
-from lorikeet_operator.kube.kinds import CONFIG_MAP, EVENT, Kind, Object, key_of
+from lorikeet_operator.kube.kinds import EVENT, Kind, Object, key_of
 from lorikeet_operator.kube.throttle import TokenBucket
+from tests.unit.kube.objects import CONFIG_MAP
 
 THING = Kind("x.dev", "v1", "things", "Thing")
 KINDS = (CONFIG_MAP, EVENT, THING)

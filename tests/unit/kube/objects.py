@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from lorikeet_operator.kube.kinds import CONFIG_MAP, Object
+from lorikeet_operator.kube.kinds import Kind, Object
+
+CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
+"""A kind without a status, for example."""
 
 
 def config_map(

@@ -18,13 +18,13 @@ from lorikeet_operator import app
 from lorikeet_operator.kube import relist, watches
 from lorikeet_operator.kube.controller import Controller, Kube, Watch
 from lorikeet_operator.kube.errors import NotFound
-from lorikeet_operator.kube.kinds import CONFIG_MAP, LEASE, Key, Kind, Object, key_of
+from lorikeet_operator.kube.kinds import LEASE, Key, Kind, Object, key_of
 from lorikeet_operator.kube.lease import LeaseLost
 from lorikeet_operator.kube.queue import Requeue
 from lorikeet_operator.kube.serve import Certificate
 from lorikeet_operator.settings import Settings
 from tests.unit.kube.api import THING, Api
-from tests.unit.kube.objects import config_map
+from tests.unit.kube.objects import CONFIG_MAP, config_map
 from tests.unit.kube.waiting import until
 
 A = Key("ns", "a")

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorikeet_operator.kube.cache import Cache, by_label
-from lorikeet_operator.kube.kinds import CONFIG_MAP, POD, Key, Kind, Object, uid_of, version_of
+from lorikeet_operator.kube.kinds import POD, Key, Kind, Object, uid_of, version_of
 from tests.unit.kube.clock import FakeClock
-from tests.unit.kube.objects import config_map
+from tests.unit.kube.objects import CONFIG_MAP, config_map
 
 A = Key("ns", "a")
 

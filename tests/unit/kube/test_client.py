@@ -20,11 +20,11 @@ from lorikeet_operator.kube.errors import (
     TooManyRequests,
     Unavailable,
 )
-from lorikeet_operator.kube.kinds import CONFIG_MAP, Key
+from lorikeet_operator.kube.kinds import Key
 from lorikeet_operator.kube.throttle import TokenBucket
 from lorikeet_operator.metrics import API_REQUESTS
 from tests.unit.kube.api import THING, Api, client_for, configuration_for
-from tests.unit.kube.objects import config_map
+from tests.unit.kube.objects import CONFIG_MAP, config_map
 
 A = Key("ns", "a")
 

@@ -11,11 +11,11 @@ from aiohttp.test_utils import TestServer
 
 from lorikeet_operator.kube.client import Client
 from lorikeet_operator.kube.errors import NotLeading
-from lorikeet_operator.kube.kinds import CONFIG_MAP, LEASE, Key
+from lorikeet_operator.kube.kinds import LEASE, Key
 from lorikeet_operator.kube.lease import Lease, LeaseLost, Timing
 from lorikeet_operator.kube.throttle import TokenBucket
 from tests.unit.kube.api import KINDS, Api, configuration_for
-from tests.unit.kube.objects import config_map
+from tests.unit.kube.objects import CONFIG_MAP, config_map
 from tests.unit.kube.waiting import until
 
 KEY = Key("ns", "lorikeet")

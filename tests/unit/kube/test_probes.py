@@ -5,9 +5,10 @@ import pytest
 
 from lorikeet_operator.kube import probes
 from lorikeet_operator.kube.cache import Cache
-from lorikeet_operator.kube.kinds import CONFIG_MAP, Key
+from lorikeet_operator.kube.kinds import Key
 from lorikeet_operator.kube.queue import KeyedQueue
 from tests.unit.kube.clock import FakeClock
+from tests.unit.kube.objects import CONFIG_MAP
 from tests.unit.kube.stubborn import stubborn
 
 

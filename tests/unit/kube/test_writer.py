@@ -5,10 +5,10 @@ import pytest
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.client import Client
 from lorikeet_operator.kube.errors import Conflict, HeldByOther, NotFound
-from lorikeet_operator.kube.kinds import CONFIG_MAP, Key, uid_of
+from lorikeet_operator.kube.kinds import Key, uid_of
 from lorikeet_operator.kube.writer import Writer, contains
 from tests.unit.kube.api import THING, Api
-from tests.unit.kube.objects import config_map
+from tests.unit.kube.objects import CONFIG_MAP, config_map
 
 A = Key("ns", "a")
 
