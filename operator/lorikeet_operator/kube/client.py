@@ -67,7 +67,7 @@ class Client:
         namespace: str = "",
         label_selector: str = "",
         field_selector: str = "",
-        page: int = 500,
+        page: int = 100,
         kept: Callable[[Object], Object] = lambda obj: obj,
     ) -> Listing:
         """Return all objects of a kind, read page by page; without a namespace, of the whole cluster.

@@ -55,7 +55,7 @@ def _settings(watches: Sequence[Watch]) -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     settings.networking.error_backoffs = _BACKOFFS
     settings.networking.connect_timeout = 10.0
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = 100
     # kopf keeps a task for each object that it has just seen: at the first listing, one for every object there is.
     settings.queueing.idle_timeout = 0.5
     for watch in watches:

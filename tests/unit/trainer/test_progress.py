@@ -186,7 +186,8 @@ def test_a_lone_post_that_failed_is_made_again(server: Server) -> None:
     ],
     ids=["no HTTP", "nothing", "half of an answer", "half of a refusal"],
 )
-def test_a_broken_endpoint_ends_no_run(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_broken_endpoint_ends_neither_run_nor_thread(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_PAUSE", 0.01)
     with answering(answer) as url:
         Reporter(Endpoint.of({URL_VARIABLE: url})).end(PUBLISHED, 0.2)
