@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -80,6 +80,10 @@ def _run_stages(options: Options, children: Children, reporter: Reporter) -> Sta
     contract = read_contract(options.contract)
     children.grace_seconds = max(1.0, contract.grace_period_seconds - _RECORD_SECONDS)
     layout = Layout(options.work)
+    # The pod's annotation, from which the file comes, may be changed while it runs.
+    options.work.mkdir(parents=True, exist_ok=True)
+    layout.contract.write_text(contract.model_dump_json(by_alias=True, exclude_none=True), encoding="utf-8")
+    options = replace(options, contract=layout.contract)
     result = StageResult(exit_code=EXIT_DONE)
     for stage in STAGES:
         # What is trained to its end is published in what is left of the grace: that is less than to train again.

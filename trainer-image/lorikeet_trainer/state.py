@@ -112,6 +112,8 @@ class Layout:
     """Where everything lies in the work folder."""
 
     def __init__(self, work: Path) -> None:
+        self.contract = work / "run.json"
+        """The contract as it was when the run began."""
         self.model = work / "model"
         self.data = work / "data"
         self.output = work / "output"

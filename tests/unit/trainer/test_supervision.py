@@ -379,3 +379,20 @@ def test_preparing_needs_no_torch() -> None:
     code = "import sys; import lorikeet_trainer.prepare, lorikeet_trainer.publish; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "pyarrow"} & set(loaded)
+
+
+def test_the_contract_is_the_one_that_the_run_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file comes from the pod's annotation, which may be changed at any time."""
+    began = runs.contract("s3://out/a", StorageAccess())
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(began.to_wire()))
+    seen: list[object] = []
+
+    def stage(_: str, contract: object, options: lifecycle.Options, __: object) -> StageResult:
+        seen.append(read_contract(options.contract))
+        file.write_text(json.dumps(runs.contract("s3://elsewhere/b", StorageAccess()).to_wire()))
+        return StageResult(exit_code=0)
+
+    monkeypatch.setattr(lifecycle, "_run_stage", stage)
+    lifecycle.run(lifecycle.Options(file, tmp_path / "work", tmp_path / "termination"), processes.Children())
+    assert seen == [began] * 3
