@@ -29,7 +29,7 @@ async def load() -> Configuration:
 def _proxy(url: str) -> str | None:
     """Return the proxy that the environment names for a URL (HTTPS_PROXY, NO_PROXY and so on)."""
     parts = urlsplit(url)
-    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 async def connection_info(configuration: Configuration) -> kopf.ConnectionInfo:
