@@ -227,6 +227,7 @@ class Operator:
         command += ["--lease-namespace", NAMESPACE]
         self.began = time.monotonic()
         with process("operator", self.folder, command, KUBECONFIG=str(self.folder / "kubeconfig")) as running:
+            self._process = running
             yield running
 
     async def metrics(self, session: aiohttp.ClientSession) -> dict[str, float]:
@@ -255,7 +256,7 @@ class Operator:
 
     async def _poll(self, holds: Callable[[aiohttp.ClientSession], Awaitable[bool]]) -> float:
         async with aiohttp.ClientSession() as session:
-            while time.monotonic() - self.began < PATIENCE:
+            while time.monotonic() - self.began < PATIENCE and self._process.poll() is None:
                 try:
                     if await holds(session):
                         return time.monotonic() - self.began

@@ -157,7 +157,7 @@ class Lives:
 
 def ending(workspace: Workspace, status: dict[str, Any]) -> dict[str, Any]:
     """Return what should be equal for all lives: no name of a pod, no time."""
-    listed = json.loads(workspace.kubectl("get", "jobs,configmaps,pods", "-o", "json"))["items"]
+    listed = json.loads(workspace.kubectl("get", "jobs,pods", "-o", "json"))["items"]
     ours = [each for each in listed if each["metadata"].get("labels", {}).get("lorikeet.dev/finetunejob") == JOB]
     made = sorted(f"{each['kind']}/{each['metadata']['name']}" for each in ours if each["kind"] != "Pod")
     pods = sorted(each["metadata"]["labels"]["app.kubernetes.io/component"] for each in ours if each["kind"] == "Pod")

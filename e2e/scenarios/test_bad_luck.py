@@ -109,7 +109,7 @@ def test_fifty_jobs_that_come_and_go_leave_nothing(workspace: Workspace, small: 
     workspace.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": bodies}))
     workspace.kubectl("delete", "finetunejobs", "--all", "--timeout=120s")
     until(
-        lambda: not workspace.kubectl("get", "jobs,pods,configmaps", "-l", "lorikeet.dev/finetunejob", "-o", "name"),
+        lambda: not workspace.kubectl("get", "jobs,pods", "-l", "lorikeet.dev/finetunejob", "-o", "name"),
         "end of all that was made",
         240,
     )

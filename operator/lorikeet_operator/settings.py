@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -52,6 +53,9 @@ class Settings:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        memory = re.fullmatch(r"(\d+)(Mi|Gi)", self.agent_memory)
+        if memory is None or int(memory[1]) * (1024 if memory[2] == "Gi" else 1) < 256:
+            raise ValueError(f"agent_memory must be 256Mi or more, in Mi or Gi, not {self.agent_memory}")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ValueError(f"log_level must be DEBUG, INFO, WARNING or ERROR, not {self.log_level}")
 

@@ -15,6 +15,8 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 30.0
 _IDLE_SECONDS: Final = 15.0
 """How long a connection stays open that nothing is asked on."""
+_AUTHORITIES_BYTES: Final = 32 * 1024
+"""An annotation holds them, and all annotations of a pod together have 256 KiB."""
 _ENDING_SECONDS: Final = 3.0
 """How long requests may take to end at a shutdown."""
 
@@ -46,6 +48,11 @@ class Certificate:
         found = [(self._folder / name).read_bytes() for name in ("tls.crt", "tls.key", "ca.crt")]
         if found == self._loaded:
             return False
+        if len(found[2]) > _AUTHORITIES_BYTES:
+            raise ValueError(
+                f"{self._folder / 'ca.crt'} has {len(found[2])} bytes, and each job gets a copy: have no more than the"
+                f" authority of tls.crt in it, {_AUTHORITIES_BYTES} bytes at most"
+            )
         expires = x509.load_pem_x509_certificate(found[0]).not_valid_after_utc
         # A pair that does not match would spoil the context it is loaded into.
         for context in (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), self.context):

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from lorikeet_api.progress import Progress
 from lorikeet_operator.finetune.reconcile import FINAL, FINETUNEJOB
 from lorikeet_operator.kube.cache import Cache
-from lorikeet_operator.kube.errors import ApiError, Conflict, NotFound
+from lorikeet_operator.kube.errors import ApiError, Conflict, NotFound, Unavailable
 from lorikeet_operator.kube.kinds import Key, Object, uid_of
 from lorikeet_operator.kube.writer import Writer
 from lorikeet_operator.progress.report import after, merged
@@ -38,15 +38,22 @@ class Board:
         self._now = now
         self._waiting: dict[Job, Progress] = {}
         self._written: dict[Job, float] = {}
+        self._ending: set[Job] = set()
 
     def put(self, job: Job, news: Progress) -> None:
         """Take in news of a job: they are written by `run`."""
         self._waiting[job] = after(self._waiting.get(job), news)
 
     async def write(self, job: Job, news: Progress) -> None:
-        """Write at once. Raises ApiError; NotFound also if the job has ended."""
+        """Write at once. Raises ApiError; NotFound also if the job has ended, Unavailable if that is under way."""
+        if job in self._ending:
+            raise Unavailable(0, "Busy", f"the end of {job.key} is being written already")
         self.put(job, news)
-        await self._write(job)
+        self._ending.add(job)
+        try:
+            await self._write(job)
+        finally:
+            self._ending.discard(job)
 
     async def turn(self) -> None:
         """Write what is due."""
@@ -67,6 +74,9 @@ class Board:
             except ApiError as error:
                 _log.warning("the progress of %s could not be written, it is tried again: %s", job.key, error)
                 self._written[job] = self._now()
+            except Exception:  # noqa: BLE001  one odd job must not hold up all the others
+                _log.exception("the progress of %s cannot be written", job.key)
+                self._waiting.pop(job, None)
 
     async def _write(self, job: Job) -> None:
         """Write what waits of a job; it waits on if that fails, unless the job is gone or has ended."""
@@ -102,10 +112,7 @@ class Board:
     async def run(self) -> None:
         """Write what comes, for ever."""
         while True:
-            try:
-                await self.turn()
-            except Exception:  # noqa: BLE001  nobody else would notice that all progress stands still
-                _log.exception("a turn of the progress of all jobs failed")
+            await self.turn()
             await asyncio.sleep(_TURN)
 
 

@@ -52,7 +52,7 @@ def merged(held: Progress | None, news: Progress) -> Progress | None:
     if held is None or held.pod != news.pod:
         ends = news.record is not None and (held is None or held.record is None)
         return None if late and not ends else news
-    if news.record is None and held.record is not None:
+    if held.record is not None:
         return None  # its end is told
     return after(news, held) if late and news.record is None else after(held, news)
 

@@ -344,6 +344,7 @@ def test_the_schema_knows_each_value_and_no_other() -> None:
         ({"logLevel": "TRACE"}, "logLevel"),
         ({"watchNamespaces": ["a,b"]}, "watchNamespaces"),
         ({"podAnnotations": {"a": 1}}, "podAnnotations"),
+        ({"agent": {"memory": "255Mi"}}, "memory"),
         ({"serviceMonitor": {"interval": "often"}}, "interval"),
     ],
 )

@@ -21,6 +21,8 @@ def test_flags_win_over_the_environment_and_that_over_defaults() -> None:
     [
         (["--workers", "0"], "workers must be above 0, not 0"),
         (["--qps", "many"], "invalid float value: 'many'"),
+        (["--agent-memory", "128Mi"], "agent_memory must be 256Mi or more, in Mi or Gi, not 128Mi"),
+        (["--agent-memory", "1e9"], "agent_memory must be 256Mi or more, in Mi or Gi, not 1e9"),
         (["--log-level", "LOUD"], "log_level must be DEBUG, INFO, WARNING or ERROR, not LOUD"),
         (["--wrokers", "1"], "unrecognized arguments: --wrokers 1"),
     ],

@@ -132,6 +132,12 @@ async def test_a_key_of_another_certificate_leaves_the_last_pair_at_work(tmp_pat
         await runner.cleanup()
 
 
+def test_a_bundle_of_all_the_worlds_authorities_is_refused(tmp_path: Path) -> None:
+    write({**made(), "ca.crt": b"#" * 200_000}, tmp_path)
+    with pytest.raises(ValueError, match=r"has 200000 bytes, and each job gets a copy"):
+        Certificate(tmp_path)
+
+
 async def test_one_that_cannot_be_loaded_leaves_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -73,6 +73,7 @@ def test_another_replicas_older_news_fill_gaps_and_replace_nothing() -> None:
 def test_after_the_end_of_a_pod_nothing_of_it_is_news() -> None:
     held = at(5, percent=100, record={"reason": "Published", "message": "m"})
     assert merged(held, at(9, percent=99, stage="publish")) is None
+    assert merged(held, at(9, record={"reason": "InternalError", "message": "again"})) is None
     assert merged(held, at(9, pod="p1", percent=1)) == at(9, pod="p1", percent=1)
 
 
