@@ -1,8 +1,8 @@
 """The stages of a run, one after the other, and what their ends mean.
 
 `prepare` (fetch and check; no torch, so a typo costs seconds), `train` (one process a rank) and `publish` are
-processes of their own: a stopped run cannot publish, because that stage is never started, and the ranks are not
-handed the storage's credentials.
+processes of their own: a run that is stopped before its training is complete cannot publish, because that stage is
+never started, and the ranks are not handed the storage's credentials.
 """
 
 import os
