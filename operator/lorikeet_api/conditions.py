@@ -7,6 +7,8 @@ from pydantic import Field
 from lorikeet_api.base import Model
 
 Phase = Literal["Pending", "Validating", "Starting", "Running", "Suspended", "Succeeded", "Failed"]
+FINAL: Final[frozenset[Phase]] = frozenset({"Succeeded", "Failed"})
+"""The phases of a run that has ended."""
 ConditionType = Literal["Validated", "Suspended", "Scheduled", "Started", "Complete", "Failed"]
 ConditionStatus = Literal["True", "False", "Unknown"]
 
@@ -19,6 +21,7 @@ OperatorReason = Literal[
     "OutputUnknown",
     "InvalidSpec",
     "NameTaken",
+    "SameRunUnderway",
     "Forbidden",
     # Suspended
     "SuspendedByUser",

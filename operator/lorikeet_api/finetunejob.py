@@ -152,6 +152,8 @@ class Counted(Model):
 
     started_until: Text = ""
     """The newest one that has run."""
+    began: Text = ""
+    """When its trainer began."""
     ended_until: Text = ""
     """The newest one that has ended."""
 

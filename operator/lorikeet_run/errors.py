@@ -102,6 +102,9 @@ def internal(error: BaseException) -> RunError:
     return RunError("InternalError", f"{type(error).__name__}: {error}{where}; the pod's log has the whole trace")
 
 
+_GPU_IS_FULL: Final = ("CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def explain(error: Exception) -> RunError:
     """Return any failure as the one that the record is made of."""
     if isinstance(error, RunError):
@@ -110,8 +113,8 @@ def explain(error: Exception) -> RunError:
         return RunError(error.reason, str(error), EXIT_INTERNAL if error.retryable else EXIT_CODES[error.reason])
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return out_of_memory("the process")
-    # torch's own class, which is not to be imported for this, and what CUDA says past torch's allocator.
-    if type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error):
+    # torch's own class, which is not to be imported for this, and what is said past torch's allocator.
+    if type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _GPU_IS_FULL):
         return out_of_memory("the GPU")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(error)

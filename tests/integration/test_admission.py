@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from e2e.target import Target
+from lorikeet_api.finetunejob import STEERED
 from tests.resources import job_body, profile_body
 
 pytestmark = pytest.mark.integration
@@ -109,20 +110,20 @@ def test_an_optional_field_cannot_vanish_either(server: Target, namespace: str) 
     assert "output cannot change" in answer(server, job_body(namespace=namespace))
 
 
-@pytest.mark.parametrize(
-    "steered",
-    [
-        {"maxRetries": 7},
-        {"maxPreemptions": 0},
-        {"suspend": True},
-        {"activeDeadlineSeconds": 60},
-        {"ttlSecondsAfterFinished": 0},
-    ],
-    ids=str,
-)
-def test_how_the_run_is_kept_may_change(server: Target, namespace: str, steered: dict[str, Any]) -> None:
+OTHERWISE: dict[str, Any] = {
+    "maxRetries": 7,
+    "maxPreemptions": 0,
+    "suspend": True,
+    "activeDeadlineSeconds": 60,
+    "ttlSecondsAfterFinished": 0,
+    "deletionPolicy": "Delete",
+}
+
+
+@pytest.mark.parametrize("field", STEERED)
+def test_how_the_run_is_kept_may_change(server: Target, namespace: str, field: str) -> None:
     assert "created" in answer(server, job_body(namespace=namespace))
-    assert "configured" in answer(server, job_body(namespace=namespace, **steered))
+    assert "configured" in answer(server, job_body(namespace=namespace, **{field: OTHERWISE[field]}))
     assert "configured" in answer(server, job_body(namespace=namespace))
 
 

@@ -1,9 +1,10 @@
 """What happens when a FineTuneJob goes whose deletionPolicy is Delete: the run ends, then its files are deleted.
 
 A finalizer holds the FineTuneJob until then, but not for ever: after CLEANUP_SECONDS, where the cleaning fails, and in
-a namespace that goes itself and takes no new pods, it lets go and says so.
+a namespace that goes itself and takes no new pods, it lets go and says so: in its log, and by an Event.
 """
 
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final
@@ -12,11 +13,14 @@ from lorikeet_api import names
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_operator.finetune.agent import CLEANUP_SECONDS
 from lorikeet_operator.finetune.evidence import Asked
+from lorikeet_operator.finetune.kinds import FINETUNEJOB
 from lorikeet_operator.finetune.observe import final_condition, live
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid
-from lorikeet_operator.kube.kinds import JOB, POD, Kind, Object, label_of
+from lorikeet_operator.kube.kinds import JOB, POD, Object, key_of, label_of
 from lorikeet_operator.kube.queue import Requeue
+
+_log = logging.getLogger(__name__)
 
 LOOK_AGAIN: Final = 5.0
 FORBIDDEN_AGAIN: Final = 30.0
@@ -28,12 +32,10 @@ class Deletion:
     def __init__(
         self,
         kube: Kube,
-        kind: Kind,
         cleanup: Callable[[FineTuneJob], Awaitable[Asked]],
         now: Callable[[], datetime],
     ) -> None:
         self._kube = kube
-        self._kind = kind
         self._cleanup = cleanup
         self._now = now
 
@@ -78,9 +80,10 @@ class Deletion:
         try:
             task = await self._cleanup(job)
         except (Forbidden, Invalid, HeldByOther) as error:
-            if isinstance(error, Forbidden) and "being terminated" not in error.message:
+            ends = isinstance(error, Forbidden) and "being terminated" in error.message
+            if isinstance(error, Forbidden) and not ends:
                 return Requeue(min(left, FORBIDDEN_AGAIN))  # a quota, say, which may be free in time
-            await self._give_up(body, job, str(error))
+            await self._give_up(body, job, str(error), namespace_ends=ends)
             return None
         if not task.ended:
             return Requeue(min(left, LOOK_AGAIN))
@@ -93,14 +96,21 @@ class Deletion:
         await self.let_go(body)
         return None
 
-    async def _give_up(self, body: Object, job: FineTuneJob, why: str) -> None:
+    async def _give_up(self, body: Object, job: FineTuneJob, why: str, *, namespace_ends: bool = False) -> None:
         for child in self._kube.cache.indexed(JOB, job.metadata.namespace or "", job.metadata.name):
             if _is_cleanup(child) and final_condition(child) is None:
                 # It must not come upon what a next job of this name writes.
                 await self._kube.writer.patch(JOB, child, {"spec": {"activeDeadlineSeconds": 1}})
         where = job.status.resolved.contract.output_uri if job.status.resolved is not None else "the output"
         message = f"what the run has written stays below {where}: {why}; delete it there if it is not wanted"
-        await self._kube.recorder.event(body, "Warning", "CleanupFailed", message)
+        _log.warning("%s: %s", key_of(body), message)
+        if namespace_ends:
+            # It takes no new Events either: this one lies in `default`, as all about a Namespace do.
+            namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": job.metadata.namespace}}
+            about = f"FineTuneJob {job.metadata.name}: {message}"
+            await self._kube.recorder.event(namespace, "Warning", "CleanupFailed", about)
+        else:
+            await self._kube.recorder.event(body, "Warning", "CleanupFailed", message)
         await self.let_go(body)
 
     async def _hold(self, body: Object) -> Object:
@@ -109,7 +119,7 @@ class Deletion:
     async def _finalizers(self, body: Object, wanted: list[str]) -> Object:
         # With the version: a merge patch replaces the whole list, and others may have theirs in it.
         metadata = {"finalizers": wanted, "resourceVersion": body["metadata"]["resourceVersion"]}
-        return await self._kube.writer.patch(self._kind, body, {"metadata": metadata})
+        return await self._kube.writer.patch(FINETUNEJOB, body, {"metadata": metadata})
 
 
 def is_held(body: Object) -> bool:

@@ -1,8 +1,9 @@
 """What the cluster says about a run's batch Job: from the cache, and past it where the cache cannot know."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from lorikeet_api import names
@@ -14,6 +15,7 @@ from lorikeet_operator.finetune.observe import (
     live,
     newest,
 )
+from lorikeet_operator.finetune.patience import NOT_STARTED, age
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import NotFound
 from lorikeet_operator.kube.kinds import EVENT, JOB, POD, Key, Object, controller_uid, key_of, label_of, uid_of
@@ -70,8 +72,9 @@ class Asked:
 class Evidence:
     """Reads; writes nothing."""
 
-    def __init__(self, kube: Kube) -> None:
+    def __init__(self, kube: Kube, now: Callable[[], datetime]) -> None:
         self._kube = kube
+        self._now = now
 
     async def job(self, key: Key, uid: str | None) -> Object | None:
         """Return the batch Job that has this uid; the API server is asked where the cache does not have it."""
@@ -94,8 +97,19 @@ class Evidence:
             pods = _of(child, (await self._kube.client.list(POD, namespace, selector)).items)
         return pods
 
-    async def told(self, ask: Ask) -> str | None:
-        """Return the newest Event that answers `ask`."""
+    def left_over(self, job: Key, uid: str | None) -> list[Object]:
+        """Return the pods of a run whose batch Job is gone: they go after it, or not, where it left them as orphans."""
+        pods = self._kube.cache.indexed(POD, job.namespace, job.name)
+        trainers = [pod for pod in pods if label_of(pod, names.LABEL_COMPONENT) == names.TRAINER]
+        return [pod for pod in trainers if controller_uid(pod) in (uid, None)]
+
+    async def told(self, ask: Ask | None, child: Object) -> str | None:
+        """Return the newest Event that answers `ask` about a batch Job; nothing in the Job's first seconds.
+
+        Each job is without a pod for a moment, and a thousand at once would ask a thousand times.
+        """
+        if ask is None or age(child["metadata"]["creationTimestamp"], self._now()) < NOT_STARTED:
+            return None
         selector = f"involvedObject.uid={uid_of(ask.about)},type=Warning"
         events = (await self._kube.client.list(EVENT, key_of(ask.about).namespace, field_selector=selector)).items
         found = [each for each in events if each.get("reason") in ask.reasons and _event_time(each) >= ask.since]

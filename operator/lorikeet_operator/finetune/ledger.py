@@ -1,29 +1,39 @@
 """Counts a run's attempts: how many there were, how long they ran, which were interrupted (pure).
 
 Pods come and go, so what has been counted is kept in status, with the time of the newest pod that it holds: a Job has
-one pod at a time (`podReplacementPolicy: Failed`), so those that are older are in it.
+one pod at a time (`podReplacementPolicy: Failed`), so those that are older are in it. What began and ended while no
+operator was there is not counted.
 """
 
 from datetime import datetime
 from typing import Any
 
-from lorikeet_api.finetunejob import FineTuneJobStatus
+from lorikeet_api.finetunejob import Counted, FineTuneJobStatus
 from lorikeet_operator.finetune.observe import has_ended, is_preempted, trainer_state
 
 
-def count(status: FineTuneJobStatus, pods: list[dict[str, Any]], *, stopped: bool) -> FineTuneJobStatus:
+def count(
+    status: FineTuneJobStatus, pods: list[dict[str, Any]], now: datetime, *, stopped: bool, end: str | None = None
+) -> FineTuneJobStatus:
     """Return `status` with what `pods` add to its attempts, preemptions and active seconds.
 
     `stopped`: we have suspended the batch Job ourselves, so a pod that was told to stop was not preempted.
+    `end`: when the batch Job ended, if it has.
     """
     attempts, preemptions, seconds, counted = status.attempts, status.preemptions, status.active_seconds, status.counted
-    for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"])):
-        made = str(pod["metadata"]["creationTimestamp"])
-        if _has_run(pod) and made > counted.started_until:
+    if (gone := _ended_unseen(counted, pods, end or now.isoformat())) is not None:
+        # A failed pod stays with its Job: one that is gone was removed, as by a drain.
+        seconds += gone
+        preemptions += not stopped and end is None
+        counted = counted.model_copy(update={"ended_until": counted.started_until})
+    for pod in sorted(pods, key=_made):
+        made = _made(pod)
+        state = trainer_state(pod)
+        if (ran := state.get("running") or state.get("terminated")) and made > counted.started_until:
             attempts += 1
-            counted = counted.model_copy(update={"started_until": made})
+            counted = counted.model_copy(update={"started_until": made, "began": str(ran.get("startedAt") or made)})
         if has_ended(pod) and made > counted.ended_until:
-            seconds += _seconds(trainer_state(pod).get("terminated") or {})
+            seconds += _seconds(state.get("terminated") or {})
             preemptions += is_preempted(pod) and not stopped
             counted = counted.model_copy(update={"ended_until": made})
     update = {"attempts": attempts, "preemptions": preemptions, "active_seconds": seconds, "counted": counted}
@@ -36,9 +46,17 @@ def active_seconds(status: FineTuneJobStatus, pods: list[dict[str, Any]], now: d
     return status.active_seconds + sum((now - _time(state["startedAt"])).total_seconds() for state in running)
 
 
-def _has_run(pod: dict[str, Any]) -> bool:
-    state = trainer_state(pod)
-    return "running" in state or "terminated" in state
+def _ended_unseen(counted: Counted, pods: list[dict[str, Any]], now: str) -> int | None:
+    """Return how long an attempt ran that ended and was removed while nobody looked; None if there is none."""
+    if counted.started_until <= counted.ended_until or any(_made(pod) == counted.started_until for pod in pods):
+        return None
+    # Its successor is made when it has ended.
+    until = min((made for pod in pods if (made := _made(pod)) > counted.started_until), default=now)
+    return max(0, round((_time(until) - _time(counted.began)).total_seconds()))
+
+
+def _made(pod: dict[str, Any]) -> str:
+    return str(pod["metadata"]["creationTimestamp"])
 
 
 def _seconds(ended: dict[str, Any]) -> int:

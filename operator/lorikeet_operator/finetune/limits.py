@@ -13,14 +13,16 @@ def exceeded(job: FineTuneJob, pods: list[dict[str, Any]], now: datetime) -> Fin
     deadline, spent = job.spec.active_deadline_seconds, active_seconds(job.status, pods, now)
     if deadline is not None and spent >= deadline:
         message = (
-            f"the trainer ran for {spent:.0f} s, activeDeadlineSeconds is {deadline}: create a new job with more, or"
-            " with fewer training.epochs or training.maxSteps"
+            f"the trainer ran for {spent:.0f} s, activeDeadlineSeconds is {deadline}: create a new job with more, which"
+            " goes on from the newest checkpoint, or with fewer training.epochs or training.maxSteps"
         )
         return Finding(True, "DeadlineExceeded", message)
     if job.status.preemptions > job.spec.max_preemptions:
+        times = f"{job.status.preemptions} time{'s' if job.status.preemptions > 1 else ''}"
         message = (
-            f"the run was interrupted {job.status.preemptions} times, maxPreemptions is {job.spec.max_preemptions}:"
-            " choose nodes that are not reclaimed so often, or a higher priorityClassName"
+            f"the run was interrupted {times}, maxPreemptions is {job.spec.max_preemptions}: create a new job with"
+            " more, which goes on from the newest checkpoint; or choose nodes that are not reclaimed so often, or a"
+            " higher priorityClassName"
         )
         return Finding(True, "PreemptedTooOften", message)
     last = newest(pods)

@@ -79,7 +79,7 @@ def observe(
             Finding(True, "TrainerRunning", "the trainer ended"),
         )
     if pod is None or has_failed(pod):
-        return _without_pod(pod, trouble)
+        return _without_pod(job, pod, trouble)
     scheduled = _scheduled(pod)
     if not scheduled.holds:
         return Observation("Pending", scheduled, Finding(False, "Waiting", "waits for a node"), at_work=True)
@@ -166,13 +166,16 @@ def _is_disrupted(pod: dict[str, Any]) -> bool:
     return any(each["type"] == "DisruptionTarget" and each["status"] == "True" for each in conditions)
 
 
-def _without_pod(last: dict[str, Any] | None, trouble: str | None) -> Observation:
+def _without_pod(job: dict[str, Any], last: dict[str, Any] | None, trouble: str | None) -> Observation:
     waiting = Finding(False, "Waiting", "waits for its pod")
+    if job.get("spec", {}).get("suspend"):
+        return Observation("Pending", waiting, waiting)  # whatever stopped its pod: we did
     if trouble is not None:
         message = f"Kubernetes refuses to make the pod: {trouble}"
         return Observation("Pending", Finding(False, "PodRefused", message), waiting)
     if last is not None and (record := record_of(last)) is not None:
-        message = f"the last attempt failed and is made again shortly: {record.message}"
+        what = "was interrupted" if is_preempted(last) else "failed"
+        message = f"the last attempt {what} and is made again shortly: {record.message}"
         return Observation("Starting", waiting, Finding(False, record.reason, message))
     return Observation("Pending", waiting, waiting)
 

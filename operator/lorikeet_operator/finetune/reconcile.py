@@ -2,24 +2,27 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final, Literal
 
 from pydantic import ValidationError
 
 from lorikeet_api import names
-from lorikeet_api.conditions import OperatorReason
+from lorikeet_api.conditions import FINAL, OperatorReason
 from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
 from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_operator.finetune import job as build
-from lorikeet_operator.finetune import ledger, limits
 from lorikeet_operator.finetune import status as story
-from lorikeet_operator.finetune.agent import MEMORY, agent_job
+from lorikeet_operator.finetune.agent import MEMORY
 from lorikeet_operator.finetune.deletion import Deletion, is_held
-from lorikeet_operator.finetune.evidence import OURS, Ask, Asked, Evidence, pod_at_work, unexplained, without_template
-from lorikeet_operator.finetune.observe import CHECKING, Finding, Observation, checking, final_condition, observe
+from lorikeet_operator.finetune.evidence import OURS, Asked, Evidence, pod_at_work, without_template
+from lorikeet_operator.finetune.follow import Follower
+from lorikeet_operator.finetune.kinds import FINETUNEJOB, TUNINGPROFILE
+from lorikeet_operator.finetune.observe import CHECKING, Finding, checking, final_condition, observe
+from lorikeet_operator.finetune.patience import NOT_STARTED, REFUSED_AGAIN
 from lorikeet_operator.finetune.resolve import Refused, resolve
+from lorikeet_operator.finetune.tasks import UNMADE, Tasks
+from lorikeet_operator.finetune.tell import Teller
+from lorikeet_operator.finetune.turns import Turns, by_run
 from lorikeet_operator.kube.cache import by_label
 from lorikeet_operator.kube.controller import Kube, Watch
 from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid
@@ -35,21 +38,6 @@ from lorikeet_operator.kube.kinds import (
     uid_of,
 )
 from lorikeet_operator.kube.queue import Requeue
-from lorikeet_operator.kube.times import timestamp
-
-FINETUNEJOB: Final = Kind(names.GROUP, names.VERSION, "finetunejobs", "FineTuneJob")
-TUNINGPROFILE: Final = Kind(names.GROUP, names.VERSION, "tuningprofiles", "TuningProfile", namespaced=False)
-
-UNMADE: Final = (HeldByOther, Invalid, Forbidden)
-"""What keeps an object from being made until somebody changes something."""
-
-FINAL: Final = ("Succeeded", "Failed")
-REFUSED_AGAIN: Final = 30.0
-"""Seconds until a refusal that no watch would see the end of (a taken name, a quota) is tried again."""
-NOT_STARTED: Final = 5.0
-"""Seconds until a Job without a pod, or a pod that a node prepares, is looked at again: an Event may tell why."""
-PATIENCE: Final = 120.0
-"""What those seconds grow to: a thousand jobs that wait for a quota must not ask all the time."""
 
 
 class FineTuneController:
@@ -57,7 +45,7 @@ class FineTuneController:
 
     name = "finetunejob"
     watches = (
-        Watch(FINETUNEJOB),
+        Watch(FINETUNEJOB, index=by_run),
         Watch(TUNINGPROFILE),
         Watch(JOB, label_selector=OURS, index=by_label(names.LABEL_FINETUNEJOB), slim=without_template),
         Watch(POD, label_selector=OURS, index=by_label(names.LABEL_FINETUNEJOB), slim=pod_at_work),
@@ -78,18 +66,20 @@ class FineTuneController:
         `endpoint` returns where the trainers of runs that begin now tell how far they are.
         """
         self._kube = kube
-        self._evidence = Evidence(kube)
         self._trainer_image = trainer_image
-        self._agent_image = agent_image
-        self._agent_memory = agent_memory
         self._endpoint = endpoint
-        self._now = now
-        self._deletion = Deletion(kube, FINETUNEJOB, self._clean_up, now)
+        evidence = Evidence(kube, now)
+        self._tasks = Tasks(kube, evidence, agent_image, agent_memory, now)
+        teller = Teller(kube, now)
+        self._write, self._write_raw, self._time = teller.write, teller.write_raw, teller.time
+        self._follower = Follower(kube, evidence, self._tasks, teller, now)
+        self._deletion = Deletion(kube, self._clean_up, now)
+        self._turns = Turns(kube.cache)
 
     def keys_for(self, kind: Kind, obj: Object) -> Iterable[Key]:
-        """Return the FineTuneJobs that a change concerns: itself, its owner, or those that wait for a profile."""
+        """Return the FineTuneJobs that a change concerns: itself, its owner, or those that wait for it."""
         if kind == FINETUNEJOB:
-            return [key_of(obj)]
+            return [key_of(obj), *self._turns.changed(obj)]
         if kind == TUNINGPROFILE:
             name = obj["metadata"]["name"]
             return [
@@ -121,7 +111,7 @@ class FineTuneController:
             return None
         if going:
             return await self._deletion.finish(body, job)
-        if self._agent_image:
+        if self._tasks.enabled:
             body = await self._deletion.prepare(body, job)
         if job.status.phase in FINAL:
             await self._keep(body, job)
@@ -136,14 +126,17 @@ class FineTuneController:
                 return None
             status = (
                 story.checking(job, resolved, CHECKING, self._time())
-                if self._agent_image
+                if self._tasks.enabled
                 else story.accepted(job, resolved, self._time())
             )
             body = await self._write(body, status)
             job = FineTuneJob.parse(body)
         if job.status.job_uid is not None:
-            return await self._follow(body, job)
-        if self._agent_image and job.status.resolved is not None and job.status.resolved.checked is None:
+            return await self._follower.follow(body, job)
+        if (other := self._turns.take(body)) is not None:
+            await self._write(body, story.refused(job, _underway(job, other), self._time()))
+            return None
+        if self._tasks.enabled and job.status.resolved is not None and job.status.resolved.checked is None:
             return await self._check(body, job, job.status.resolved)
         return await self._start(body, job)
 
@@ -163,7 +156,7 @@ class FineTuneController:
             await self._kube.writer.patch(JOB, child, {"spec": steered})
 
     def _resolve(self, job: FineTuneJob) -> Resolved | Finding:
-        if job.spec.deletion_policy == "Delete" and not self._agent_image:
+        if job.spec.deletion_policy == "Delete" and not self._tasks.enabled:
             message = (
                 "deletionPolicy Delete needs the agent, which this installation does without (agent.enabled of the"
                 " chart): set it to Retain, or have the agent enabled"
@@ -193,12 +186,12 @@ class FineTuneController:
     async def _check(self, body: Object, job: FineTuneJob, resolved: Resolved) -> Requeue | None:
         """Have the run looked at before a GPU is asked for; go on with it, adopt its result, or say what is wrong."""
         try:
-            task = await self._ask_agent(job, resolved, "preflight")
+            task = await self._tasks.ask(job, resolved, "preflight")
         except UNMADE as error:
             return await self._unmade(body, job, error)
         if not task.ended:
             await self._write(body, story.checking(job, resolved, checking(task.observation), self._time()))
-            return self._later(task)
+            return self._tasks.later(task)
         record = task.observation.record
         if record is None:
             # Its pod is gone and so is what it said. The Job goes too, by its ttl, and is then made again.
@@ -214,17 +207,7 @@ class FineTuneController:
 
     async def _clean_up(self, job: FineTuneJob) -> Asked:
         assert job.status.resolved is not None  # noqa: S101 - else there is nothing to clean
-        return await self._ask_agent(job, job.status.resolved, "cleanup")
-
-    async def _ask_agent(self, job: FineTuneJob, resolved: Resolved, task: names.Task) -> Asked:
-        """Have a pod of the job's namespace do `task`, and return how that stands."""
-        child = await self._kube.writer.create(
-            JOB, agent_job(job, resolved, task, self._agent_image, self._agent_memory)
-        )
-        pods = await self._evidence.pods(child)
-        ask = unexplained(child, pods)
-        trouble = await self._told(ask, child)
-        return Asked(child, observe(child, pods, trouble), ask is not None)
+        return await self._tasks.ask(job, job.status.resolved, "cleanup")
 
     async def _start(self, body: Object, job: FineTuneJob) -> Requeue | None:
         """Make the batch Job, which carries the contract, and note its uid: from then on it is never made again."""
@@ -262,76 +245,6 @@ class FineTuneController:
         await self._write(body, story.refused(job, Finding(False, reason, message), self._time()))
         return Requeue(REFUSED_AGAIN)
 
-    async def _follow(self, body: Object, job: FineTuneJob) -> Requeue | None:
-        """Report on the batch Job and its pods, and keep the Job as the spec steers it."""
-        key = _child_key(job)
-        child = await self._evidence.job(key, job.status.job_uid)
-        if child is None:
-            await self._write(body, story.job_deleted(job, self._time()))
-            return None
-        pods = await self._evidence.pods(child)
-        ended = final_condition(child) is not None
-        held_back = bool(child["spec"].get("suspend"))
-        job = job.model_copy(update={"status": ledger.count(job.status, pods, stopped=held_back)})
-        if not ended:
-            if (verdict := limits.exceeded(job, pods, self._now())) is not None:
-                # Its batch Job is ended by the next reconcile, on what is then written: `_keep`.
-                await self._write(body, story.stopped(job, verdict.reason, verdict.message, self._time()))
-                return None
-            steered = {"backoffLimit": job.spec.max_retries, "suspend": job.spec.suspend}
-            child = await self._kube.writer.patch(JOB, child, {"spec": steered})
-        ask = None if job.spec.suspend else unexplained(child, pods)
-        trouble = await self._told(ask, child)
-        told = job.status.progress.record if job.status.progress is not None else None
-        observation = observe(child, pods, trouble, told)
-        if observation.phase == "Succeeded" and observation.record is None and self._agent_image:
-            return await self._recover(body, job, observation)
-        await self._write(body, story.observed(job, observation, self._time()))
-        if ask is not None:
-            return Requeue(self._look_again(job.status.start_time, REFUSED_AGAIN if trouble else NOT_STARTED))
-        left = None if ended else limits.seconds_left(job, pods, self._now())
-        return None if left is None else Requeue(left)
-
-    async def _recover(self, body: Object, job: FineTuneJob, observation: Observation) -> Requeue | None:
-        """Find the record of a run that is done in what it has published: its pod went, and the record with it."""
-        resolved = job.status.resolved
-        assert resolved is not None  # noqa: S101 - a run that is done has begun
-        try:
-            task = await self._ask_agent(job, resolved, "recover")
-        except UNMADE as error:
-            await self._write(body, story.recovering(job, Finding(False, "Forbidden", str(error)), self._time()))
-            return Requeue(REFUSED_AGAIN)
-        if not task.ended:
-            await self._write(body, story.recovering(job, checking(task.observation), self._time()))
-            return self._later(task)
-        found = task.observation.record
-        if found is not None and found.reason == "OutputConflict":
-            await self._write(body, story.settled(job, found, self._time()))
-            return None
-        # Whatever kept the agent from reading it: the run is done.
-        told = found if found is not None and found.artifacts is not None else None
-        await self._write(body, story.observed(job, replace(observation, record=told), self._time()))
-        return None
-
-    def _later(self, task: Asked) -> Requeue | None:
-        """Return when a task of the agent is looked at again; None where a change of its Job or pod will tell."""
-        return Requeue(self._look_again(task.began, NOT_STARTED)) if task.unexplained else None
-
-    async def _told(self, ask: Ask | None, child: Object) -> str | None:
-        """Return what Kubernetes says about a batch Job that does not go on; nothing in its first seconds.
-
-        Each job is without a pod for a moment, and a thousand at once would ask a thousand times.
-        """
-        young = self._age(child["metadata"]["creationTimestamp"]) < NOT_STARTED
-        return None if ask is None or young else await self._evidence.told(ask)
-
-    def _look_again(self, began: str | None, at_least: float) -> float:
-        """Return the seconds until what does not start is looked at again: as long as it has waited so far."""
-        return min(PATIENCE, max(at_least, self._age(began)))
-
-    def _age(self, began: str | None) -> float:
-        return (self._now() - datetime.fromisoformat(began)).total_seconds() if began is not None else 0.0
-
     async def _unreadable(self, body: Object, error: ValidationError) -> None:
         """Report a resource that the API server let in and this version cannot read; the rest of its status stays."""
         status = body.get("status") or {}
@@ -348,40 +261,16 @@ class FineTuneController:
             elif each.get("status") == fresh["status"]:
                 fresh["lastTransitionTime"] = each.get("lastTransitionTime")
         merged = {**status, "message": finding.message, "conditions": [fresh, *others]}
-        await self._kube.writer.write_status(FINETUNEJOB, body, merged, story.ours)
-
-    async def _write(self, body: Object, status: FineTuneJobStatus) -> Object:
-        """Write the status where it differs, then tell what is new in it as Events."""
-        written = await self._kube.writer.write_status(FINETUNEJOB, body, status.to_wire(), story.ours)
-        if written is body:
-            return body
-        before = FineTuneJob.parse(body).status
-        for kind, reason, message in _news(before, status):
-            await self._kube.recorder.event(body, kind, reason, message)
-        return written
-
-    def _time(self) -> str:
-        return timestamp(self._now())
+        await self._write_raw(body, merged)
 
 
-def _news(before: FineTuneJobStatus, after: FineTuneJobStatus) -> list[tuple[Literal["Normal", "Warning"], str, str]]:
-    """Return the Events that tell how `after` differs from `before`: each change of a condition's reason, once."""
-    known = {condition.type: (condition.status, condition.reason) for condition in before.conditions}
-    told: list[tuple[Literal["Normal", "Warning"], str, str]] = []
-    for condition in after.conditions:
-        if known.get(condition.type) == (condition.status, condition.reason):
-            continue
-        if condition.reason in ("InProgress", "Waiting", "Checking"):
-            continue
-        if condition.type in ("Complete", "Failed") and condition.status == "False":
-            continue  # the other one of the two tells it
-        bad = (condition.status == "True") == (condition.type == "Failed") and condition.reason != "PullingImage"
-        told.append(("Warning" if bad else "Normal", condition.reason, condition.message))
-    return told
-
-
-def _child_key(job: FineTuneJob) -> Key:
-    return Key(job.metadata.namespace or "", names.training_job(job.metadata.name))
+def _underway(job: FineTuneJob, other: Key) -> Finding:
+    message = (
+        f"FineTuneJob {other} makes this very run (the same model, data, method and training for the same output): this"
+        " one waits for its end and then adopts the result; for a result of its own, create it with another"
+        " spec.output.uri"
+    )
+    return Finding(False, "SameRunUnderway", message)
 
 
 def _profile_name(body: Object) -> str:

@@ -1,6 +1,6 @@
 """Turns what is known of a job into its status (pure: the clock is an argument)."""
 
-from lorikeet_api.conditions import Condition, ConditionStatus, ConditionType
+from lorikeet_api.conditions import FINAL, Condition, ConditionStatus, ConditionType
 from lorikeet_api.contract import RunRecord
 from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
 from lorikeet_operator.finetune.observe import Finding, Observation
@@ -108,7 +108,7 @@ def checking(job: FineTuneJob, resolved: Resolved, finding: Finding, now: str) -
 
 
 def settled(job: FineTuneJob, record: RunRecord, now: str) -> FineTuneJobStatus:
-    """Return the status of a job whose end the agent has found: its result was there already, or it cannot be."""
+    """Return the status of a job whose end a record tells and no batch Job: adopted, refused, told before it went."""
     if record.artifacts is None:
         status = stopped(job, record.reason, record.message, now)
         if job.status.job_uid is not None:
@@ -116,19 +116,20 @@ def settled(job: FineTuneJob, record: RunRecord, now: str) -> FineTuneJobStatus:
         invalid = Finding(False, record.reason, record.message)
         return with_findings(status, job.metadata.generation, {"Validated": invalid}, now)
     findings: dict[ConditionType, Finding] = {
-        "Validated": Finding(True, record.reason, record.message),
         "Complete": Finding(True, record.reason, record.message),
         "Failed": Finding(False, record.reason, ""),
     }
+    if job.status.job_uid is None:
+        findings["Validated"] = Finding(True, record.reason, record.message)
     status = with_findings(job.status, job.metadata.generation, findings, now)
     result = {"metrics": record.metrics, "artifacts": record.artifacts}
     return status.model_copy(update={"phase": "Succeeded", "completion_time": now, **result})
 
 
-def recovering(job: FineTuneJob, finding: Finding, now: str) -> FineTuneJobStatus:
-    """Return the status of a job that is done and whose record is looked for in what it has published."""
-    message = f"the run is done and its pod's record is lost: what it has published is read ({finding.message})"
-    findings: dict[ConditionType, Finding] = {"Complete": Finding(False, "RecordLost", message)}
+def recovering(job: FineTuneJob, why: Finding, finding: Finding, now: str) -> FineTuneJobStatus:
+    """Return the status of a job whose end nothing tells (`why`), and whose record is looked for (`finding`)."""
+    message = f"{why.message}: what it has published is read ({finding.message})"
+    findings: dict[ConditionType, Finding] = {"Complete": Finding(False, why.reason, message)}
     return with_findings(job.status, job.metadata.generation, findings, now)
 
 
@@ -168,7 +169,7 @@ def observed(job: FineTuneJob, observation: Observation, now: str) -> FineTuneJo
         "Scheduled": observation.scheduled,
         "Started": observation.started,
     }
-    done = observation.phase in ("Succeeded", "Failed")
+    done = observation.phase in FINAL
     if not done:
         findings |= _suspension(job, stopped=not observation.at_work)
     asleep = job.spec.suspend and not observation.at_work and not done
@@ -196,7 +197,12 @@ def observed(job: FineTuneJob, observation: Observation, now: str) -> FineTuneJo
     return with_findings(job.status, job.metadata.generation, findings, now).model_copy(update=update)
 
 
-def job_deleted(job: FineTuneJob, now: str) -> FineTuneJobStatus:
-    """Return the status of a job whose batch Job somebody deleted: it is not trained again."""
+def job_deleted(job: FineTuneJob, now: str, unread: str = "") -> FineTuneJobStatus:
+    """Return the status of a job whose batch Job somebody deleted: it is not trained again.
+
+    `unread`: what kept its output from being read.
+    """
     message = "the batch Job of this run was deleted: create a new FineTuneJob to train again"
+    if unread:
+        message += f"; it adopts what this one may have published, which could not be read ({unread})"
     return stopped(job, "JobDeleted", message, now)

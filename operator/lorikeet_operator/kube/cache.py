@@ -14,8 +14,8 @@ from typing import Any, Final, TypeAlias
 
 from lorikeet_operator.kube.kinds import Key, Kind, Object, key_of, label_of, uid_of, version_of
 
-Index: TypeAlias = Callable[[Object], Iterable[str]]
-"""Returns the values under which `Cache.indexed` finds an object, within its namespace."""
+Index: TypeAlias = Callable[[Object], Iterable[tuple[str, str]]]
+"""Returns the namespaces and values under which `Cache.indexed` finds an object; no namespace: wherever it is."""
 
 Slim: TypeAlias = Callable[[Object], Object]
 """Returns an object without the parts that nobody reads: there may be thousands in memory."""
@@ -31,11 +31,11 @@ _TOMBSTONE_SECONDS = 900.0
 
 
 def by_label(label: str) -> Index:
-    """Return an index by the value of a label, such as the one that names the owner."""
+    """Return an index by namespace and value of a label, such as the one that names the owner."""
 
-    def values(obj: Object) -> Iterable[str]:
+    def values(obj: Object) -> Iterable[tuple[str, str]]:
         value = label_of(obj, label)
-        return () if value is None else (value,)
+        return () if value is None else ((key_of(obj).namespace, value),)
 
     return values
 
@@ -89,7 +89,7 @@ class Cache:
         return list(self._stores[kind].objects.values())
 
     def indexed(self, kind: Kind, namespace: str, value: str) -> list[Object]:
-        """Return the objects of a namespace that the kind's index files under `value`, sorted by name."""
+        """Return the objects that the kind's index files under a namespace and a value, sorted by name."""
         store = self._stores[kind]
         return [store.objects[key] for key in sorted(store.indexed.get((namespace, value), ()))]
 
@@ -200,15 +200,15 @@ class Cache:
             del store.tombstones[next(iter(store.tombstones))]
 
     def _file(self, store: _Store, key: Key, obj: Object) -> None:
-        for value in store.index(obj) if store.index else ():
-            store.indexed[key.namespace, value].add(key)
+        for under in store.index(obj) if store.index else ():
+            store.indexed[under].add(key)
 
     def _unfile(self, store: _Store, key: Key, obj: Object) -> None:
-        for value in store.index(obj) if store.index else ():
-            keys = store.indexed[key.namespace, value]
+        for under in store.index(obj) if store.index else ():
+            keys = store.indexed[under]
             keys.discard(key)
             if not keys:
-                del store.indexed[key.namespace, value]
+                del store.indexed[under]
 
     def _tell(self, kind: Kind, obj: Object) -> None:
         for listener in self._listeners:

@@ -22,8 +22,9 @@ _MAX_MESSAGE = 1024
 class Recorder:
     """Writes Events in core/v1, whose times `kubectl get events` sorts by.
 
-    The name of an Event follows from object, reason and message: the same thing is said once, also after a
-    restart, for as long as the cluster keeps Events (an hour by default). Record changes, not states.
+    The name of an Event follows from object, reason, message and occasion: the same thing is said once on each
+    occasion, also after a restart, for as long as the cluster keeps Events (an hour by default). Record changes, not
+    states.
     """
 
     def __init__(self, client: Client, component: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -32,9 +33,11 @@ class Recorder:
         self._now = now
         self._said: dict[str, None] = {}
 
-    async def event(self, obj: Object, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+    async def event(
+        self, obj: Object, type_: Literal["Normal", "Warning"], reason: str, message: str, occasion: str = ""
+    ) -> None:
         """Say something about an object. Never raises: an Event that is lost must not fail a reconcile."""
-        name = _name(obj, reason, message)
+        name = _name(obj, reason, message, occasion)
         if name in self._said:
             return
         try:
@@ -73,6 +76,6 @@ class Recorder:
         }
 
 
-def _name(obj: Object, reason: str, message: str) -> str:
-    digest = hashlib.sha256("\0".join((uid_of(obj), reason, message)).encode()).hexdigest()
+def _name(obj: Object, *said: str) -> str:
+    digest = hashlib.sha256("\0".join((uid_of(obj), *said)).encode()).hexdigest()
     return f"{key_of(obj).name[:200]}.{digest[:16]}"

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from lorikeet_api.conditions import FINAL
 from lorikeet_api.progress import Progress
-from lorikeet_operator.finetune.reconcile import FINAL, FINETUNEJOB
+from lorikeet_operator.finetune.kinds import FINETUNEJOB
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.errors import ApiError, Conflict, NotFound, Unavailable
 from lorikeet_operator.kube.kinds import Key, Object, uid_of

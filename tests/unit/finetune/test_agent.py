@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lorikeet_operator.finetune.reconcile import NOT_STARTED, REFUSED_AGAIN
-from lorikeet_operator.kube.kinds import JOB, Key
+from lorikeet_operator.finetune.patience import NOT_STARTED, REFUSED_AGAIN
+from lorikeet_operator.kube.kinds import JOB, POD, Key
 from lorikeet_operator.kube.queue import Requeue
 from tests.unit.finetune.test_reconcile import (
     PREFLIGHT,
@@ -15,6 +15,7 @@ from tests.unit.finetune.test_reconcile import (
     TRAIN,
     World,
     ended,
+    has_told,
     holds,
     steered,
 )
@@ -160,3 +161,85 @@ async def test_a_store_that_cannot_be_asked_makes_no_failure_of_a_finished_run(l
     ends(lost, RECOVER, 64, {"reason": "StorageRefused", "message": "the key was rotated"})
     await lost.reconcile()
     assert (lost.status["phase"], lost.condition("Complete")["reason"]) == ("Succeeded", "RecordLost")
+
+
+@pytest.fixture
+async def deleted(checked: World) -> World:
+    """A run whose batch Job was deleted, and whose pod is gone with it."""
+    await checked.reconcile()
+    ends(checked, PREFLIGHT, 0, SOUND)
+    await checked.reconcile()
+    checked.pod("Running", RUNNING)
+    await checked.reconcile()
+    checked.delete(POD, Key("team-a", "p0"))
+    checked.delete(JOB, TRAIN)
+    await checked.reconcile()
+    assert (checked.status["phase"], checked.condition("Complete")["reason"]) == ("Running", "JobDeleted")
+    return checked
+
+
+async def test_a_run_whose_job_was_deleted_may_have_published_before(deleted: World) -> None:
+    """It was done while no operator was there to see it, and its Job was deleted before one was."""
+    ends(deleted, RECOVER, 0, RECORD)
+    for _ in range(2):
+        await deleted.reconcile()
+    assert (deleted.status["phase"], deleted.status["artifacts"]["revision"]) == ("Succeeded", "abcdef01")
+    assert deleted.condition("Validated")["reason"] == "Checked"
+    assert deleted.made(JOB) == 3
+
+
+async def test_a_run_whose_job_was_deleted_and_that_has_published_nothing_is_not_trained_again(deleted: World) -> None:
+    ends(deleted, RECOVER, 64, {"reason": "OutputConflict", "message": "holds no manifest"})
+    for _ in range(2):
+        await deleted.reconcile()
+    assert (deleted.status["phase"], deleted.condition("Failed")["reason"]) == ("Failed", "JobDeleted")
+    assert "manifest" not in deleted.status["message"]
+    assert deleted.made(JOB) == 3
+
+
+async def test_a_store_that_cannot_be_asked_about_a_deleted_job_is_named(deleted: World) -> None:
+    ends(deleted, RECOVER, 64, {"reason": "StorageRefused", "message": "the key was rotated"})
+    await deleted.reconcile()
+    assert deleted.condition("Failed")["reason"] == "JobDeleted"
+    assert "the key was rotated" in deleted.status["message"]
+
+
+@pytest.mark.parametrize("orphan", [False, True], ids=["goes after its job", "was left as an orphan"])
+async def test_the_pod_of_a_deleted_job_may_still_publish(checked: World, *, orphan: bool) -> None:
+    await checked.reconcile()
+    ends(checked, PREFLIGHT, 0, SOUND)
+    await checked.reconcile()
+    pod = checked.pod("Running", RUNNING)
+    if orphan:
+        pod = checked.change(POD, Key("team-a", "p0"), metadata={**pod["metadata"], "ownerReferences": []})
+    checked.delete(JOB, TRAIN)
+    assert await checked.reconcile() == Requeue(NOT_STARTED)
+    assert "once its pod has ended" in checked.condition("Complete")["message"]
+    assert checked.made(JOB) == 2, "nothing is read before"
+    # Its node is lost: nobody will say that it has ended.
+    gone_by = checked.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    checked.change(POD, Key("team-a", "p0"), metadata={**pod["metadata"], "deletionTimestamp": gone_by})
+    await checked.reconcile(2)
+    assert checked.get(JOB, RECOVER)
+
+
+@pytest.mark.parametrize(
+    ("told", "phase", "reason"),
+    [
+        (RECORD, "Succeeded", "Published"),
+        ({"reason": "OutOfMemory", "message": "lower it", "retryable": False}, "Failed", "OutOfMemory"),
+    ],
+)
+async def test_what_a_run_has_told_before_its_job_was_deleted_is_its_end(
+    checked: World, told: dict[str, Any], phase: str, reason: str
+) -> None:
+    await checked.reconcile()
+    ends(checked, PREFLIGHT, 0, SOUND)
+    await checked.reconcile()
+    has_told(checked, told)
+    checked.delete(JOB, TRAIN)
+    for _ in range(2):
+        await checked.reconcile()
+    kind = "Complete" if phase == "Succeeded" else "Failed"
+    assert (checked.status["phase"], checked.condition(kind)["reason"]) == (phase, reason)
+    assert checked.made(JOB) == 2

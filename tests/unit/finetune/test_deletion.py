@@ -7,7 +7,7 @@ import pytest
 from lorikeet_api.names import FINALIZER
 from lorikeet_operator.finetune.agent import CLEANUP_SECONDS
 from lorikeet_operator.finetune.deletion import FORBIDDEN_AGAIN, LOOK_AGAIN
-from lorikeet_operator.finetune.reconcile import FINETUNEJOB
+from lorikeet_operator.finetune.kinds import FINETUNEJOB
 from lorikeet_operator.kube.kinds import JOB, Object
 from lorikeet_operator.kube.queue import Requeue
 from tests.unit.finetune.test_agent import SOUND, ends
@@ -125,6 +125,10 @@ async def test_a_namespace_that_goes_itself_is_not_held_up(held: World) -> None:
     held.api.answers = [_failure(403, "Forbidden", message="namespace team-a is being terminated")]
     await held.reconcile()
     assert is_gone(held)
+    # Events about it are refused there, too.
+    about = said(held)["involvedObject"]
+    assert (said(held)["metadata"]["namespace"], about["kind"], about["name"]) == ("default", "Namespace", "team-a")
+    assert "FineTuneJob sql-v1: what the run has written stays below s3://" in said(held)["message"]
 
 
 async def test_a_quota_that_is_used_up_is_waited_for(held: World) -> None:

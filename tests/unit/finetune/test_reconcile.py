@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lorikeet_operator.finetune.job import ProgressEndpoint
-from lorikeet_operator.finetune.reconcile import FINETUNEJOB, NOT_STARTED, PATIENCE, REFUSED_AGAIN, TUNINGPROFILE
+from lorikeet_operator.finetune.kinds import FINETUNEJOB, TUNINGPROFILE
+from lorikeet_operator.finetune.patience import NOT_STARTED, PATIENCE, REFUSED_AGAIN
 from lorikeet_operator.finetune.reconcile import FineTuneController as Controller
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.controller import Kube
@@ -158,7 +159,8 @@ async def world() -> AsyncIterator[World]:
 @pytest.fixture
 async def checked(world: World) -> World:
     """The same, with an operator that knows an image to check runs with."""
-    world.controller._agent_image = "agent:test"
+    kube = world.controller._kube
+    world.controller = Controller(kube, "trainer:test", lambda: world.now, agent_image="agent:test")
     return world
 
 
@@ -523,6 +525,34 @@ async def test_a_pod_that_is_gone_stays_counted(running: World) -> None:
         await running.reconcile()
     status = running.status
     assert (status["attempts"], status["preemptions"], status["activeSeconds"]) == (2, 1, 50)
+
+
+async def test_a_pod_that_was_drained_and_removed_while_nobody_looked_is_counted(running: World) -> None:
+    running.delete(POD, Key("team-a", "p0"))
+    running.pod("Running", {"running": {"startedAt": "2026-11-23T10:06:00Z"}}, "p5")
+    for _ in range(3):
+        await running.reconcile()
+    status = running.status
+    # It ran from 10:00:02 until its successor was made.
+    assert (status["attempts"], status["preemptions"], status["activeSeconds"]) == (2, 1, 298)
+
+
+async def test_so_is_one_without_a_successor(running: World) -> None:
+    running.now = datetime(2026, 11, 23, 10, 1, 1, tzinfo=UTC)
+    running.delete(POD, Key("team-a", "p0"))
+    await running.reconcile()
+    assert (running.status["preemptions"], running.status["activeSeconds"]) == (1, 60)
+    running.pod("Running", {"running": {"startedAt": "2026-11-23T10:06:00Z"}}, "p5")
+    await running.reconcile(600)
+    assert (running.status["preemptions"], running.status["activeSeconds"]) == (1, 60)
+
+
+async def test_a_pod_that_went_with_its_node_after_the_end_was_not_interrupted(running: World) -> None:
+    running.delete(POD, Key("team-a", "p0"))
+    running.batch_job_says(holds("Complete"), succeeded=1)
+    await running.reconcile(6000)
+    assert running.status.get("preemptions", 0) == 0
+    assert running.status["activeSeconds"] == 298, "until the batch Job was complete"
 
 
 async def test_the_deadline_counts_running_time_over_all_attempts(running: World) -> None:

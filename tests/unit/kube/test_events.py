@@ -28,6 +28,13 @@ async def test_the_same_is_said_once(client: Client, api: Api) -> None:
     assert len({path for path in api.objects if "/events/" in path}) == 4
 
 
+async def test_on_another_occasion_it_is_said_again(client: Client, api: Api) -> None:
+    events = recorder(client)
+    for occasion in ("7", "7", "9"):
+        await events.event(ABOUT, "Normal", "Suspended", "it rests", occasion)
+    assert len(api.objects) == 2
+
+
 async def test_also_after_a_restart(client: Client, api: Api) -> None:
     await recorder(client).event(ABOUT, "Normal", "Started", "it runs")
     later = recorder(client)
