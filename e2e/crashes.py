@@ -1,10 +1,10 @@
 """Kills the operator for real at every write of a job's life, and compares how the job ends (`make crashes`).
 
 A proxy stands between an operator, a process of this machine, and the development cluster's API server. One life of a
-small job without a fault shows which writes there are. Then a life is lived for each of them twice: the operator gets
-SIGKILL right before the write reaches the API server, and right after. Another operator goes on. All else is real:
-the agent's pod, the trainer's, S3. `tests/unit/finetune/test_crashes.py` does the same in seconds, with more turns of
-fate, against an API server of its own.
+small job without a fault, from its creation to its deletion with all that it has written, shows which writes there are.
+Then a life is lived for each of them twice: the operator gets SIGKILL right before the write reaches the API server,
+and right after. Another operator goes on. All else is real: the agent's pods, the trainer's, S3.
+`tests/unit/finetune/test_crashes.py` does the same in seconds, for more lives, against an API server of its own.
 """
 
 from __future__ import annotations
@@ -118,10 +118,15 @@ class Lives:
         self._proxy.fate = fate
         self._start(workspace.namespace)
         try:
-            body = request(workspace, JOB, *self._sources, training={"maxSteps": 3})
+            body = request(
+                workspace, JOB, *self._sources, training={"maxSteps": 3}, deletionPolicy="Delete", maxRetries=0
+            )
             await asyncio.to_thread(workspace.apply, body)
             status = await self._until_it_ends(workspace)
-            return await asyncio.to_thread(ending, workspace, status)
+            end = await asyncio.to_thread(ending, workspace, status)
+            await asyncio.to_thread(workspace.kubectl, "delete", "finetunejob", JOB, "--wait=false")
+            await self._until_it_is_gone(workspace)
+            return {**end, "left": await asyncio.to_thread(workspace.published, JOB)}
         finally:
             operator = self._proxy.operator
             if operator is not None:
@@ -139,13 +144,26 @@ class Lives:
                 command, env={**os.environ, "KUBECONFIG": str(self._kubeconfig)}, stdout=log, stderr=log
             )
 
+    def _go_on(self, workspace: Workspace) -> None:
+        operator = self._proxy.operator
+        if operator is not None and operator.poll() is not None:
+            self._start(workspace.namespace)
+
+    async def _until_it_is_gone(self, workspace: Workspace) -> None:
+        deadline = time.monotonic() + LIFE_SECONDS
+        get = ("get", "finetunejob", JOB, "--ignore-not-found", "-o", "name")
+        while time.monotonic() < deadline:
+            self._go_on(workspace)
+            if not await asyncio.to_thread(workspace.kubectl, *get):
+                return
+            await asyncio.sleep(0.5)
+        raise AssertionError(f"not gone within {LIFE_SECONDS} s\n{await asyncio.to_thread(workspace.story, JOB)}")
+
     async def _until_it_ends(self, workspace: Workspace) -> dict[str, Any]:
         deadline = time.monotonic() + LIFE_SECONDS
         quiet = 0
         while time.monotonic() < deadline:
-            operator = self._proxy.operator
-            if operator is not None and operator.poll() is not None:
-                self._start(workspace.namespace)
+            self._go_on(workspace)
             status: dict[str, Any] = (await asyncio.to_thread(workspace.job, JOB)).get("status", {})
             # A moment longer: what follows the end (its Event) is a write that fate may have chosen, too.
             quiet = quiet + 1 if status.get("phase") in FINAL else 0
@@ -168,9 +186,20 @@ def ending(workspace: Workspace, status: dict[str, Any]) -> dict[str, Any]:
         "attempts": status.get("attempts"),
         "runId": status.get("artifacts", {}).get("runId"),
         "loss": metrics.get("trainLoss"),
+        "adapter": adapter(workspace, status),
         "made": made,
         "pods": pods,
     }
+
+
+def adapter(workspace: Workspace, status: dict[str, Any]) -> str | None:
+    """Return the sha256 of the adapter's weights as the manifest has it."""
+    run_id = status.get("artifacts", {}).get("runId")
+    key = f"{workspace.namespace}/{JOB}/{run_id}/manifest.json"
+    if key not in workspace.published(JOB):
+        return None
+    manifest = json.loads(workspace.s3.get_object(Bucket="adapters", Key=key)["Body"].read())
+    return next((file["sha256"] for file in manifest["files"] if file["path"].endswith(".safetensors")), None)
 
 
 @asynccontextmanager

@@ -88,6 +88,11 @@ class Workspace:
                 sent += 1
         return sent
 
+    def published(self, prefix: str) -> list[str]:
+        """Return the keys of what lies in the bucket of adapters below the namespace's `prefix`."""
+        listed = self.s3.list_objects_v2(Bucket="adapters", Prefix=f"{self.namespace}/{prefix}/")
+        return [entry["Key"] for entry in listed.get("Contents", [])]
+
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         """Run kubectl in the namespace."""
         return self.target.kubectl("--namespace", self.namespace, *arguments, stdin=stdin, check=check)

@@ -1,22 +1,20 @@
 """What happens to a job that is not its fault: nothing is trained twice, lost, left over or left unexplained."""
 
 import json
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from e2e.small import MINUTES, SHORT, request, steer, until, until_it_trains, upload_rows
+from e2e.cluster import addons
+from e2e.small import MINUTES, SHORT, request, steer, trainers, until, until_it_trains, upload_rows
 from e2e.target import Target
 from e2e.workspace import SECRET, Workspace, condition, profile
 from tests.trainer import tiny
 
 pytestmark = pytest.mark.e2e
-
-
-def objects(workspace: Workspace, prefix: str) -> list[str]:
-    listed = workspace.s3.list_objects_v2(Bucket="adapters", Prefix=f"{workspace.namespace}/{prefix}/")
-    return [entry["Key"] for entry in listed.get("Contents", [])]
 
 
 @contextmanager
@@ -43,7 +41,46 @@ def test_a_record_that_is_lost_with_its_pod_is_read_from_the_manifest(workspace:
     status = workspace.wait_final("lost", 120)["status"]
     assert (status["phase"], condition(status, "Complete")["reason"]) == ("Succeeded", "Published"), status["message"]
     assert status["metrics"]["steps"] == 1
-    assert "manifest.json" in str(objects(workspace, f"lost/{status['artifacts']['runId']}"))
+    assert "manifest.json" in str(workspace.published(f"lost/{status['artifacts']['runId']}"))
+
+
+def test_a_job_that_was_done_and_deleted_while_nobody_looked_has_its_result(workspace: Workspace, small: str) -> None:
+    """Its status is also what a backup brings to another cluster: it names a batch Job that is not there."""
+    workspace.apply(request(workspace, "unseen", small, training={**SHORT, "maxSteps": 1}))
+    workspace.wait("unseen", lambda status: "jobUid" in status, "batch Job", 60)
+    with without_operator(workspace.target):
+        workspace.kubectl("wait", "--for=condition=Complete", "job/unseen-train", "--timeout=120s")
+        workspace.kubectl("delete", "job", "unseen-train", "--wait=true")
+    status = workspace.wait_final("unseen", 120)["status"]
+    assert (status["phase"], condition(status, "Complete")["reason"]) == ("Succeeded", "Published"), status["message"]
+    assert status["metrics"]["steps"] == 1
+
+
+def test_a_batch_job_that_is_deleted_is_not_trained_again(workspace: Workspace, small: str) -> None:
+    workspace.apply(request(workspace, "undone", small, training=MINUTES))
+    until_it_trains(workspace, "undone")
+    workspace.kubectl("delete", "job", "undone-train", "--wait=false")
+    status = workspace.wait_final("undone", 120)["status"]
+    assert (status["phase"], condition(status, "Failed")["reason"]) == ("Failed", "JobDeleted"), status["message"]
+    assert not trainers(workspace)
+
+
+@pytest.mark.skipif(os.environ.get("CLUSTER") == "existing", reason="stops the development cluster's own S3 server")
+def test_a_store_that_is_away_for_a_minute_costs_nothing(workspace: Workspace, small: str) -> None:
+    training = {**SHORT, "maxSteps": 600, "checkpoints": {"everySteps": 20}}
+    workspace.apply(request(workspace, "patient", small, training=training))
+    until_it_trains(workspace, "patient")
+    store = ("-n", addons.S3_NAMESPACE)
+    workspace.target.kubectl(*store, "scale", "deployment/s3", "--replicas=0")
+    try:
+        workspace.target.kubectl(*store, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=s3")
+        time.sleep(60)  # the minute
+    finally:
+        workspace.target.kubectl(*store, "scale", "deployment/s3", "--replicas=1")
+        workspace.target.kubectl(*store, "rollout", "status", "deployment/s3", "--timeout=60s")
+    status = workspace.wait_final("patient", 240)["status"]
+    assert (status["phase"], status["attempts"]) == ("Succeeded", 1), workspace.story("patient")
+    assert status["metrics"]["steps"] == 600
 
 
 def test_profile_and_secret_may_go_while_a_job_runs(workspace: Workspace, small: str) -> None:
@@ -76,9 +113,22 @@ def test_two_jobs_may_name_the_same_output(workspace: Workspace, small: str) -> 
     done = [workspace.wait_final(name, 240)["status"] for name in ("one", "two")]
     assert [status["phase"] for status in done] == ["Succeeded", "Succeeded"], [status["message"] for status in done]
     assert done[0]["artifacts"]["uri"] != done[1]["artifacts"]["uri"]
-    there = objects(workspace, "shared")
+    there = workspace.published("shared")
     for status in done:
         assert any(key.endswith(f"{status['artifacts']['runId']}/manifest.json") for key in there)
+
+
+def test_two_jobs_that_ask_for_the_very_same_train_once(workspace: Workspace, small: str) -> None:
+    output = {"uri": f"s3://adapters/{workspace.namespace}/twins"}
+    for name in ("first", "second"):
+        workspace.apply(request(workspace, name, small, output=output))
+        workspace.wait(name, lambda status: "resolved" in status, "resolution", 30)
+    waits = workspace.wait("second", lambda status: "first makes this very run" in status["message"], "wait", 30)
+    assert condition(waits["status"], "Validated")["reason"] == "SameRunUnderway"
+    done = [workspace.wait_final(name, 180)["status"] for name in ("first", "second")]
+    assert [condition(status, "Complete")["reason"] for status in done] == ["Published", "Adopted"], workspace.story()
+    assert done[0]["artifacts"] == done[1]["artifacts"]
+    assert "jobUid" not in done[1]
 
 
 def test_three_rows_are_trained_on(workspace: Workspace, small: str) -> None:
@@ -94,14 +144,19 @@ def test_deleting_a_job_deletes_what_it_wrote_where_that_is_asked_for(workspace:
     workspace.apply(request(workspace, "swept", small, training=MINUTES, deletionPolicy="Delete"))
     until_it_trains(workspace, "swept")
     workspace.kubectl("delete", "finetunejob", "kept", "swept", "--cascade=foreground", "--timeout=150s")
-    assert any(key.endswith("/manifest.json") for key in objects(workspace, "kept"))
-    assert objects(workspace, "swept") == []
+    assert any(key.endswith("/manifest.json") for key in workspace.published("kept"))
+    assert workspace.published("swept") == []
 
 
 def test_a_namespace_that_is_deleted_while_it_trains_goes(workspace: Workspace, small: str) -> None:
     workspace.apply(request(workspace, "swept-away", small, training=MINUTES, deletionPolicy="Delete"))
     until_it_trains(workspace, "swept-away")
     workspace.target.kubectl("delete", "namespace", workspace.namespace, "--timeout=180s")
+    # What stays behind in S3 is said where Events are still taken.
+    about = f"involvedObject.kind=Namespace,involvedObject.name={workspace.namespace}"
+    events = workspace.target.get("-n", "default", "events", "--field-selector", about)["items"]
+    assert [event["reason"] for event in events] == ["CleanupFailed"]
+    assert f"s3://adapters/{workspace.namespace}/swept-away" in events[0]["message"]
 
 
 def test_fifty_jobs_that_come_and_go_leave_nothing(workspace: Workspace, small: str) -> None:

@@ -3,7 +3,11 @@
 import json
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -60,19 +64,67 @@ def answered(workspace: Workspace, name: str) -> float:
     return time.monotonic() - began
 
 
-def process_of(target: Target, pod: str) -> int:
-    """Return the operator's process in a pod, as this machine numbers it."""
+def process_of(target: Target, pod: str, program: bytes = b"lorikeet-operator") -> int:
+    """Return the process of a program in a pod, as this machine numbers it."""
     uid = target.get("-n", NAMESPACE, "pod", pod)["metadata"]["uid"]
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if uid in (entry / "cgroup").read_text() and b"lorikeet-operator" in (entry / "cmdline").read_bytes():
+            if uid in (entry / "cgroup").read_text() and program in (entry / "cmdline").read_bytes():
                 return int(entry.name)
         except OSError:
             continue
     raise AssertionError(f"no process of pod {pod} here")
 
 
-@pytest.mark.skipif(os.environ.get("CLUSTER") == "existing" or os.geteuid() != 0, reason="stops a process of the node")
+on_the_node = pytest.mark.skipif(
+    os.environ.get("CLUSTER") == "existing" or os.geteuid() != 0, reason="needs the node's processes"
+)
+
+
+@contextmanager
+def cut_off(target: Target, pod: str) -> Iterator[None]:
+    """Drop every packet that a pod sends to the API server, without a word to either side."""
+    server = target.get("-n", "default", "service", "kubernetes")["spec"]["clusterIP"]
+    # The network is that of the pod, and outlives its operator.
+    inside = ["nsenter", "-t", str(process_of(target, pod, b"pause")), "-n", "iptables"]
+    rule = ["OUTPUT", "-d", server, "-j", "DROP"]
+    subprocess.run([*inside, "-A", *rule], check=True, timeout=30)
+    try:
+        yield
+    finally:
+        subprocess.run([*inside, "-D", *rule], check=True, timeout=30)
+
+
+@on_the_node
+def test_a_leader_that_is_cut_off_from_the_api_stops_before_another_one_leads(
+    workspace: Workspace, lorikeet: Target
+) -> None:
+    wait_until_both_are_ready(lorikeet)
+    leader = holder(lorikeet)
+    with cut_off(lorikeet, leader):
+        assert answered(workspace, "cut") < FAILOVER_SECONDS
+        lease = lorikeet.get("-n", NAMESPACE, "lease", RELEASE)["spec"]
+        assert lease["holderIdentity"] != leader
+        said = wait_for_words(lorikeet, leader, "the operator ends, to be started again: the Lease")
+    stopped = datetime.fromisoformat(said.split()[0])
+    assert stopped < datetime.fromisoformat(lease["acquireTime"]), "two have led at once"
+    wait_until_both_are_ready(lorikeet)
+
+
+def wait_for_words(target: Target, pod: str, words: str) -> str:
+    """Return the line of a pod's log, with its time in front, that says something; also of a container before."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for which in ((), ("--previous",)):
+            log = target.kubectl("-n", NAMESPACE, "logs", pod, "--timestamps", *which, check=False)
+            for line in log.splitlines():
+                if words in line:
+                    return line
+        time.sleep(0.5)
+    raise AssertionError(f"pod {pod} has never said {words!r}")
+
+
+@on_the_node
 def test_a_leader_that_hangs_is_followed_and_writes_nothing_when_it_wakes(
     workspace: Workspace, lorikeet: Target
 ) -> None:
