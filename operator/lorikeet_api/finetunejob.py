@@ -156,6 +156,8 @@ class Counted(Model):
     """When its trainer began."""
     ended_until: Text = ""
     """The newest one that has ended."""
+    stopped_until: Text = ""
+    """The newest one that was told to stop by a suspension: its end is no preemption."""
 
 
 class FineTuneJobStatus(Model):

@@ -16,6 +16,7 @@ from lorikeet_operator.finetune.patience import NOT_STARTED, REFUSED_AGAIN, age,
 from lorikeet_operator.finetune.tasks import UNMADE, Tasks
 from lorikeet_operator.finetune.tell import Teller
 from lorikeet_operator.kube.controller import Kube
+from lorikeet_operator.kube.errors import Forbidden
 from lorikeet_operator.kube.kinds import JOB, Key, Object, key_of
 from lorikeet_operator.kube.queue import Requeue
 
@@ -44,11 +45,12 @@ class Follower:
             return await self._follow_deleted(body, job, told)
         pods = await self._evidence.pods(child)
         end = final_condition(child)
-        held_back = bool(child["spec"].get("suspend"))
+        goes = bool(child["metadata"].get("deletionTimestamp"))
+        stopped = goes or bool(child["spec"].get("suspend"))
         ended_at = str(end["lastTransitionTime"]) if end is not None else None
-        counted = ledger.count(job.status, pods, self._now(), stopped=held_back, end=ended_at)
+        counted = ledger.count(job.status, pods, stopped=stopped, end=ended_at)
         job = job.model_copy(update={"status": counted})
-        if end is None:
+        if end is None and not goes:
             if (verdict := limits.exceeded(job, pods, self._now())) is not None:
                 # Its batch Job is ended by the next reconcile, on what is then written: `_keep`.
                 await self._write(body, story.stopped(job, verdict.reason, verdict.message, self._time()))
@@ -68,13 +70,15 @@ class Follower:
 
     async def _follow_deleted(self, body: Object, job: FineTuneJob, told: RunRecord | None) -> Requeue | None:
         """Say how a run ended whose batch Job somebody deleted: it may have published before."""
+        pods = self._evidence.left_over(key_of(body), job.status.job_uid)
+        job = job.model_copy(update={"status": ledger.count(job.status, pods, stopped=True)})
         if told is not None and (told.artifacts is not None or not told.retryable):
             await self._write(body, story.settled(job, told, self._time()))
             return None
         if not self._tasks.enabled:
             await self._write(body, story.job_deleted(job, self._time()))
             return None
-        if any(self._may_publish(pod) for pod in self._evidence.left_over(key_of(body), job.status.job_uid)):
+        if any(map(self._may_publish, pods)):
             stops = Finding(False, "Waiting", "once its pod has ended")
             await self._write(body, story.recovering(job, DELETED, stops, self._time()))
             return Requeue(NOT_STARTED)
@@ -94,6 +98,9 @@ class Follower:
         try:
             task = await self._tasks.ask(job, resolved, "recover")
         except UNMADE as error:
+            if observation is None and not isinstance(error, Forbidden):
+                await self._write(body, story.job_deleted(job, self._time(), str(error)))
+                return None
             finding = Finding(False, "Forbidden", str(error))
             await self._write(body, story.recovering(job, why, finding, self._time()))
             return Requeue(REFUSED_AGAIN)

@@ -2,31 +2,35 @@
 
 Pods come and go, so what has been counted is kept in status, with the time of the newest pod that it holds: a Job has
 one pod at a time (`podReplacementPolicy: Failed`), so those that are older are in it. What began and ended while no
-operator was there is not counted.
+operator was there is not counted: a run must not end by a deadline that it may not have reached.
 """
 
 from datetime import datetime
 from typing import Any
 
-from lorikeet_api.finetunejob import Counted, FineTuneJobStatus
+from lorikeet_api.finetunejob import FineTuneJobStatus
 from lorikeet_operator.finetune.observe import has_ended, is_preempted, trainer_state
 
 
 def count(
-    status: FineTuneJobStatus, pods: list[dict[str, Any]], now: datetime, *, stopped: bool, end: str | None = None
+    status: FineTuneJobStatus, pods: list[dict[str, Any]], *, stopped: bool, end: str | None = None
 ) -> FineTuneJobStatus:
     """Return `status` with what `pods` add to its attempts, preemptions and active seconds.
 
-    `stopped`: we have suspended the batch Job ourselves, so a pod that was told to stop was not preempted.
+    `stopped`: the batch Job is suspended or deleted, so a pod that was told to stop was not preempted.
     `end`: when the batch Job ended, if it has.
     """
     attempts, preemptions, seconds, counted = status.attempts, status.preemptions, status.active_seconds, status.counted
-    if (gone := _ended_unseen(counted, pods, end or now.isoformat())) is not None:
+    pods = sorted(pods, key=_made)
+    if stopped:
+        newest = max([counted.started_until, *map(_made, pods)])
+        counted = counted.model_copy(update={"stopped_until": newest})
+    if counted.started_until > counted.ended_until and counted.started_until not in map(_made, pods):
+        seconds += _unseen(status, pods, end)
         # A failed pod stays with its Job: one that is gone was removed, as by a drain.
-        seconds += gone
-        preemptions += not stopped and end is None
+        preemptions += end is None and counted.started_until > counted.stopped_until
         counted = counted.model_copy(update={"ended_until": counted.started_until})
-    for pod in sorted(pods, key=_made):
+    for pod in pods:
         made = _made(pod)
         state = trainer_state(pod)
         if (ran := state.get("running") or state.get("terminated")) and made > counted.started_until:
@@ -34,7 +38,7 @@ def count(
             counted = counted.model_copy(update={"started_until": made, "began": str(ran.get("startedAt") or made)})
         if has_ended(pod) and made > counted.ended_until:
             seconds += _seconds(state.get("terminated") or {})
-            preemptions += is_preempted(pod) and not stopped
+            preemptions += is_preempted(pod) and made > counted.stopped_until
             counted = counted.model_copy(update={"ended_until": made})
     update = {"attempts": attempts, "preemptions": preemptions, "active_seconds": seconds, "counted": counted}
     return status.model_copy(update=update)
@@ -46,13 +50,14 @@ def active_seconds(status: FineTuneJobStatus, pods: list[dict[str, Any]], now: d
     return status.active_seconds + sum((now - _time(state["startedAt"])).total_seconds() for state in running)
 
 
-def _ended_unseen(counted: Counted, pods: list[dict[str, Any]], now: str) -> int | None:
-    """Return how long an attempt ran that ended and was removed while nobody looked; None if there is none."""
-    if counted.started_until <= counted.ended_until or any(_made(pod) == counted.started_until for pod in pods):
-        return None
-    # Its successor is made when it has ended.
-    until = min((made for pod in pods if (made := _made(pod)) > counted.started_until), default=now)
-    return max(0, round((_time(until) - _time(counted.began)).total_seconds()))
+def _unseen(status: FineTuneJobStatus, pods: list[dict[str, Any]], end: str | None) -> int:
+    """Return how long an attempt ran that ended and was removed while nobody looked, as far as anything tells."""
+    began = status.counted.began or status.counted.started_until
+    told = status.progress.updated_time if status.progress is not None else began
+    # What it told itself is surest; its successor is made when it has ended, or later, where a quota is used up.
+    later = [made for made in map(_made, pods) if made > status.counted.started_until]
+    until = told if told > began else min([*later, *([end] if end else [])], default=began)
+    return max(0, round((_time(until) - _time(began)).total_seconds()))
 
 
 def _made(pod: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -38,6 +39,10 @@ from lorikeet_operator.kube.kinds import (
     uid_of,
 )
 from lorikeet_operator.kube.queue import Requeue
+from lorikeet_operator.kube.writer import contains
+
+VOID: Final = {"spec": {"ttlSecondsAfterFinished": 0}}
+"""Makes a check's Job go once it has ended, to be made anew."""
 
 
 class FineTuneController:
@@ -117,6 +122,7 @@ class FineTuneController:
             await self._keep(body, job)
             return None
         if job.spec.suspend and job.status.job_uid is None:
+            self._turns.leave(body)
             await self._write(body, story.suspended(job, self._time()))
             return None
         if job.status.resolved is None:
@@ -134,8 +140,7 @@ class FineTuneController:
         if job.status.job_uid is not None:
             return await self._follower.follow(body, job)
         if (other := self._turns.take(body)) is not None:
-            await self._write(body, story.refused(job, _underway(job, other), self._time()))
-            return None
+            return await self._wait_for(body, job, other)
         if self._tasks.enabled and job.status.resolved is not None and job.status.resolved.checked is None:
             return await self._check(body, job, job.status.resolved)
         return await self._start(body, job)
@@ -183,6 +188,19 @@ class FineTuneController:
             message = f"request and TuningProfile {name!r} do not fit together: {_sentence(error)}"
             return Finding(False, "InvalidSpec", message)
 
+    async def _wait_for(self, body: Object, job: FineTuneJob, other: Key) -> Requeue:
+        """Say whose run this is; what a check has found before is void, since it will find that one's result."""
+        preflight = self._kube.cache.get(
+            JOB, Key(key_of(body).namespace, names.agent_job(key_of(body).name, "preflight"))
+        )
+        if preflight is not None and controller_uid(preflight) == uid_of(body):
+            await self._kube.writer.patch(JOB, preflight, VOID)
+        resolved = job.status.resolved
+        assert resolved is not None  # noqa: S101 - else there is no run to share
+        status = story.refused(job, _underway(other), self._time())
+        await self._write(body, status.model_copy(update={"resolved": resolved.model_copy(update={"checked": None})}))
+        return Requeue(REFUSED_AGAIN)
+
     async def _check(self, body: Object, job: FineTuneJob, resolved: Resolved) -> Requeue | None:
         """Have the run looked at before a GPU is asked for; go on with it, adopt its result, or say what is wrong."""
         try:
@@ -190,12 +208,15 @@ class FineTuneController:
         except UNMADE as error:
             return await self._unmade(body, job, error)
         if not task.ended:
-            await self._write(body, story.checking(job, resolved, checking(task.observation), self._time()))
+            found = checking(task.observation)
+            if found != CHECKING:
+                self._turns.leave(body)
+            await self._write(body, story.checking(job, resolved, found, self._time()))
             return self._tasks.later(task)
         record = task.observation.record
-        if record is None:
+        if record is None or contains(task.child, VOID):
             # Its pod is gone and so is what it said. The Job goes too, by its ttl, and is then made again.
-            await self._kube.writer.patch(JOB, task.child, {"spec": {"ttlSecondsAfterFinished": 0}})
+            await self._kube.writer.patch(JOB, task.child, VOID)
             return Requeue(NOT_STARTED)
         if record.pins is not None:
             contract = resolved.contract.model_copy(update={"pins": record.pins})
@@ -226,6 +247,7 @@ class FineTuneController:
 
     async def _unmade(self, body: Object, job: FineTuneJob, error: HeldByOther | Invalid | Forbidden) -> Requeue:
         """Say why the objects of the run are not made; it is tried again."""
+        self._turns.leave(body)
         if isinstance(error, HeldByOther):
             message = f"{error}: delete or rename it, or create the FineTuneJob under another name"
             return await self._refused(body, job, "NameTaken", message)
@@ -247,6 +269,7 @@ class FineTuneController:
 
     async def _unreadable(self, body: Object, error: ValidationError) -> None:
         """Report a resource that the API server let in and this version cannot read; the rest of its status stays."""
+        self._turns.leave(body)
         status = body.get("status") or {}
         if status.get("phase") in FINAL:
             return
@@ -264,7 +287,7 @@ class FineTuneController:
         await self._write_raw(body, merged)
 
 
-def _underway(job: FineTuneJob, other: Key) -> Finding:
+def _underway(other: Key) -> Finding:
     message = (
         f"FineTuneJob {other} makes this very run (the same model, data, method and training for the same output): this"
         " one waits for its end and then adopts the result; for a result of its own, create it with another"

@@ -71,6 +71,7 @@ def refused(job: FineTuneJob, finding: Finding, now: str) -> FineTuneJobStatus:
     """Return the status of a request that cannot be run as it stands."""
     findings: dict[ConditionType, Finding] = {
         "Validated": finding,
+        **_suspension(job, stopped=True),
         "Complete": Finding(False, "InProgress", "has not started"),
         "Failed": Finding(False, "InProgress", "has not started"),
     }
@@ -121,6 +122,8 @@ def settled(job: FineTuneJob, record: RunRecord, now: str) -> FineTuneJobStatus:
     }
     if job.status.job_uid is None:
         findings["Validated"] = Finding(True, record.reason, record.message)
+    else:
+        findings["Started"] = Finding(True, "TrainerRunning", "the trainer ran")
     status = with_findings(job.status, job.metadata.generation, findings, now)
     result = {"metrics": record.metrics, "artifacts": record.artifacts}
     return status.model_copy(update={"phase": "Succeeded", "completion_time": now, **result})
@@ -129,7 +132,8 @@ def settled(job: FineTuneJob, record: RunRecord, now: str) -> FineTuneJobStatus:
 def recovering(job: FineTuneJob, why: Finding, finding: Finding, now: str) -> FineTuneJobStatus:
     """Return the status of a job whose end nothing tells (`why`), and whose record is looked for (`finding`)."""
     message = f"{why.message}: what it has published is read ({finding.message})"
-    findings: dict[ConditionType, Finding] = {"Complete": Finding(False, why.reason, message)}
+    lost = Finding(False, why.reason, message)
+    findings: dict[ConditionType, Finding] = {"Started": lost, "Complete": lost, **_suspension(job, stopped=True)}
     return with_findings(job.status, job.metadata.generation, findings, now)
 
 

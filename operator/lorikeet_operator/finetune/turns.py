@@ -9,16 +9,18 @@ from collections.abc import Iterable
 from lorikeet_api import names
 from lorikeet_api.conditions import FINAL
 from lorikeet_operator.finetune.kinds import FINETUNEJOB
+from lorikeet_operator.finetune.observe import live
 from lorikeet_operator.kube.cache import Cache
-from lorikeet_operator.kube.kinds import JOB, Key, Object, controller_uid, key_of, uid_of
+from lorikeet_operator.kube.kinds import JOB, POD, Key, Object, controller_uid, key_of, label_of, uid_of
 
 
 def by_run(body: Object) -> Iterable[tuple[str, str]]:
     """Index FineTuneJobs by the folder that they write, in whichever namespace they are."""
-    contract = ((body.get("status") or {}).get("resolved") or {}).get("contract")
-    if contract is None:
+    contract = (_status(body).get("resolved") or {}).get("contract") or {}
+    if not contract.get("runId"):
         return ()
-    return (("", f"{contract['storage'].get('endpoint', '')} {contract['outputUri']} {contract['runId']}"),)
+    store = str((contract.get("storage") or {}).get("endpoint") or "").rstrip("/")
+    return (("", f"{store} {contract.get('outputUri')} {contract['runId']}"),)
 
 
 class Turns:
@@ -27,7 +29,7 @@ class Turns:
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._let_in: dict[str, str] = {}
-        """By run, the uid of the job that is making it: its batch Job may not be in the cache yet."""
+        """By run, the uid of the job that is about to make it: its batch Job may not be in the cache yet."""
 
     def take(self, body: Object) -> Key | None:
         """Take the turn for `body`; return the job that has it, if another one does.
@@ -36,35 +38,47 @@ class Turns:
         """
         for _, run in by_run(body):
             if not self._makes(body, run):
-                for other in self._sharing(body, run):
+                for other in self._others(body, run):
                     if self._makes(other, run):
                         return key_of(other)
             self._let_in[run] = uid_of(body)
         return None
 
+    def leave(self, body: Object) -> None:
+        """Let another job go first: something keeps `body` from its run. No effect once its batch Job is made."""
+        for _, run in by_run(body):
+            if self._let_in.get(run) == uid_of(body):
+                del self._let_in[run]
+
     def changed(self, body: Object) -> list[Key]:
         """Return the jobs that may wait for `body`, which has changed or is gone."""
-        waiting = []
-        for _, run in by_run(body):
-            waiting += [key_of(other) for other in self._sharing(body, run)]
-            if self._let_in.get(run) == uid_of(body) and not self._goes_on(body):
-                del self._let_in[run]
-        return waiting
-
-    def _sharing(self, body: Object, run: str) -> list[Object]:
-        """Return the other jobs that want this run and have not ended."""
-        others = self._cache.indexed(FINETUNEJOB, "", run)
-        return [other for other in others if uid_of(other) != uid_of(body) and self._goes_on(other)]
-
-    def _goes_on(self, body: Object) -> bool:
         held = self._cache.get(FINETUNEJOB, key_of(body))
-        return (
-            held is not None and uid_of(held) == uid_of(body) and (held.get("status") or {}).get("phase") not in FINAL
-        )
+        if held is None or uid_of(held) != uid_of(body) or _has_ended(held):
+            self.leave(body)
+        return [key_of(other) for _, run in by_run(body) for other in self._others(body, run) if not _has_ended(other)]
+
+    def _others(self, body: Object, run: str) -> list[Object]:
+        return [each for each in self._cache.indexed(FINETUNEJOB, "", run) if uid_of(each) != uid_of(body)]
 
     def _makes(self, body: Object, run: str) -> bool:
-        if (body.get("status") or {}).get("jobUid") or self._let_in.get(run) == uid_of(body):
+        if _has_ended(body):
+            return self._still_writes(body)
+        if _status(body).get("jobUid") or self._let_in.get(run) == uid_of(body):
             return True
         key = key_of(body)
         child = self._cache.get(JOB, Key(key.namespace, names.training_job(key.name)))
         return child is not None and controller_uid(child) == uid_of(body)
+
+    def _still_writes(self, body: Object) -> bool:
+        """Return whether the pod of a run that we have ended is in its grace period: it may save a checkpoint."""
+        pods = self._cache.indexed(POD, *key_of(body))
+        trainers = [pod for pod in pods if label_of(pod, names.LABEL_COMPONENT) == names.TRAINER]
+        return bool(live([pod for pod in trainers if controller_uid(pod) == _status(body).get("jobUid")]))
+
+
+def _status(body: Object) -> Object:
+    return body.get("status") or {}
+
+
+def _has_ended(body: Object) -> bool:
+    return _status(body).get("phase") in FINAL

@@ -117,6 +117,8 @@ class Cache:
                 self._bury(store, before, version_of(obj))
         store.objects[key] = obj
         self._file(store, key, obj)
+        if before is not None and uid_of(before) != uid_of(obj):
+            self._tell(kind, before)  # it is gone, and nothing else will say so
         self._tell(kind, obj)
 
     def delete(self, kind: Kind, obj: Object) -> bool:

@@ -537,14 +537,47 @@ async def test_a_pod_that_was_drained_and_removed_while_nobody_looked_is_counted
     assert (status["attempts"], status["preemptions"], status["activeSeconds"]) == (2, 1, 298)
 
 
-async def test_so_is_one_without_a_successor(running: World) -> None:
-    running.now = datetime(2026, 11, 23, 10, 1, 1, tzinfo=UTC)
+async def test_so_is_one_without_a_successor_for_as_long_as_it_told_of_itself(running: World) -> None:
+    """Its time counts towards a deadline, so what nobody knows is not counted."""
+    progress = {"pod": "p0", "updatedTime": "2026-11-23T10:01:02Z"}
+    running.change(FINETUNEJOB, NAME, status={**running.status, "progress": progress})
     running.delete(POD, Key("team-a", "p0"))
-    await running.reconcile()
+    await running.reconcile(10_000)
     assert (running.status["preemptions"], running.status["activeSeconds"]) == (1, 60)
     running.pod("Running", {"running": {"startedAt": "2026-11-23T10:06:00Z"}}, "p5")
     await running.reconcile(600)
     assert (running.status["preemptions"], running.status["activeSeconds"]) == (1, 60)
+
+
+async def test_one_that_nothing_is_known_of_costs_no_time(running: World) -> None:
+    running.delete(POD, Key("team-a", "p0"))
+    await running.reconcile(10_000)
+    assert (running.status["preemptions"], running.status.get("activeSeconds", 0)) == (1, 0)
+
+
+async def test_a_pod_that_a_suspension_stops_is_no_preemption_though_the_run_goes_on_before_it_has_ended(
+    running: World,
+) -> None:
+    await steer(running, suspend=True)
+    await running.reconcile()
+    await steer(running, suspend=False)
+    running.pod("Failed", ended(75, PREEMPTED, 40))
+    await running.reconcile()
+    running.pod("Running", RUNNING, "p1")
+    await running.reconcile()
+    assert (running.status["attempts"], running.status.get("preemptions", 0)) == (2, 0)
+
+
+async def test_a_batch_job_that_is_being_deleted_is_no_preemption_either(running: World) -> None:
+    await steer(running, maxPreemptions=0)
+    metadata = running.get(JOB, TRAIN)["metadata"]
+    running.change(JOB, TRAIN, metadata={**metadata, "deletionTimestamp": "2026-11-23T10:00:30Z"})
+    running.pod("Failed", ended(75, PREEMPTED, 40))
+    await running.reconcile()
+    running.delete(JOB, TRAIN)
+    await running.reconcile()
+    assert running.condition("Failed")["reason"] == "JobDeleted"
+    assert running.status["activeSeconds"] == 40
 
 
 async def test_a_pod_that_went_with_its_node_after_the_end_was_not_interrupted(running: World) -> None:

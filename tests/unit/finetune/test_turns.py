@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from lorikeet_operator.finetune.kinds import FINETUNEJOB
+from lorikeet_operator.finetune.patience import NOT_STARTED, REFUSED_AGAIN
 from lorikeet_operator.kube.kinds import JOB, Key, Object
+from lorikeet_operator.kube.queue import Requeue
 from tests.unit.finetune.test_agent import SOUND, ends
-from tests.unit.finetune.test_reconcile import NAME, PREFLIGHT, RECORD, TRAIN, World, ended, holds, request
+from tests.unit.finetune.test_reconcile import NAME, PREFLIGHT, RECORD, RUNNING, TRAIN, World, ended, holds, request
 
 OUTPUT = {"uri": "s3://adapters/shared"}
 TWIN = Key("team-b", "twin")
@@ -111,3 +113,81 @@ async def test_who_makes_a_run_forgets_it_with_the_run(both: World) -> None:
     await both.reconcile()
     list(both.controller.keys_for(FINETUNEJOB, both.get(FINETUNEJOB, NAME)))
     assert not both.controller._turns._let_in
+
+
+@pytest.fixture
+async def apart(checked: World) -> World:
+    """A run that is being checked, and the same request by somebody else, which nobody has looked at yet."""
+    checked.change(FINETUNEJOB, NAME, spec=request(output=OUTPUT)["spec"])
+    await checked.reconcile()
+    checked.put(FINETUNEJOB, twin())
+    return checked
+
+
+async def test_one_whose_check_cannot_begin_lets_the_other_go_first(apart: World) -> None:
+    waiting = {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s3" not found'}}
+    apart.pod("Pending", waiting, of=PREFLIGHT)
+    await apart.reconcile()
+    await apart.controller.reconcile(TWIN)
+    assert apart.get(JOB, TWINS_CHECK)
+    await apart.reconcile()
+    assert reason(apart, NAME) == "SameRunUnderway"
+
+
+async def test_so_does_one_whose_batch_job_cannot_be_made(apart: World) -> None:
+    apart.put(JOB, {"metadata": {"name": TRAIN.name, "namespace": "team-a", "uid": "theirs"}})
+    ends(apart, PREFLIGHT, 0, SOUND)
+    await apart.reconcile()
+    assert reason(apart, NAME) == "NameTaken"
+    await apart.controller.reconcile(TWIN)
+    assert apart.get(JOB, TWINS_CHECK)
+
+
+async def test_and_one_that_is_suspended_before_it_trains(apart: World) -> None:
+    apart.change(FINETUNEJOB, NAME, spec=request(output=OUTPUT, suspend=True)["spec"])
+    await apart.reconcile()
+    await apart.controller.reconcile(TWIN)
+    assert apart.get(JOB, TWINS_CHECK)
+
+
+async def test_who_has_waited_is_checked_anew(apart: World) -> None:
+    """What it was told before its turn is over: there is a result by now, and no GPU is needed."""
+    apart.put(JOB, {"metadata": {"name": TRAIN.name, "namespace": "team-a", "uid": "theirs"}})
+    ends(apart, PREFLIGHT, 0, SOUND)
+    await apart.reconcile()
+    apart.delete(JOB, TRAIN)
+    await apart.controller.reconcile(TWIN)
+    await apart.reconcile()
+    assert reason(apart, NAME) == "SameRunUnderway"
+    assert "checked" not in apart.status["resolved"]
+    assert apart.get(JOB, PREFLIGHT)["spec"]["ttlSecondsAfterFinished"] == 0
+    apart.change(FINETUNEJOB, TWIN, status={**apart.get(FINETUNEJOB, TWIN)["status"], "phase": "Succeeded"})
+    assert await apart.reconcile() == Requeue(NOT_STARTED)
+    assert TRAIN.name not in str(apart.api.objects.keys())
+    apart.delete(JOB, PREFLIGHT)
+    await apart.reconcile()
+    ends(apart, PREFLIGHT, 0, {**RECORD, "reason": "Adopted"})
+    await apart.reconcile()
+    assert (apart.status["phase"], apart.condition("Complete")["reason"]) == ("Succeeded", "Adopted")
+
+
+async def test_a_run_that_was_ended_still_saves_its_last_checkpoint(both: World) -> None:
+    ends(both, PREFLIGHT, 0, SOUND)
+    await both.reconcile()
+    both.pod("Running", RUNNING)
+    both.change(FINETUNEJOB, NAME, spec=request(output=OUTPUT, activeDeadlineSeconds=10)["spec"])
+    await both.reconcile(100)
+    assert both.status["phase"] == "Failed"
+    assert await both.controller.reconcile(TWIN) == Requeue(REFUSED_AGAIN)
+    assert reason(both) == "SameRunUnderway"
+    both.pod("Failed", ended(75, {"reason": "Preempted", "message": "stopped", "retryable": True}))
+    await both.controller.reconcile(TWIN)
+    assert both.get(JOB, TWINS_CHECK)
+
+
+async def test_a_waiting_job_that_is_resumed_does_not_say_that_it_is_suspended(both: World) -> None:
+    for suspend in (True, False):
+        both.change(FINETUNEJOB, TWIN, spec=twin(suspend=suspend)["spec"])
+        await both.controller.reconcile(TWIN)
+    status = both.get(FINETUNEJOB, TWIN)["status"]
+    assert (status["phase"], "makes this very run" in status["message"]) == ("Pending", True)

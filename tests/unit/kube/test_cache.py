@@ -65,6 +65,14 @@ def test_a_late_deletion_of_the_former_object_leaves_the_new_one(cache: Cache) -
     assert held(cache) == ("second", 9)
 
 
+def test_an_object_whose_name_another_one_has_taken_is_told_as_gone(cache: Cache) -> None:
+    heard: list[str] = []
+    cache.put(CONFIG_MAP, config_map(version=5, uid="first"))
+    cache.subscribe(lambda kind, obj: heard.append(obj["metadata"]["uid"]))
+    cache.put(CONFIG_MAP, config_map(version=9, uid="second"))
+    assert heard == ["first", "second"]
+
+
 def test_tombstones_do_not_pile_up(cache: Cache, clock: FakeClock) -> None:
     for number in range(100):
         cache.delete(CONFIG_MAP, config_map(f"x{number}", version=number))
