@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -132,6 +133,17 @@ class Api:
                             seen.setdefault(body["metadata"]["name"], time.monotonic())
                     if len(seen) == len(names):
                         return seen
+
+    async def writes(self, *resources: str) -> int:
+        """Return how many writes of these resources, or of parts of them, the API server has had from anybody."""
+        async with self.session.get("/metrics") as response:
+            text = await response.text()
+        found = 0.0
+        for labels, count in re.findall(r"^apiserver_request_total\{(.*)\} (.+)$", text, re.M):
+            told = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+            if told["resource"] in resources and told["verb"] in ("APPLY", "DELETE", "PATCH", "POST", "PUT"):
+                found += float(count)
+        return int(found)
 
     async def burst(
         self, path: str, bodies: list[dict[str, Any]], watched: str, started: Callable[[dict[str, Any]], bool]

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.control_plane import NAMESPACE, Api, api_of, control_plane, free_port, process, usage
+from bench.control_plane import NAMESPACE, api_of, control_plane, free_port, process, usage
 from e2e.cluster import components, paths
 from lorikeet_api.yaml import load_all
 
@@ -37,6 +36,7 @@ API = "/apis/trainer.kubeflow.org/v1alpha1"
 TRAINJOBS = f"{API}/namespaces/{NAMESPACE}/trainjobs"
 JOBSETS = f"/apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets"
 RUNTIME = "torch-distributed"
+WRITTEN = ("trainjobs", "jobsets", "jobs", "services", "events")
 
 
 def build() -> Path:
@@ -115,16 +115,6 @@ def controller(name: str, folder: Path, shipped: Path, certificates: str, **chan
         yield running.pid
 
 
-async def writes(api: Api) -> float:
-    """Return how many writes of what the controllers own the API server has had."""
-    async with api.session.get("/metrics") as response:
-        text = await response.text()
-    rows = re.findall(
-        r'^apiserver_request_total\{(.*resource="(?:jobsets|trainjobs|jobs|services|events)".*)\} (.+)$', text, re.M
-    )
-    return sum(float(count) for labels, count in rows if re.search('verb="(APPLY|PATCH|POST|PUT)"', labels))
-
-
 async def burst(jobs: int, whole: bool, raised: bool, folder: Path) -> dict[str, Any]:
     """Create all TrainJobs at once, on a control plane of its own."""
     trainer, jobset = module(TRAINER)[1], module(JOBSET)[1]
@@ -142,11 +132,11 @@ async def burst(jobs: int, whole: bool, raised: bool, folder: Path) -> dict[str,
                 shipped = jobset / "config" / "components" / "manager" / "controller_manager_config.yaml"
                 pids.append(stack.enter_context(controller("jobset", folder, shipped, "internalCertManagement")))
             await asyncio.wait_for(api.burst(TRAINJOBS, [train_job("first")], watched, started), 60)
-            before = await writes(api)
+            before = await api.writes(*WRITTEN)
             found = await api.burst(
                 TRAINJOBS, [train_job(f"burst-{number}") for number in range(jobs)], watched, started
             )
-            found["writes_per_job"] = round((await writes(api) - before) / jobs - 1, 2)  # less its creation
+            found["writes_per_job"] = round((await api.writes(*WRITTEN) - before) / jobs - 1, 2)  # less its creation
             used = [usage(pid) for pid in pids]
             return found | {key: round(sum(each[key] for each in used), 1) for key in used[0]}
 

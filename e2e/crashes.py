@@ -29,7 +29,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from e2e.deploy import NAMESPACE, RELEASE
+from e2e.deploy import NAMESPACE, RELEASE, deploy
 from e2e.small import request, upload_model, upload_rows
 from e2e.target import Target, development
 from e2e.workspace import FINAL, Workspace, install_profile
@@ -78,7 +78,7 @@ class Proxy:
         doomed = asked.method != "GET" and number == fate.number
         if doomed and not fate.arrives:
             return self._strike()
-        body = await asked.read()
+        body = await asked.read() or None  # an empty one would get a Content-Type
         names = ("Content-Type", "Accept", "User-Agent")
         headers = {name: asked.headers[name] for name in names if name in asked.headers}
         async with self._http.request(asked.method, asked.rel_url, headers=headers, data=body) as answer:
@@ -276,16 +276,14 @@ def main() -> int:
     parser.add_argument("numbers", nargs="*", type=int, help="writes to be killed at; default: every one")
     given = parser.parse_args()
     found = development()
+    deploy(found)  # for its resources; the operator that dies is another one
     install_profile(found)
-    system = ("-n", NAMESPACE)
-    deployed = found.kubectl(*system, "get", "deployment", RELEASE, "--ignore-not-found", "-o", "name").strip()
-    if deployed:
-        found.kubectl(*system, "scale", deployed, "--replicas=0")
+    replicas = ("-n", NAMESPACE, "scale", f"deployment/{RELEASE}")
+    found.kubectl(*replicas, "--replicas=0")
     try:
         bad = asyncio.run(run(given.numbers))
     finally:
-        if deployed:
-            found.kubectl(*system, "scale", deployed, "--replicas=2")
+        found.kubectl(*replicas, "--replicas=2")
     print("every life ended the same" if not bad else f"{bad} lives ended otherwise")
     return 1 if bad else 0
 
