@@ -1,0 +1,295 @@
+-- Chooses the variant of a request, and writes the name under which the engine serves it into the body.
+--
+-- Whatever fails here lets the request through unchanged (Envoy's Lua filter fails open), so nothing is led anywhere
+-- but by HEADER, which only this script sets: a filter before it has removed what a client sent, and requests without
+-- it meet a route that answers 500. That route's metadata holds the models that clients may ask for, by name.
+--
+-- No Lua patterns in what reads whole bodies: they are twenty times slower than plain finds.
+
+local bit = require('bit')
+local byte, find, sub = string.byte, string.find, string.sub
+
+local HEADER = 'x-lorikeet-cluster'
+local VARIANT = 'x-lorikeet-variant'
+local COMPLETIONS = {
+  ['/v1/chat/completions'] = true,
+  ['/v1/completions'] = true,
+  ['/v1/embeddings'] = true,
+}
+local QUOTE, BACKSLASH, COLON, COMMA = 34, 92, 58, 44
+local BRACE, END_BRACE, BRACKET, END_BRACKET = 123, 125, 91, 93
+local BROKEN = 'the body is not a JSON object'
+local ESCAPED = 'the body has a key with an escape in it at its top level: write keys plainly'
+local TWICE = 'the body has more than one "model": leave one'
+local MISSING = 'the body has no "model": name one that /v1/models lists'
+local NO_STRING = '"model" must be a string: name one that /v1/models lists'
+
+math.randomseed(os.time() + (tonumber(sub(tostring({}), 8), 16) or 0) % 2 ^ 31)
+
+-- Returns the position of the first byte from `at` on that is no white space.
+local function skip_space(body, at)
+  local code = byte(body, at)
+  while code == 32 or code == 10 or code == 13 or code == 9 do
+    at = at + 1
+    code = byte(body, at)
+  end
+  return at
+end
+
+-- Returns the position of the quote that ends the string whose content begins at `at`.
+local function string_end(body, at)
+  while true do
+    local quote = find(body, '"', at, true)
+    if not quote then
+      return nil
+    end
+    local before = quote - 1
+    while byte(body, before) == BACKSLASH do
+      before = before - 1
+    end
+    if (quote - before) % 2 == 1 then -- an even number of backslashes
+      return quote
+    end
+    at = quote + 1
+  end
+end
+
+-- Returns the position behind the value that begins at `at`.
+local function value_end(body, at)
+  local code = byte(body, at)
+  if code == QUOTE then
+    local quote = string_end(body, at + 1)
+    return quote and quote + 1
+  end
+  local depth = 0
+  while code do
+    if code == QUOTE then
+      at = string_end(body, at + 1)
+      if not at then
+        return nil
+      end
+    elseif code == BRACE or code == BRACKET then
+      depth = depth + 1
+    elseif code == END_BRACE or code == END_BRACKET then
+      if depth == 0 then
+        return at -- the end of a number, or of true, false, null
+      end
+      depth = depth - 1
+      if depth == 0 then
+        return at + 1
+      end
+    elseif depth == 0 and (code == COMMA or code == 32 or code == 10 or code == 13 or code == 9) then
+      return at
+    end
+    at = at + 1
+    code = byte(body, at)
+  end
+  return nil
+end
+
+-- Returns the positions of the first and the last byte of the top-level model's name; or nil and what is wrong.
+local function find_model(body)
+  local at = skip_space(body, 1)
+  if byte(body, at) ~= BRACE then
+    return nil, BROKEN
+  end
+  at = skip_space(body, at + 1)
+  local first, last
+  while byte(body, at) == QUOTE do
+    local quote = string_end(body, at + 1)
+    if not quote then
+      return nil, BROKEN
+    end
+    local key = sub(body, at + 1, quote - 1)
+    if find(key, '\\', 1, true) then
+      return nil, ESCAPED
+    end
+    at = skip_space(body, quote + 1)
+    if byte(body, at) ~= COLON then
+      return nil, BROKEN
+    end
+    at = skip_space(body, at + 1)
+    local behind = value_end(body, at)
+    if not behind or behind == at then
+      return nil, BROKEN
+    end
+    if key == 'model' then
+      if first then
+        return nil, TWICE
+      end
+      if byte(body, at) ~= QUOTE then
+        return nil, NO_STRING
+      end
+      first, last = at + 1, behind - 2
+    end
+    at = skip_space(body, behind)
+    if byte(body, at) ~= COMMA then
+      break
+    end
+    at = skip_space(body, at + 1)
+    if byte(body, at) ~= QUOTE then
+      return nil, BROKEN
+    end
+  end
+  if byte(body, at) ~= END_BRACE or skip_space(body, at + 1) <= #body then
+    return nil, BROKEN
+  end
+  if not first then
+    return nil, MISSING
+  end
+  return first, last
+end
+
+local ESCAPES = { ['"'] = '"', ['\\'] = '\\', ['/'] = '/', b = '\b', f = '\f', n = '\n', r = '\r', t = '\t' }
+
+-- Returns what a JSON string of ASCII says; nil for any other, which names no model of ours.
+local function unescaped(text)
+  local at = find(text, '\\', 1, true)
+  if not at then
+    return text
+  end
+  local parts, from = {}, 1
+  while at do
+    parts[#parts + 1] = sub(text, from, at - 1)
+    local letter = sub(text, at + 1, at + 1)
+    if letter == 'u' then
+      local digits = sub(text, at + 2, at + 5)
+      local code = find(digits, '^%x%x%x%x$') and tonumber(digits, 16)
+      if not code or code > 127 then
+        return nil
+      end
+      parts[#parts + 1] = string.char(code)
+      from = at + 6
+    else
+      if not ESCAPES[letter] then
+        return nil
+      end
+      parts[#parts + 1] = ESCAPES[letter]
+      from = at + 2
+    end
+    at = find(text, '\\', from, true)
+  end
+  parts[#parts + 1] = sub(text, from)
+  return table.concat(parts)
+end
+
+local function multiply(a, b)
+  return bit.tobit(bit.band(a, 0xffff) * b + bit.lshift(bit.tobit(bit.rshift(a, 16) * b), 16))
+end
+
+-- FNV-1a of 32 bits, stirred as MurmurHash3 ends: neighbouring texts are far from each other.
+local function hash(text)
+  local found = bit.tobit(2166136261)
+  for at = 1, #text do
+    found = multiply(bit.bxor(found, byte(text, at)), 16777619)
+  end
+  found = multiply(bit.bxor(found, bit.rshift(found, 16)), 2246822507)
+  found = multiply(bit.bxor(found, bit.rshift(found, 13)), 3266489909)
+  return bit.bxor(found, bit.rshift(found, 16))
+end
+
+-- Weighted rendezvous hashing (Schindelhauer and Schomaker 2005): when weights change only those users move who must.
+local function variant_of(user, model, variants)
+  local best, least
+  for _, variant in ipairs(variants) do
+    if variant.weight > 0 then
+      local drawn = (hash(model .. '\0' .. variant.name .. '\0' .. user) + 2147483648.5) / 4294967296
+      local score = -math.log(drawn) / variant.weight
+      if not least or score < least then
+        best, least = variant, score
+      end
+    end
+  end
+  return best
+end
+
+local function any_variant(variants)
+  local total = 0
+  for _, variant in ipairs(variants) do
+    total = total + variant.weight
+  end
+  local drawn = math.random() * total
+  for _, variant in ipairs(variants) do
+    drawn = drawn - variant.weight
+    if drawn < 0 then
+      return variant
+    end
+  end
+  return variants[#variants]
+end
+
+local function choose(model, route, headers)
+  local wanted = headers:get(VARIANT)
+  if wanted then
+    for _, variant in ipairs(route.variants) do
+      if variant.name == wanted then
+        return variant
+      end
+    end
+  end
+  local user = route.sticky and headers:get(route.sticky)
+  if user and user ~= '' then
+    return variant_of(user, model, route.variants)
+  end
+  return any_variant(route.variants)
+end
+
+local function quoted(text)
+  return '"' .. text:gsub('[%c"\\\127-\255]', function(odd)
+    return string.format('\\u%04x', byte(odd))
+  end) .. '"'
+end
+
+-- Answers with an error in OpenAI's shape.
+local function refuse(handle, status, code, message)
+  local kind = status == 404 and 'not_found_error' or 'invalid_request_error'
+  handle:respond(
+    { [':status'] = tostring(status), ['content-type'] = 'application/json' },
+    '{"error": {"message": ' .. quoted(message) .. ', "type": "' .. kind .. '", "param": null, "code": "' .. code .. '"}}'
+  )
+end
+
+local function lead(handle)
+  local body = handle:body(true)
+  local bytes = body:getBytes(0, body:length())
+  local first, last = find_model(bytes)
+  if not first then
+    return refuse(handle, 400, 'invalid_body', last)
+  end
+  local model = unescaped(sub(bytes, first, last))
+  local route = model and handle:metadata():get('model ' .. model)
+  if not route then
+    return refuse(
+      handle, 404, 'model_not_found', 'the model ' .. sub(bytes, first, math.min(last, first + 199))
+        .. ' does not exist: name one that /v1/models lists'
+    )
+  end
+  local headers = handle:headers()
+  local variant = choose(model, route, headers)
+  body:setBytes(sub(bytes, 1, first - 1) .. variant.served .. sub(bytes, last + 1))
+  local said = handle:streamInfo():dynamicMetadata()
+  said:set('lorikeet', 'variant', variant.name)
+  said:set('lorikeet', 'revision', variant.served)
+  headers:replace(HEADER, variant.served)
+  handle:clearRouteCache()
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local method, path = headers:get(':method'), headers:get(':path')
+  local query = find(path, '?', 1, true)
+  if query then
+    path = sub(path, 1, query - 1)
+  end
+  if path == '/v1/models' and (method == 'GET' or method == 'HEAD') then
+    local list = handle:metadata():get('list')
+    return handle:respond({ [':status'] = '200', ['content-type'] = 'application/json' }, list)
+  end
+  if not COMPLETIONS[path] then
+    return refuse(handle, 404, 'unknown_path', path .. ' is not served here')
+  end
+  if method ~= 'POST' then
+    return refuse(handle, 405, 'method_not_allowed', path .. ' takes POST')
+  end
+  lead(handle)
+end

@@ -1,0 +1,255 @@
+"""What becomes of a request between client and engine, through a real Envoy."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from lorikeet_operator.serving.router import LED, Limits, Route, Variant
+from tests.unit.serving.envoy import CHAT, Engine, Router, eventually, router_before
+
+SQL, DPO = "sql-11111111", "sql-dpo-22222222"
+A, B = Variant("a", SQL, 90), Variant("b", DPO, 10)
+SUPPORT = Route("support", [A, B], sticky="X-User-Id")
+BASE = Route("assistant", [Variant("base", "smollm2", 1)])
+ROUTES = (SUPPORT, BASE)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Router]:
+    """One router for tests that leave it as it is."""
+    engine = Engine({SQL, DPO, "smollm2"})
+    async with router_before(engine, ROUTES, tmp_path_factory.mktemp("router")) as found:
+        for model, variant in (("support", "a"), ("support", "b"), ("assistant", "base")):
+            await found.until(model, x_lorikeet_variant=variant)
+        yield found
+
+
+@pytest.fixture
+def router(shared: Router) -> Router:
+    shared.engine.seen.clear()
+    return shared
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_the_engine_gets_the_served_name_and_every_other_byte_as_it_was(router: Router) -> None:
+    body = (
+        b' {"seed": 9007199254740993,\n "messages" : [{"model": "mine", "content": "say \\"model\\": {["}],'
+        b'"model"\t: "support", "x": "\xc3\xa9\\u00e9"} \n'
+    )
+    status, _, headers = await router.send(body, x_lorikeet_variant="b")
+    assert status == 200
+    assert (headers["x-lorikeet-variant"], headers["x-lorikeet-revision"]) == ("b", DPO)
+    assert router.engine.seen[0]["body"] == body.replace(b'"support"', f'"{DPO}"'.encode())
+
+
+async def test_a_body_in_chunks_is_led_like_any_other(router: Router) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for byte in b'{"model": "assistant"}':
+            yield bytes([byte])
+
+    async with router.session.post(router.url + CHAT, data=chunks()) as answer:
+        assert await answer.json(content_type=None) == {"model": "smollm2"}
+
+
+async def test_a_large_body_is_led_and_a_larger_one_is_refused(router: Router) -> None:
+    limit = Limits().max_request_bytes
+    assert (await router.send(b'{"model": "assistant", "x": "%s"}' % (b"y" * (limit - 100))))[0] == 200
+    status, answer, _ = await router.send(b'{"model": "assistant", "x": "%s"}' % (b"y" * limit))
+    assert (status, answer["error"]["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not a JSON object"),
+        (b"model=support", "not a JSON object"),
+        (b'["model"]', "not a JSON object"),
+        (b'{"model": "support"', "not a JSON object"),
+        (b'{"model": "support"} {}', "not a JSON object"),
+        (b'{"model": "support",}', "not a JSON object"),
+        ('{"model": "support"}'.encode("utf-16"), "not a JSON object"),
+        (b"{}", 'no "model"'),
+        (b'{"messages": [{"model": "support"}]}', 'no "model"'),
+        (b'{"model": ["support"]}', "must be a string"),
+        (b'{"model": "support", "model": "%s"}' % DPO.encode(), "more than one"),
+        (b'{"model": "support", "mod\\u0065l": "%s"}' % DPO.encode(), "an escape in it"),
+    ],
+)
+async def test_what_the_script_does_not_understand_gets_nowhere(router: Router, body: bytes, words: str) -> None:
+    status, answer, _ = await router.send(body)
+    assert (status, answer["error"]["code"]) == (400, "invalid_body")
+    assert words in answer["error"]["message"]
+    assert not router.engine.seen
+
+
+@pytest.mark.parametrize("model", ["nobody", SQL, "smollm2", "", "Support", "support ", "__index", 'quo"te', "list"])
+async def test_a_name_that_is_no_model_gets_nowhere_also_one_that_the_engine_knows(router: Router, model: str) -> None:
+    status, answer, _ = await router.ask(model)
+    assert (status, answer["error"]["code"], answer["error"]["type"]) == (404, "model_not_found", "not_found_error")
+    assert not router.engine.seen
+
+
+async def test_a_name_may_be_written_with_escapes(router: Router) -> None:
+    status, answer, _ = await router.send(b'{"model": "\\u0061ssistant"}')
+    assert (status, answer) == (200, {"model": "smollm2"})
+
+
+async def test_no_client_has_a_say_in_where_it_is_led(router: Router) -> None:
+    status, answer, _ = await router.ask("assistant", **{LED: DPO})
+    assert (status, answer["model"]) == (200, "smollm2")
+    assert LED not in {name.lower() for name in router.engine.seen[0]["headers"]}
+    assert (await router.ask("nobody", **{LED: DPO}))[0] == 404
+
+
+async def test_the_engine_has_no_say_in_which_variant_has_answered(router: Router) -> None:
+    _, _, headers = await router.ask("assistant")
+    assert headers["x-lorikeet-variant"] == "base"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/metrics",
+        "/docs",
+        "/",
+        "/v1/../metrics",
+        "/v1/chat",
+        "/%2e",
+    ],
+)
+async def test_other_paths_of_the_engine_cannot_be_reached(router: Router, path: str) -> None:
+    for method in ("GET", "POST"):
+        status, _, _ = await router.send(b'{"model": "support"}' if method == "POST" else b"", path, method)
+        assert status == 404
+    assert not router.engine.seen
+
+
+async def test_a_completion_is_asked_for_by_post(router: Router) -> None:
+    status, answer, _ = await router.send(b"", CHAT, "GET")
+    assert (status, answer["error"]["code"]) == (405, "method_not_allowed")
+
+
+async def test_the_models_are_listed_as_clients_know_them(router: Router) -> None:
+    status, answer, _ = await router.send(b"", "/v1/models?after=x", "GET")
+    assert (status, [each["id"] for each in answer["data"]]) == (200, ["support", "assistant"])
+
+
+async def test_a_client_may_name_the_variant_and_an_unknown_one_is_chosen_for_it(router: Router) -> None:
+    for name, served in (("a", SQL), ("b", DPO)):
+        assert (await router.ask("support", x_lorikeet_variant=name))[1]["model"] == served
+    assert (await router.ask("support", x_lorikeet_variant="c"))[0] == 200
+
+
+async def shares(router: Router, users: Sequence[str | None]) -> dict[str | None, str]:
+    """Return the variant that each user gets."""
+    gate = asyncio.Semaphore(32)
+
+    async def one(user: str | None) -> str:
+        async with gate:
+            headers = {"X-User-Id": user} if user is not None else {}
+            return (await router.ask("support", **headers))[2]["x-lorikeet-variant"]
+
+    return dict(zip(users, await asyncio.gather(*map(one, users)), strict=True))
+
+
+async def test_requests_are_shared_by_weight(router: Router) -> None:
+    counted = Counter([(await router.ask("support"))[2]["x-lorikeet-variant"] for _ in range(1500)])
+    assert 100 < counted["b"] < 200  # 150, give or take four standard deviations
+
+
+async def test_an_answer_is_streamed_as_it_comes(router: Router) -> None:
+    began = asyncio.get_running_loop().time()
+    async with router.session.post(router.url + CHAT, data=b'{"model": "assistant", "stream": true}') as answer:
+        first = await answer.content.readany()
+        waited = asyncio.get_running_loop().time() - began
+        assert (first, await answer.read()) == (b"data: first\n\n", b"data: [DONE]\n\n")
+    assert waited < 0.9, "the second part comes after a second"
+
+
+def weighing(*weights: int) -> Route:
+    variants = [Variant(name, f"v-{name}", weight) for name, weight in zip("abc", weights, strict=False)]
+    return Route("support", variants, sticky="x-user-id")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moved"), [((90, 10), (80, 20), 0.1), ((50, 30, 20), (40, 30, 30), 0.1)], ids=str
+)
+async def test_other_weights_move_only_the_users_who_must(
+    tmp_path: Path, before: tuple[int, ...], after: tuple[int, ...], moved: float
+) -> None:
+    users = [f"user-{number}" for number in range(1500)]
+    engine = Engine({f"v-{name}" for name in "abc"})
+    async with router_before(engine, [weighing(*before)], tmp_path) as router:
+        await until_all_are_answered_for(router, before)
+        first = await shares(router, users)
+        assert await shares(router, users) == first
+        router.lead([weighing(*after)])
+        await until_weights(router, after)
+        second = await shares(router, users)
+    went = Counter((first[user], second[user]) for user in users if first[user] != second[user])
+    lighter = {name for name, old, new in zip("abc", before, after, strict=False) if new < old}
+    heavier = {name for name, old, new in zip("abc", before, after, strict=False) if new > old}
+    assert {old for old, _ in went} <= lighter | {"b"}
+    assert {new for _, new in went} <= heavier | {"b"}
+    assert abs(went.total() / len(users) - moved) < 0.03
+    for name, weight in zip("abc", after, strict=False):
+        assert abs(Counter(second.values())[name] / len(users) - weight / 100) < 0.05
+
+
+async def until_all_are_answered_for(router: Router, weights: tuple[int, ...]) -> None:
+    for name, _ in zip("abc", weights, strict=False):
+        await router.until("support", x_lorikeet_variant=name)
+
+
+async def until_weights(router: Router, weights: tuple[int, ...]) -> None:
+    """Wait until Envoy has read the routes anew."""
+
+    async def has_read() -> bool:
+        async with router.session.get(router.admin + "/config_dump?resource=dynamic_route_configs") as answer:
+            text = json.dumps(await answer.json(content_type=None))
+        return all(f'"weight": {weight}' in text for weight in weights)
+
+    await eventually(has_read)
+
+
+async def test_a_variant_that_no_engine_serves_is_not_replaced_by_its_sibling(tmp_path: Path) -> None:
+    engine = Engine({SQL})
+    async with router_before(engine, ROUTES, tmp_path) as router:
+        await router.until("support", x_lorikeet_variant="a")
+        status, answer, headers = await router.ask("support", x_lorikeet_variant="b")
+        assert (status, answer["error"]["code"]) == (503, "unavailable")
+        assert int(headers["Retry-After"]) > 0
+        engine.loaded.add(DPO)
+        await router.until("support", x_lorikeet_variant="b")
+        engine.loaded.discard(SQL)
+        await router.until_status(503, "support", x_lorikeet_variant="a")
+
+
+async def test_a_script_that_fails_leads_nowhere(tmp_path: Path) -> None:
+    """Envoy passes such a request on as it came."""
+    engine = Engine({SQL, DPO, "smollm2"})
+    fails = 'function envoy_on_request(handle) error("a defect") end'
+    async with router_before(engine, ROUTES, tmp_path, script=fails) as router:
+        for headers in ({}, {LED: "smollm2"}, {LED.upper(): "smollm2"}):
+            status, answer, _ = await router.ask("assistant", **headers)
+            assert (status, answer["error"]["code"]) == (500, "not_led")
+        assert "a defect" in (tmp_path / "envoy.log").read_text()
+    assert not engine.seen
+
+
+async def test_many_models_are_listed_whole(tmp_path: Path) -> None:
+    """Envoy's own direct responses end at 4,096 bytes."""
+    many = [replace(BASE, model=f"model-{number}") for number in range(200)]
+    async with router_before(Engine(), many, tmp_path) as router:
+        _, answer, _ = await router.send(b"", "/v1/models", "GET")
+    assert len(answer["data"]) == 200
