@@ -11,7 +11,7 @@ CRD_FOLDERS := crds charts/lorikeet/files/crds
 export PATH := $(CURDIR)/.cluster/bin:$(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help demo test check lint unit integration trainer-test e2e generate lock images cluster cluster-down deploy \
-        faults crashes bench-operator bench-checkpoints host tools clean
+        faults crashes bench-operator bench-router bench-checkpoints host tools clean
 
 help: ## show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ crashes: ready ## kill the operator for real before and after every write of a j
 
 bench-operator: tools ## measure the operator against an API server of its own (seconds to minutes: BENCH="--jobs 5000")
 	$(PYTHON) -m bench.operator_load $(BENCH)
+
+bench-router: tools ## measure the router against a bare Envoy (2 minutes; needs Debian's wrk)
+	$(PYTHON) -m bench.router $(BENCH)
 
 bench-checkpoints: tools ## measure what checkpoints cost a run, with a slow store (minutes)
 	$(PYTHON) -m bench.checkpoints $(BENCH)

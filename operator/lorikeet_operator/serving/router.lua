@@ -16,6 +16,7 @@ local COMPLETIONS = {
   ['/v1/completions'] = true,
   ['/v1/embeddings'] = true,
 }
+local LONGEST = 1024 -- of a model's name, with its escapes
 local QUOTE, BACKSLASH, COLON, COMMA = 34, 92, 58, 44
 local BRACE, END_BRACE, BRACKET, END_BRACKET = 123, 125, 91, 93
 local BROKEN = 'the body is not a JSON object'
@@ -188,7 +189,8 @@ local function hash(text)
   return bit.bxor(found, bit.rshift(found, 16))
 end
 
--- Weighted rendezvous hashing (Schindelhauer and Schomaker 2005): when weights change only those users move who must.
+-- Weighted rendezvous hashing (Schindelhauer and Schomaker 2005): who makes one variant heavier moves users to it, and
+-- nobody else; two variants trade as few as can be, also if the one falls as the other rises.
 local function variant_of(user, model, variants)
   local best, least
   for _, variant in ipairs(variants) do
@@ -208,16 +210,20 @@ local function any_variant(variants)
   for _, variant in ipairs(variants) do
     total = total + variant.weight
   end
-  local drawn = math.random() * total
+  local drawn, found = math.random() * total, nil
   for _, variant in ipairs(variants) do
-    drawn = drawn - variant.weight
-    if drawn < 0 then
-      return variant
+    if variant.weight > 0 then
+      found = variant
+      drawn = drawn - variant.weight
+      if drawn < 0 then
+        break
+      end
     end
   end
-  return variants[#variants]
+  return found
 end
 
+-- A variant that a client names may have weight 0: so it is tried before it gets a share.
 local function choose(model, route, headers)
   local wanted = headers:get(VARIANT)
   if wanted then
@@ -256,7 +262,7 @@ local function lead(handle)
   if not first then
     return refuse(handle, 400, 'invalid_body', last)
   end
-  local model = unescaped(sub(bytes, first, last))
+  local model = last - first < LONGEST and unescaped(sub(bytes, first, last))
   local route = model and handle:metadata():get('model ' .. model)
   if not route then
     return refuse(
@@ -268,6 +274,7 @@ local function lead(handle)
   local variant = choose(model, route, headers)
   body:setBytes(sub(bytes, 1, first - 1) .. variant.served .. sub(bytes, last + 1))
   local said = handle:streamInfo():dynamicMetadata()
+  said:set('lorikeet', 'model', model)
   said:set('lorikeet', 'variant', variant.name)
   said:set('lorikeet', 'revision', variant.served)
   headers:replace(HEADER, variant.served)
@@ -276,7 +283,7 @@ end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
-  local method, path = headers:get(':method'), headers:get(':path')
+  local method, path = headers:get(':method'), headers:get(':path') or '' -- CONNECT has none
   local query = find(path, '?', 1, true)
   if query then
     path = sub(path, 1, query - 1)
@@ -290,6 +297,10 @@ function envoy_on_request(handle)
   end
   if method ~= 'POST' then
     return refuse(handle, 405, 'method_not_allowed', path .. ' takes POST')
+  end
+  local encoding = headers:get('content-encoding')
+  if encoding and encoding ~= 'identity' then
+    return refuse(handle, 415, 'unsupported_encoding', 'the body is encoded (' .. encoding .. '): send it plainly')
   end
   lead(handle)
 end

