@@ -4,7 +4,7 @@ Every string, list and map has an upper bound: without one the API server refuse
 rules it cannot cost.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints
 from pydantic.alias_generators import to_camel
@@ -52,6 +52,10 @@ def cel(rule: str, message: str, **more: str) -> dict[str, str]:
 def listed(low: int, high: int) -> Any:
     """Return the bounds of a list that is replaced as a whole."""
     return Field(min_length=low, max_length=high, json_schema_extra={"x-kubernetes-list-type": "atomic"})
+
+
+WHOLE: Final = Field(json_schema_extra={"x-kubernetes-map-type": "atomic"})
+"""An object that is replaced as a whole: the API server then keeps no owner for each of its fields."""
 
 
 def mapped(key: str, high: int) -> Any:

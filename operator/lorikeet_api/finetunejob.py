@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorikeet_api.base import Image, LabelKey, Model, NameReference, ObjectName, S3Uri, Text, cel, listed, mapped
+from lorikeet_api.base import WHOLE, Image, LabelKey, Model, NameReference, ObjectName, S3Uri, Text, cel, listed, mapped
 from lorikeet_api.compute import Compute
 from lorikeet_api.conditions import Condition, Phase
 from lorikeet_api.contract import Artifacts, Metrics, RunContract
@@ -191,7 +191,7 @@ class FineTuneJobStatus(Model):
     """The run's figures."""
     artifacts: Artifacts | None = None
     """What was published."""
-    resolved: Resolved | None = None
+    resolved: Annotated[Resolved | None, WHOLE] = None
     """The request with profile and defaults filled in."""
 
 
