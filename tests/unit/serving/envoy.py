@@ -42,6 +42,8 @@ class Engine:
 
     loaded: set[str] = field(default_factory=set)
     seen: list[dict[str, Any]] = field(default_factory=list)
+    first_half_arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    """Until when a streamed answer waits for its second half, which comes a second later."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -54,6 +56,7 @@ class Engine:
         told = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await told.prepare(request)
         await told.write(b"data: first\n\n")
+        await self.first_half_arrived.wait()
         await asyncio.sleep(1.0)
         await told.write(b"data: [DONE]\n\n")
         return told

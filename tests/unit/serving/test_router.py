@@ -166,13 +166,6 @@ async def test_a_body_that_is_packed_is_refused(router: Router) -> None:
     assert (status, answer["error"]["code"]) == (415, "unsupported_encoding")
 
 
-async def test_a_name_of_megabytes_costs_nothing(router: Router) -> None:
-    began = asyncio.get_running_loop().time()
-    status, _, _ = await router.send(b'{"model": "%s"}' % (b"\\u0061" * (1 << 20)))
-    assert status == 404
-    assert asyncio.get_running_loop().time() - began < 0.3
-
-
 async def test_the_models_are_listed_as_clients_know_them(router: Router) -> None:
     status, answer, _ = await router.send(b"", "/v1/models?after=x", "GET")
     assert (status, [each["id"] for each in answer["data"]]) == (200, ["support", "assistant"])
@@ -202,12 +195,12 @@ async def test_requests_are_shared_by_weight(router: Router) -> None:
 
 
 async def test_an_answer_is_streamed_as_it_comes(router: Router) -> None:
-    began = asyncio.get_running_loop().time()
+    router.engine.first_half_arrived.clear()
     async with router.session.post(router.url + CHAT, data=b'{"model": "assistant", "stream": true}') as answer:
-        first = await answer.content.readany()
-        waited = asyncio.get_running_loop().time() - began
-        assert (first, await answer.read()) == (b"data: first\n\n", b"data: [DONE]\n\n")
-    assert waited < 0.9, "the second part comes after a second"
+        async with asyncio.timeout(10):
+            assert await answer.content.readany() == b"data: first\n\n"
+        router.engine.first_half_arrived.set()
+        assert await answer.read() == b"data: [DONE]\n\n"
 
 
 def weighing(*weights: int) -> Route:
@@ -259,7 +252,17 @@ async def test_a_name_that_would_not_stay_one_is_refused(served: str) -> None:
         Variant("a", served, 1)
 
 
+async def test_a_name_is_read_up_to_a_length(tmp_path: Path) -> None:
+    """One of megabytes, all escapes, would hold up everybody for a third of a second."""
+    long = replace(BASE, model="m" * 300)
+    async with router_before(Engine({"smollm2"}), [long], tmp_path) as router:
+        await router.until(long.model)
+        assert (await router.send(b'{"model": "%s"}' % (b"\\u006d" * 300)))[0] == 404
+        assert (await router.send(b'{"model": "%s"}' % (b"\\u006d" * (1 << 20))))[0] == 404
+
+
 async def test_a_connection_to_an_engine_is_given_up_before_the_engine_does(tmp_path: Path) -> None:
+    """uvicorn closes one that was idle for five seconds, and a request might just be on its way."""
     async with router_before(Engine({"smollm2"}), [BASE], tmp_path) as router:
         await router.until("assistant")
 
@@ -267,7 +270,9 @@ async def test_a_connection_to_an_engine_is_given_up_before_the_engine_does(tmp_
             async with router.session.get(router.admin + "/stats?filter=smollm2.upstream_cx_idle_timeout") as answer:
                 return not (await answer.text()).strip().endswith(" 0")
 
-        await eventually(is_given_up, 4.9)
+        await eventually(is_given_up)
+        text = (tmp_path / "clusters.json").read_text()
+    assert float(re.findall(r'"idle_timeout": "([\d.]+)s"', text)[0]) < 5
 
 
 async def until_all_are_answered_for(router: Router, weights: tuple[int, ...]) -> None:
@@ -328,6 +333,7 @@ async def test_each_variant_is_counted_and_timed_by_itself(tmp_path: Path) -> No
         for _ in range(3):
             await router.ask("support", x_lorikeet_variant="a")
         await router.ask("support", x_lorikeet_variant="b")
+        engine.first_half_arrived.set()
         await router.send(b'{"model": "assistant", "stream": true}')
         await router.ask("nobody")
 
