@@ -1,6 +1,6 @@
 """Write the demo's data: questions and the SQL that answers them. The same seed gives the same bytes.
 
-train.jsonl has the examples; heldout.jsonl asks about tables and columns of which no training row has one, so
+train.jsonl has the examples, lowercase.jsonl the same ones in another style; heldout.jsonl asks about tables and columns of which no training row has one, so
 that a right answer there shows the skill, not a memory. Script and data are dedicated to the public domain (CC0).
 
     python examples/text-to-sql/make_data.py FOLDER
@@ -109,17 +109,17 @@ def rows(tables: tuple[Table, ...], number: int, seed: int) -> Iterator[dict[str
 
 
 def write(folder: Path) -> list[Path]:
-    """Write both files to `folder` and return their paths."""
+    """Write the files to `folder` and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, tables, number in (
-        ("train.jsonl", TRAIN_TABLES, TRAIN_ROWS),
-        ("heldout.jsonl", HELDOUT_TABLES, HELDOUT_ROWS),
-    ):
-        path = folder / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows(tables, number, SEED)))
-        written.append(path)
-    return written
+    train = list(rows(TRAIN_TABLES, TRAIN_ROWS, SEED))
+    files = {
+        "train.jsonl": train,
+        "lowercase.jsonl": [{**row, "completion": row["completion"].lower()} for row in train],
+        "heldout.jsonl": list(rows(HELDOUT_TABLES, HELDOUT_ROWS, SEED)),
+    }
+    for name, some in files.items():
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in some))
+    return [folder / name for name in files]
 
 
 def main(arguments: list[str]) -> None:

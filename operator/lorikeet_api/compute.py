@@ -256,11 +256,11 @@ class Resources(Model):
     """What the container may use at most."""
 
 
-class Compute(Model):
-    """What the trainer's pod asks for. Absent fields come from the profile's `defaults.compute`."""
+class PodSettings(Model):
+    """What a pod asks for, whatever it does."""
 
-    gpus: Annotated[int, Field(ge=0, le=1)] | None = None
-    """GPUs of the pod. 0 trains on the CPU. Default: 1."""
+    gpus: Annotated[int, Field(ge=0, le=64)] | None = None
+    """GPUs of the pod."""
     gpu_class: ObjectName | None = None
     """A GPU class of the profile: resource name, node selector and tolerations. Absent: `nvidia.com/gpu`."""
     resources: Resources | None = None
@@ -277,22 +277,21 @@ class Compute(Model):
     """RuntimeClass of the pod."""
     service_account_name: ObjectName | None = None
     """ServiceAccount of the pod; gives S3 access by workload identity. No API token is mounted."""
-    image: Image | None = None
-    """Trainer image. Absent: the profile's, else the one that the operator was installed with."""
     image_pull_secrets: Annotated[list[NameReference], mapped("name", 16), unique("name")] | None = None
     """Secrets with which the image is pulled."""
     env: Annotated[list[EnvVar], mapped("name", 64), unique("name")] | None = None
-    """More environment of the trainer, such as `HTTPS_PROXY`."""
+    """More environment of the container, such as `HTTPS_PROXY`."""
     pod_labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] | None = None
     """More labels of the pod; those by which Lorikeet finds it stay as they are."""
     pod_annotations: Annotated[dict[LabelKey, AnnotationValue], Field(max_length=32)] | None = None
     """Annotations of the pod."""
     termination_grace_period_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
-    """Seconds between the request to stop and the kill. Default: 120."""
+    """Seconds between the request to stop and the kill."""
     shared_memory: Quantity | None = None
     """Size of /dev/shm, counted as memory. Default: 1Gi."""
     scratch: Quantity | None = None
-    """Size limit of the volume for model, data and outputs; also requested as ephemeral storage. Absent: none."""
+    """Size limit of the volume for what the pod fetches and writes; also requested as ephemeral storage. Absent:
+    none."""
 
     @model_validator(mode="after")
     def _class_needs_gpu(self) -> Self:
@@ -304,6 +303,26 @@ class Compute(Model):
     def cel_rules() -> list[dict[str, str]]:
         """Return the rule of `_class_needs_gpu` for the API server."""
         return [cel("!has(self.gpuClass) || !has(self.gpus) || self.gpus > 0", _CLASS_WITHOUT_GPU)]
+
+
+class Compute(PodSettings):
+    """What the trainer's pod asks for. Absent fields come from the profile's `defaults.compute`."""
+
+    gpus: Annotated[int, Field(ge=0, le=1)] | None = None
+    """GPUs of the pod. 0 trains on the CPU. Default: 1."""
+    termination_grace_period_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+    """Seconds between the request to stop and the kill. Default: 120."""
+    image: Image | None = None
+    """Trainer image. Absent: the profile's, else the one that the operator was installed with."""
+
+
+class EngineCompute(PodSettings):
+    """What an engine's pod asks for. Absent fields come from the profile's `defaults.engineCompute`."""
+
+    gpus: Annotated[int, Field(ge=0, le=64)] | None = None
+    """GPUs of each replica. 0 serves on the CPU. Default: 1."""
+    termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86400)] | None = None
+    """Seconds that requests in flight get to end when a replica is stopped. Default: 300."""
 
 
 class GpuClass(Model):

@@ -1,4 +1,4 @@
-"""Conditions and their reasons: the vocabulary in which a FineTuneJob tells its story."""
+"""Conditions and their reasons: the vocabulary in which resources tell their story."""
 
 from typing import Annotated, Final, Literal
 
@@ -80,11 +80,9 @@ ADVICE_OUT_OF_MEMORY: Final = (
 )
 
 
-class Condition(Model):
-    """One statement about the job. `lastTransitionTime` changes only when `status` does."""
+class Statement(Model):
+    """One statement about a resource. `lastTransitionTime` changes only when `status` does."""
 
-    type: ConditionType
-    """What it is about."""
     status: ConditionStatus
     """Whether it holds."""
     reason: Annotated[str, Field(min_length=1, max_length=64)]
@@ -95,3 +93,10 @@ class Condition(Model):
     """Generation of the spec that this speaks of."""
     last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
     """When `status` last changed."""
+
+
+class Condition(Statement):
+    """One statement about a FineTuneJob."""
+
+    type: ConditionType
+    """What it is about."""

@@ -14,6 +14,9 @@ DEFAULT_PROFILE: Final = "default"
 MAX_JOB_NAME: Final = 50
 """Longest FineTuneJob name: `<name>-train-0` must be a pod's host name (63), and Kubernetes adds to it."""
 
+MAX_DEPLOYMENT_NAME: Final = 45
+"""Longest ModelDeployment name: `<name>-engine-<hash>-<hash>` must be a pod's host name (63)."""
+
 TRAINER: Final = "trainer"
 TRAINER_CONTAINER: Final = "trainer"
 AGENT_CONTAINER: Final = "agent"
@@ -32,11 +35,22 @@ LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 LABEL_PART_OF: Final = "app.kubernetes.io/part-of"
 LABEL_FINETUNEJOB: Final = f"{GROUP}/finetunejob"
+LABEL_MODELDEPLOYMENT: Final = f"{GROUP}/modeldeployment"
 ANNOTATION_CONTRACT: Final = f"{GROUP}/contract"
 """Of a run's pods: the contract, as JSON."""
 ANNOTATION_PROGRESS_CA: Final = f"{GROUP}/progress-ca"
 """Of a trainer's pods: the certificate authorities by which it knows the progress endpoint, as PEM."""
+ANNOTATION_WANTED: Final = f"{GROUP}/wanted"
+"""Of pods that serve: the fingerprint of the file that they are to have; a change makes the kubelet bring it now."""
 MANAGED_BY: Final = "lorikeet"
+
+ENGINE: Final = "engine"
+ROUTER: Final = "router"
+RESOLVE: Final = "resolve"
+ENGINE_CONTAINER: Final = "engine"
+ROUTER_CONTAINER: Final = "envoy"
+MODEL_CONTAINER: Final = "model"
+"""The init container that fetches the base model."""
 
 
 def training_job(name: str) -> str:
@@ -49,13 +63,41 @@ def agent_job(name: str, task: Task) -> str:
     return f"{name}-{task}"
 
 
+def engine(deployment: str) -> str:
+    """Return the name of the engines of a ModelDeployment: of their Deployment, Service, budget and ConfigMap."""
+    return f"{deployment}-engine"
+
+
+def router(deployment: str) -> str:
+    """Return the name of its routers: of their Deployment, budget and ConfigMap; the Service has its own name."""
+    return f"{deployment}-router"
+
+
+def served_adapter(name: str, sha256: str) -> str:
+    """Return the name under which engines serve an adapter with this manifest."""
+    return f"{name}-{sha256[:8]}"
+
+
+def served_base(pin: str) -> str:
+    """Return the name under which engines serve a base model with this pin."""
+    return f"base-{pin[:8]}"
+
+
 def child_labels(name: str, component: str = TRAINER) -> dict[str, str]:
     """Return the labels of a child of the FineTuneJob `name`; `component` says what it does."""
+    return {**_labels(name, component), LABEL_FINETUNEJOB: name}
+
+
+def serving_labels(name: str, component: str) -> dict[str, str]:
+    """Return the labels of a child of the ModelDeployment `name`; `component` says what it does."""
+    return {**_labels(name, component), LABEL_MODELDEPLOYMENT: name}
+
+
+def _labels(instance: str, component: str) -> dict[str, str]:
     return {
         LABEL_MANAGED_BY: MANAGED_BY,
         LABEL_NAME: f"lorikeet-{component}",
-        LABEL_INSTANCE: name,
+        LABEL_INSTANCE: instance,
         LABEL_COMPONENT: component,
         LABEL_PART_OF: "lorikeet",
-        LABEL_FINETUNEJOB: name,
     }

@@ -27,7 +27,7 @@ class ObjectMeta(Model):
 
 
 class Resource(Model):
-    """Base of FineTuneJob and TuningProfile."""
+    """Base of our resources."""
 
     metadata: ObjectMeta
     """Standard object metadata."""

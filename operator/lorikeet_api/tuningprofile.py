@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from lorikeet_api.base import Image, Model, ObjectName, S3Uri, Text, cel, mapped, unique
-from lorikeet_api.compute import Compute, GpuClass
+from lorikeet_api.compute import Compute, EngineCompute, GpuClass
 from lorikeet_api.contract import StorageAccess
 from lorikeet_api.resource import Resource
 from lorikeet_api.training import Training
@@ -46,6 +46,10 @@ class Images(Model):
 
     trainer: Image | None = None
     """Trainer image."""
+    vllm: Image | None = None
+    """Image of the vLLM engine."""
+    router: Image | None = None
+    """Image of the router: Envoy."""
 
 
 class Defaults(Model):
@@ -54,7 +58,16 @@ class Defaults(Model):
     training: Training = Training()
     """Hyperparameters; they go before Lorikeet's own defaults."""
     compute: Compute = Compute()
-    """Pod settings. Maps and lists are taken whole, not merged."""
+    """Settings of trainers' pods. Maps and lists are taken whole, not merged."""
+    engine_compute: EngineCompute = EngineCompute()
+    """Settings of engines' pods, in the same way."""
+
+
+class ModelCache(Model):
+    """Where engines keep base models, so that each is fetched once and not by every replica."""
+
+    persistent_volume_claim: ObjectName
+    """A claim in each ModelDeployment's namespace, which all of its nodes can mount for writing (ReadWriteMany)."""
 
 
 class TuningProfileSpec(Model):
@@ -70,6 +83,8 @@ class TuningProfileSpec(Model):
     """Values for fields that a job leaves out."""
     gpu_classes: Annotated[list[GpuClass], mapped("name", 64), unique("name")] = []
     """GPU kinds that jobs can ask for by name."""
+    model_cache: ModelCache | None = None
+    """Where engines keep base models. Absent: each replica fetches its own copy."""
     allow_cpu_fallback: bool = False
     """Let a job that asked for a GPU train on the CPU when its pod finds none. For development clusters
     whose nodes only advertise GPUs; anywhere else a missing GPU is an error."""

@@ -10,7 +10,9 @@ import pytest
 
 from e2e.target import Target
 from lorikeet_api.finetunejob import STEERED
-from tests.resources import job_body, profile_body
+from lorikeet_api.modeldeployment import ModelDeployment
+from tests.resources import deployment_body, job_body, profile_body
+from tests.unit.serving import test_engine_pods, test_router_pods
 
 pytestmark = pytest.mark.integration
 
@@ -161,3 +163,168 @@ def test_a_wrong_profile_is_refused_by_name(server: Target, spec: dict[str, Any]
 def test_explain_tells_the_defaults(server: Target) -> None:
     said = " ".join(server.kubectl("explain", "finetunejob.spec.training.learningRate").split())
     assert "Default: 0.0002 (lora sft, qlora sft), 1e-05 (full sft)." in said
+
+
+ADAPTER: dict[str, Any] = {"name": "sql", "from": {"fineTuneJobRef": {"name": "sql-v1"}}}
+PIN = "a" * 64
+
+
+def routes(*variants: dict[str, Any]) -> dict[str, Any]:
+    """Return adapters, and one model of these variants."""
+    return {"adapters": [ADAPTER], "routes": [{"model": "support", "variants": list(variants)}]}
+
+
+def adapter(name: str = "sql", **origin: Any) -> dict[str, Any]:
+    """Return adapters: one of this origin."""
+    return {"adapters": [{"name": name, "from": origin}]}
+
+
+def vllm(**settings: Any) -> dict[str, Any]:
+    """Return the engine with these settings."""
+    return {"engine": {"vllm": settings}}
+
+
+UNDEPLOYABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "weights that sum to 0": (
+        routes({"name": "a", "adapter": "sql", "weight": 0}, {"name": "b", "weight": 0}),
+        r"spec\.routes\[0\]\.variants.*give at least one variant a weight above 0",
+    ),
+    "a negative weight": (
+        routes({"name": "a", "weight": -1}, {"name": "b"}),
+        r"spec\.routes\[0\]\.variants\[0\]\.weight.*greater than or equal to 0",
+    ),
+    "no variants": (routes(), r"spec\.routes\[0\]\.variants.*at least 1 items"),
+    "a variant of no adapter": (
+        routes({"name": "a", "adapter": "sql-v2"}),
+        r"spec\.routes.*a variant names an adapter that is not in adapters",
+    ),
+    "a variant though there are no adapters": (
+        {"routes": routes({"name": "a", "adapter": "sql"})["routes"]},
+        r"spec\.routes.*a variant names an adapter that is not in adapters",
+    ),
+    "a flag of ours": (vllm(args=["--port", "1"]), r"spec\.engine\.vllm\.args.*args may not set what Lorikeet sets"),
+    "a flag of ours with its value": (vllm(args=["--api-key=x"]), r"args may not set what Lorikeet sets"),
+    "a flag of ours in its other spelling": (vllm(args=["--served_model_name=x"]), r"args may not set what Lorikeet"),
+    "two adapters of one name": ({"adapters": [ADAPTER, ADAPTER]}, r"spec\.adapters\[1\].*Duplicate value"),
+    "two variants of one name": (routes({"name": "a"}, {"name": "a"}), r"variants\[1\].*Duplicate value"),
+    "two routes of one model": (
+        {"routes": [{"model": "support", "variants": [{"name": "a"}]}] * 2},
+        r"spec\.routes\[1\].*Duplicate value",
+    ),
+    "an adapter that is called base": (
+        adapter("base", uri="s3://adapters/sql"),
+        r"spec\.adapters\[0\]\.name.*an adapter cannot have the name base",
+    ),
+    "an adapter of two origins": (
+        adapter(fineTuneJobRef={"name": "sql-v1"}, uri="s3://adapters/sql"),
+        r"spec\.adapters\[0\]\.from.*give exactly one of fineTuneJobRef and uri",
+    ),
+    "an adapter of no origin": (adapter(), r"spec\.adapters\[0\]\.from.*give exactly one of fineTuneJobRef and uri"),
+    "a pin without a uri": (
+        adapter(fineTuneJobRef={"name": "sql-v1"}, sha256=PIN),
+        r"spec\.adapters\[0\]\.from\.sha256.*sha256 pins a uri",
+    ),
+    "a pin that is none": (adapter(uri="s3://adapters/sql", sha256="aaaa"), r"from\.sha256.*should match"),
+    "an adapter from the hub": (adapter(uri="hf://org/name"), r"from\.uri.*should match"),
+    "no room to replace a replica": (
+        {"strategy": {"maxSurge": 0, "maxUnavailable": 0}},
+        r"spec\.strategy.*maxSurge and maxUnavailable cannot both be 0",
+    ),
+    "no room to replace a replica, by default": (
+        {"strategy": {"maxSurge": 0}},
+        r"spec\.strategy.*maxSurge and maxUnavailable cannot both be 0",
+    ),
+    "no engine": ({"engine": {}}, r"spec\.engine.*give exactly one engine: vllm"),
+    "an unknown engine": ({"engine": {"vllm": {}, "other": {}}}, r'unknown field "spec\.engine\.other"'),
+    "a rank that vLLM does not know": (vllm(maxLoraRank=12), r"spec\.engine\.vllm\.maxLoraRank.*Unsupported value"),
+    "fewer replicas than none": ({"replicas": -1}, r"spec\.replicas.*greater than or equal to 0"),
+    "a GPU class without GPUs": (
+        {"compute": {"gpus": 0, "gpuClass": "a100"}},
+        r"spec\.compute.*gpuClass has no meaning with gpus 0",
+    ),
+    "a header that is none": (
+        {"routes": [{"model": "m", "variants": [{"name": "a"}], "sticky": {"header": "a b"}}]},
+        r"sticky\.header.*should match",
+    ),
+    "no router": ({"router": {"replicas": 0}}, r"spec\.router\.replicas.*greater than or equal to 1"),
+}
+
+
+@pytest.mark.parametrize("what", UNDEPLOYABLE)
+def test_a_wrong_deployment_is_refused_by_name(server: Target, namespace: str, what: str) -> None:
+    spec, expected = UNDEPLOYABLE[what]
+    said = answer(server, deployment_body(namespace=namespace, **spec), "--dry-run=server")
+    assert re.search(expected, said), said
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a" * 46, "the name may have at most 45 characters"),
+        ("v1.2", "the name must begin with a letter and have no dots"),
+        ("1st", "the name must begin with a letter and have no dots"),
+    ],
+)
+def test_a_name_whose_service_or_pods_would_not_fit_is_refused(
+    server: Target, namespace: str, name: str, expected: str
+) -> None:
+    assert expected in answer(server, deployment_body(name, namespace), "--dry-run=server")
+
+
+def test_the_longest_name_of_a_deployment_is_taken(server: Target, namespace: str) -> None:
+    assert "created" in answer(server, deployment_body("a" * 45, namespace), "--dry-run=server")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"uri": "s3://models/other"}, {"uri": "hf://org/name", "revision": "v2"}, {"uri": "hf://org/name"}],
+    ids=["another one", "another revision", "no revision"],
+)
+def test_the_model_cannot_change_while_it_is_served(server: Target, namespace: str, model: dict[str, Any]) -> None:
+    served = {"uri": "hf://org/name", "revision": "v1"}
+    assert "created" in answer(server, deployment_body(namespace=namespace, model=served))
+    said = answer(server, deployment_body(namespace=namespace, model=model))
+    assert "model cannot change while it is served: create another ModelDeployment" in said
+
+
+def test_all_else_of_a_deployment_may_change(server: Target, namespace: str) -> None:
+    assert "created" in answer(server, deployment_body(namespace=namespace, model={"uri": "hf://org/name"}))
+    secret = {"uri": "hf://org/name", "secretRef": {"name": "hf-token"}}
+    changed = {**routes({"name": "a", "adapter": "sql", "weight": 9}, {"name": "b"}), **vllm(maxLoras=2), "replicas": 3}
+    assert "configured" in answer(server, deployment_body(namespace=namespace, model=secret, **changed))
+    assert "configured" in answer(server, deployment_body(namespace=namespace, model={"uri": "hf://org/name"}))
+
+
+def test_the_servers_defaults_of_a_deployment_are_the_models(server: Target, namespace: str) -> None:
+    body = deployment_body(namespace=namespace)
+    assert "created" in answer(server, body)
+    by_model = ModelDeployment.parse(body).spec.to_wire()
+    spec = server.get("-n", namespace, "modeldeployment", "assistant")["spec"]
+    assert spec == {name: value for name, value in by_model.items() if value not in ({}, [])}
+    routed = deployment_body("routed", namespace, **routes({"name": "a"}))
+    assert "created" in answer(server, routed)
+    (route,) = server.get("-n", namespace, "modeldeployment", "routed")["spec"]["routes"]
+    assert route == {"model": "support", "variants": [{"name": "a", "weight": 1}]}
+
+
+def test_kubectl_scales_a_deployment_and_an_autoscaler_can(server: Target, namespace: str) -> None:
+    assert "created" in answer(server, deployment_body(namespace=namespace))
+    server.kubectl("-n", namespace, "scale", "mdep/assistant", "--replicas=3")
+    assert server.get("-n", namespace, "mdep", "assistant")["spec"]["replicas"] == 3
+    status = json.dumps({"status": {"replicas": 2, "selector": "a=b"}})
+    server.kubectl("-n", namespace, "patch", "mdep/assistant", "--subresource=status", "--type=merge", "-p", status)
+    scale = server.get("-n", namespace, "mdep/assistant", "--subresource=scale")
+    assert (scale["spec"]["replicas"], scale["status"]) == (3, {"replicas": 2, "selector": "a=b"})
+
+
+@pytest.mark.parametrize("case", test_engine_pods.CASES)
+def test_a_restricted_namespace_takes_what_runs_a_deployment(server: Target, namespace: str, case: str) -> None:
+    restricted = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in ("enforce", "warn")]
+    server.kubectl("label", "namespace", namespace, *restricted)
+    made = test_engine_pods.case(case) + (test_router_pods.case(case) if case in test_router_pods.CASES else [])
+    for each in made:
+        each["metadata"] = {**each["metadata"], "namespace": namespace}
+    listed = {"apiVersion": "v1", "kind": "List", "items": made}
+    said = answer(server, listed, "--dry-run=server", "--validate=strict").splitlines()
+    assert len(said) == len(made), said
+    assert all(line.endswith("created (server dry run)") for line in said), "no warning, no field that is unknown"

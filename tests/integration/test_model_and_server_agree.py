@@ -16,10 +16,11 @@ from ruamel.yaml import YAML
 from e2e.target import Target
 from lorikeet_api.crdgen import definition
 from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.modeldeployment import ModelDeployment
 from lorikeet_api.names import API_VERSION
 from lorikeet_api.resource import Resource
 from lorikeet_api.tuningprofile import TuningProfile
-from tests.resources import job_body, profile_body
+from tests.resources import deployment_body, job_body, profile_body
 
 pytestmark = pytest.mark.integration
 
@@ -28,8 +29,12 @@ TEXTS = (
     "", "a", "a" * 254, "s3://models/x", "s3://x", "s3://models/x y", "hf://org/name", "hf://org", "pvc://claim/path",
     "pvc://", "nf4", "cosine", "completion", "chat", "text", "Exists", "Equal", "In", "NoExecute", "16Gi", "1.5",
     "x" * 40, "q_proj", "AWS_ACCESS_KEY_ID", "HTTP_PROXY", "name-1", "UPPER", "a.b", "Größe", "-",
-    "s3://models/a\u00a0b", "s3://models/a\u000bb", "s3://models/größe",
+    "s3://models/a\u00a0b", "s3://models/a\u000bb", "s3://models/größe", "base", "--dtype", "-port=1", "0" * 64,
 )  # fmt: skip
+DEPLOYMENT = deployment_body(
+    adapters=[{"name": "a", "from": {"uri": "s3://adapters/a"}}],
+    routes=[{"model": "m", "variants": [{"name": "a", "adapter": "a"}]}],
+)
 SCALARS = st.one_of(
     st.sampled_from(TEXTS),
     st.integers(-3, 12),
@@ -134,6 +139,7 @@ def server_says(api: httpx.Client, path: str, body: dict[str, Any]) -> str:
     [
         pytest.param(FineTuneJob, "namespaces/default/finetunejobs", job_body(), id="job"),
         pytest.param(TuningProfile, "tuningprofiles", profile_body("made-up"), id="profile"),
+        pytest.param(ModelDeployment, "namespaces/default/modeldeployments", DEPLOYMENT, id="deployment"),
     ],
 )
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from lorikeet_api.contract import TERMINATION_LIMIT, RunRecord
+from lorikeet_api.crdgen import RESOURCES
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_api.yaml import load_all
 from tests.resources import job_body
@@ -17,8 +18,9 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_example_is_a_request_that_the_models_take(path: Path) -> None:
+    kinds = {resource.__name__: resource for resource in RESOURCES}
     for document in load_all(path):
-        FineTuneJob.parse(document)
+        kinds[document["kind"]].parse(document)
 
 
 def test_the_example_has_ten_lines() -> None:
