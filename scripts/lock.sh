@@ -11,4 +11,10 @@ lock() {
 lock operator "$@"
 lock agent "$@"
 lock trainer "$@"
+lock router "$@"
+# On top of the trainer's torch and its libraries, which the two images share as one layer.
+constraints=$(mktemp)
+trap 'rm -f "$constraints"' EXIT
+grep -oE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==[^ ;]+' requirements/trainer.txt | sort -u > "$constraints"
+lock engine-cpu --overrides requirements/engine-cpu-overrides.in --constraints "$constraints" "$@"
 lock dev --overrides requirements/dev-overrides.in "$@"

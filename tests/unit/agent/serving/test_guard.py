@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lorikeet_operator.serving.guard import Guard, Message, Receive, Scope, Send
+from lorikeet_agent.serving.guard import Guard, Message, Receive, Scope, Send
 
 ELSEWHERE, HERE = "10.1.2.3", "127.0.0.1"
 

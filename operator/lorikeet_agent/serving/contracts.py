@@ -1,0 +1,31 @@
+"""Reads what a pod is told."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from lorikeet_api.base import Model
+from lorikeet_run.errors import RunError
+
+M = TypeVar("M", bound=Model)
+
+
+def read(path: Path, model: type[M]) -> M:
+    """Return the contract in a file. Raises RunError (InvalidContract)."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RunError("InvalidContract", f"the contract cannot be read: {error}") from error
+    except ValidationError as error:
+        raise RunError(
+            "InvalidContract",
+            f"{path}: {first_error(error)}: the operator and the image of this pod must be of the same release",
+        ) from error
+
+
+def first_error(error: ValidationError) -> str:
+    """Return the first thing that is wrong, and how many there are."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']} ({error.error_count()} errors in all)"
