@@ -1,6 +1,7 @@
-"""What the operator tells Prometheus. No label ever carries the name of an object."""
+"""What the operator tells Prometheus. No label carries the name of an object, but of ModelDeployments: these are few
+and stay, where jobs come by the thousand."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info, disable_created_metrics
@@ -44,25 +45,35 @@ LEADER: Final = Gauge("lorikeet_leader", "1 on the replica that leads, 0 on one 
 BUILD: Final = Info("lorikeet_build", "Version of the operator")
 
 
-class _Phases(Collector):
-    """Counts resources by phase when Prometheus asks: nothing to keep in step, nothing to drift."""
+class _Read(Collector):
+    """A gauge that is read off the cache when Prometheus asks: nothing to keep in step, nothing to drift."""
 
-    def __init__(self, name: str, help_text: str, count: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self, name: str, help_text: str, labels: Sequence[str], read: Callable[[], Mapping[tuple[str, ...], float]]
+    ) -> None:
         self._name = name
         self._help = help_text
-        self._count = count
+        self._labels = labels
+        self._read = read
 
     def collect(self) -> Iterable[Metric]:
-        family = GaugeMetricFamily(self._name, self._help, labels=["phase"])
-        for phase, count in sorted(self._count().items()):
-            family.add_metric([phase], count)
+        family = GaugeMetricFamily(self._name, self._help, labels=self._labels)
+        for values, number in sorted(self._read().items()):
+            family.add_metric(values, number)
         yield family
 
     def describe(self) -> Iterable[Metric]:
-        """Name the metric without counting, so that registering asks nothing of an empty cache."""
-        return [GaugeMetricFamily(self._name, self._help, labels=["phase"])]
+        """Name the metric without reading it, so that registering asks nothing of an empty cache."""
+        return [GaugeMetricFamily(self._name, self._help, labels=self._labels)]
 
 
-def phase_gauge(name: str, help_text: str, count: Callable[[], Mapping[str, int]]) -> None:
-    """Register a gauge by phase, such as `lorikeet_finetunejobs`; `count` is called at every scrape."""
-    REGISTRY.register(_Phases(name, help_text, count))
+def read_gauge(
+    name: str, help_text: str, labels: Sequence[str], read: Callable[[], Mapping[tuple[str, ...], float]]
+) -> None:
+    """Register a gauge; `read` is called at every scrape and returns a number for each tuple of the labels' values."""
+    REGISTRY.register(_Read(name, help_text, labels, read))
+
+
+def phase_gauge(name: str, help_text: str, read: Callable[[], Mapping[str, float]]) -> None:
+    """Register a gauge by phase, such as `lorikeet_finetunejobs`; `read` is called at every scrape."""
+    read_gauge(name, help_text, ["phase"], lambda: {(phase,): number for phase, number in read().items()})

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from lorikeet_api import names
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
+from lorikeet_operator import pods
 from lorikeet_operator.finetune import job as build
 
 RETRIES: Final = 10
@@ -28,7 +29,7 @@ def agent_job(
         **build.POD,
         "containers": [
             {
-                **build.CONTAINER,
+                **pods.RECORDING,
                 "name": names.AGENT_CONTAINER,
                 "image": image,
                 "args": [task],
@@ -41,7 +42,7 @@ def agent_job(
             }
         ],
         "volumes": [*volumes, {"name": "tmp", "emptyDir": {"sizeLimit": SCRATCH}}],
-        **build.placement(resolved.compute.model_copy(update=_ANYWHERE)),
+        **pods.placement(resolved.compute.model_copy(update=_ANYWHERE)),
     }
     metadata = build.metadata(job, names.agent_job(job.metadata.name, task), task)
     if task == "cleanup":

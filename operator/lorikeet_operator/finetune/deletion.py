@@ -13,8 +13,8 @@ from lorikeet_api import names
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_operator.finetune.agent import CLEANUP_SECONDS
 from lorikeet_operator.finetune.evidence import Asked
-from lorikeet_operator.finetune.kinds import FINETUNEJOB
 from lorikeet_operator.finetune.observe import final_condition, live
+from lorikeet_operator.kinds import FINETUNEJOB
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid
 from lorikeet_operator.kube.kinds import JOB, POD, Object, key_of, label_of

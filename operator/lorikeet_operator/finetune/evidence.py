@@ -30,11 +30,14 @@ def without_template(job: Object) -> Object:
 
 
 def pod_at_work(pod: Object) -> Object:
-    """Return a pod as the cache keeps it: who owns it, where it is, how it is; not what is written on it."""
+    """Return a pod as the cache keeps it: who owns it, where it is, how it is; little of what is written on it."""
     spec = pod.get("spec") or {}
     containers = [{"name": each["name"], "image": each.get("image", "")} for each in spec.get("containers") or []]
     kept = {"containers": containers} | ({"nodeName": spec["nodeName"]} if spec.get("nodeName") else {})
     metadata = {name: value for name, value in pod["metadata"].items() if name != "annotations"}
+    told = (pod["metadata"].get("annotations") or {}).get(names.ANNOTATION_WANTED)
+    if told is not None:
+        metadata["annotations"] = {names.ANNOTATION_WANTED: told}
     return {**pod, "metadata": metadata, "spec": kept}
 
 

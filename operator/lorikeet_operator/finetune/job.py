@@ -7,38 +7,21 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from lorikeet_api import names, progress
-from lorikeet_api.compute import Compute
 from lorikeet_api.contract import (
-    CA_DIR,
     CONTRACT_PATH,
     EXIT_PREEMPTED,
     FINAL_EXIT_CODES,
     PVC_DIR,
-    TERMINATION_PATH,
     WORK_DIR,
     canonical_json,
 )
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
+from lorikeet_operator import pods
 
 CONTRACT_FILE: Final = CONTRACT_PATH.rsplit("/", 1)[1]
 CONTRACT_DIR: Final = CONTRACT_PATH.rsplit("/", 1)[0]
-POD: Final[dict[str, Any]] = {
-    "restartPolicy": "Never",
-    "automountServiceAccountToken": False,
-    "enableServiceLinks": False,
-    "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-}
-"""What every pod of a run has: Pod Security `restricted`, no token for the API."""
-CONTAINER: Final[dict[str, Any]] = {
-    "terminationMessagePath": TERMINATION_PATH,
-    "terminationMessagePolicy": "FallbackToLogsOnError",
-    "securityContext": {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    },
-}
-"""What every container that leaves a record has."""
+POD: Final[dict[str, Any]] = {**pods.POD, "restartPolicy": "Never"}
+"""What every pod of a run has."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +102,7 @@ def metadata(job: FineTuneJob, name: str, component: str = names.TRAINER) -> dic
         "name": name,
         "namespace": job.metadata.namespace,
         "labels": names.child_labels(job.metadata.name, component),
-        "ownerReferences": [
-            {
-                "apiVersion": job.api_version,
-                "kind": job.kind,
-                "name": job.metadata.name,
-                "uid": job.metadata.uid,
-                "controller": True,
-            }
-        ],
+        "ownerReferences": pods.owner_of(job, job.api_version, job.kind),
     }
 
 
@@ -139,7 +114,7 @@ def _pod_spec(job: FineTuneJob, resolved: Resolved, endpoint: ProgressEndpoint |
         "terminationGracePeriodSeconds": resolved.contract.grace_period_seconds,
         "containers": [
             {
-                **CONTAINER,
+                **pods.RECORDING,
                 "name": names.TRAINER_CONTAINER,
                 "image": resolved.image,
                 # The user's own come last, and so win.
@@ -150,7 +125,7 @@ def _pod_spec(job: FineTuneJob, resolved: Resolved, endpoint: ProgressEndpoint |
         ],
         "volumes": volumes,
     }
-    return {**pod, **placement(compute)}
+    return {**pod, **pods.placement(compute)}
 
 
 def _telling(job: FineTuneJob, endpoint: ProgressEndpoint | None) -> list[dict[str, Any]]:
@@ -165,59 +140,17 @@ def _telling(job: FineTuneJob, endpoint: ProgressEndpoint | None) -> list[dict[s
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def placement(compute: Compute) -> dict[str, Any]:
-    """Return the pod fields that the user's compute names as Kubernetes does, where they are set."""
-    same = compute.model_dump(
-        mode="json",
-        by_alias=True,
-        exclude_none=True,
-        include={
-            "node_selector",
-            "tolerations",
-            "affinity",
-            "priority_class_name",
-            "runtime_class_name",
-            "service_account_name",
-            "image_pull_secrets",
-        },
-    )
-    return {name: value for name, value in same.items() if value not in ({}, [])}
-
-
 def environment(resolved: Resolved) -> list[dict[str, Any]]:
     """Return the environment by which a container reaches the run's stores, and what the user adds."""
-    contract = resolved.contract
-    env: list[dict[str, Any]] = []
-    if resolved.secret_name is not None:
-        env += [
-            _from_secret("AWS_ACCESS_KEY_ID", resolved.secret_name),
-            _from_secret("AWS_SECRET_ACCESS_KEY", resolved.secret_name),
-            _from_secret("AWS_SESSION_TOKEN", resolved.secret_name, optional=True),
-        ]
-    if contract.model.secret_ref is not None:
-        env.append(_from_secret("HF_TOKEN", contract.model.secret_ref.name))
-    if resolved.ca_config_map_name is not None:
-        bundle = f"{CA_DIR}/ca.crt"
-        env += [{"name": name, "value": bundle} for name in ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")]
-    return env + [variable.to_wire() for variable in resolved.compute.env or []]
-
-
-def _from_secret(variable: str, secret: str, *, optional: bool = False) -> dict[str, Any]:
-    selector: dict[str, Any] = {"name": secret, "key": variable}
-    if optional:
-        selector["optional"] = True
-    return {"name": variable, "valueFrom": {"secretKeyRef": selector}}
+    hub = resolved.contract.model.secret_ref
+    return pods.store_environment(
+        resolved.secret_name, hub.name if hub else None, resolved.ca_config_map_name, resolved.compute.env
+    )
 
 
 def _resources(resolved: Resolved) -> dict[str, Any]:
-    asked = resolved.compute.resources
-    requests = dict((asked.requests if asked else None) or {})
-    limits = dict((asked.limits if asked else None) or {})
-    if resolved.compute.scratch is not None:
-        requests.setdefault("ephemeral-storage", resolved.compute.scratch)
-    if resolved.contract.gpus:
-        limits[resolved.gpu_resource] = requests[resolved.gpu_resource] = resolved.contract.gpus
-    return {kind: values for kind, values in (("requests", requests), ("limits", limits)) if values}
+    compute = resolved.compute
+    return pods.resources(compute.resources, compute.scratch, resolved.contract.gpus, resolved.gpu_resource)
 
 
 def _trainer_volumes(
@@ -255,14 +188,13 @@ def volumes(
     `files` are names of files that stand beside the contract, and the annotations that hold them.
     """
     annotated = [
-        {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
+        pods.annotated_file(annotation, path)
         for path, annotation in {CONTRACT_FILE: names.ANNOTATION_CONTRACT, **files}.items()
     ]
     contract = {"name": "contract", "mountPath": CONTRACT_DIR, "readOnly": True}
     parts: list[tuple[dict[str, Any], dict[str, Any]]] = [({"downwardAPI": {"items": annotated}}, contract)]
     if resolved.ca_config_map_name is not None:
-        ca = {"name": resolved.ca_config_map_name, "items": [{"key": "ca.crt", "path": "ca.crt"}]}
-        parts.append(({"configMap": ca}, {"name": "ca", "mountPath": CA_DIR, "readOnly": True}))
+        parts.append(pods.ca_volume(resolved.ca_config_map_name))
     for number, claim in enumerate(claims(resolved)):
         volume = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
         parts.append((volume, {"name": f"claim-{number}", "mountPath": f"{PVC_DIR}/{claim}", "readOnly": True}))

@@ -11,25 +11,24 @@ from lorikeet_api import names
 from lorikeet_api.conditions import FINAL, OperatorReason
 from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
 from lorikeet_api.tuningprofile import TuningProfile
+from lorikeet_operator import watched
 from lorikeet_operator.finetune import job as build
 from lorikeet_operator.finetune import status as story
 from lorikeet_operator.finetune.agent import MEMORY
 from lorikeet_operator.finetune.deletion import Deletion, is_held
-from lorikeet_operator.finetune.evidence import OURS, Asked, Evidence, pod_at_work, without_template
+from lorikeet_operator.finetune.evidence import Asked, Evidence
 from lorikeet_operator.finetune.follow import Follower
-from lorikeet_operator.finetune.kinds import FINETUNEJOB, TUNINGPROFILE
 from lorikeet_operator.finetune.observe import CHECKING, Finding, checking, final_condition, observe
 from lorikeet_operator.finetune.patience import NOT_STARTED, REFUSED_AGAIN
-from lorikeet_operator.finetune.resolve import Refused, resolve
+from lorikeet_operator.finetune.resolve import resolve
 from lorikeet_operator.finetune.tasks import UNMADE, Tasks
 from lorikeet_operator.finetune.tell import Teller
-from lorikeet_operator.finetune.turns import Turns, by_run
-from lorikeet_operator.kube.cache import by_label
-from lorikeet_operator.kube.controller import Kube, Watch
+from lorikeet_operator.finetune.turns import Turns
+from lorikeet_operator.kinds import FINETUNEJOB, TUNINGPROFILE
+from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid
 from lorikeet_operator.kube.kinds import (
     JOB,
-    POD,
     Key,
     Kind,
     Object,
@@ -40,6 +39,7 @@ from lorikeet_operator.kube.kinds import (
 )
 from lorikeet_operator.kube.queue import Requeue
 from lorikeet_operator.kube.writer import contains
+from lorikeet_operator.profiles import Refused
 
 VOID: Final = {"spec": {"ttlSecondsAfterFinished": 0}}
 """Makes a check's Job go once it has ended, to be made anew."""
@@ -49,12 +49,7 @@ class FineTuneController:
     """The controller of FineTuneJobs."""
 
     name = "finetunejob"
-    watches = (
-        Watch(FINETUNEJOB, index=by_run),
-        Watch(TUNINGPROFILE),
-        Watch(JOB, label_selector=OURS, index=by_label(names.LABEL_FINETUNEJOB), slim=without_template),
-        Watch(POD, label_selector=OURS, index=by_label(names.LABEL_FINETUNEJOB), slim=pod_at_work),
-    )
+    watches = (watched.FINETUNEJOBS, watched.TUNINGPROFILES, watched.JOBS, watched.PODS)
 
     def __init__(
         self,
@@ -71,6 +66,7 @@ class FineTuneController:
         `endpoint` returns where the trainers of runs that begin now tell how far they are.
         """
         self._kube = kube
+        self._now = now
         self._trainer_image = trainer_image
         self._endpoint = endpoint
         evidence = Evidence(kube, now)
@@ -97,9 +93,17 @@ class FineTuneController:
 
     def phases(self) -> Mapping[str, int]:
         """Return the number of FineTuneJobs by phase, for the metrics."""
-        return Counter(
-            str((body.get("status") or {}).get("phase") or "Pending") for body in self._kube.cache.all(FINETUNEJOB)
-        )
+        return Counter(_phase(body) for body in self._kube.cache.all(FINETUNEJOB))
+
+    def quiet(self) -> Mapping[str, float]:
+        """Return for how many seconds a job has told nothing new: the longest time by phase, for the metrics."""
+        oldest: dict[str, str] = {}
+        for body in self._kube.cache.all(FINETUNEJOB):
+            phase = _phase(body)
+            if phase not in FINAL and (news := _newest(body)) is not None:
+                oldest[phase] = min(news, oldest.get(phase, news))
+        now = self._now()
+        return {phase: (now - datetime.fromisoformat(time)).total_seconds() for phase, time in oldest.items()}
 
     async def reconcile(self, key: Key) -> Requeue | None:
         """Bring the FineTuneJob `key` a step further."""
@@ -294,6 +298,23 @@ def _underway(other: Key) -> Finding:
         " spec.output.uri"
     )
     return Finding(False, "SameRunUnderway", message)
+
+
+def _phase(body: Object) -> str:
+    return str((body.get("status") or {}).get("phase") or "Pending")
+
+
+def _newest(body: Object) -> str | None:
+    """Return when a job has last told something new; None if it runs and tells nobody how far it is."""
+    status = body.get("status") or {}
+    progress = status.get("progress")
+    if status.get("phase") == "Running" and progress is None:
+        return None
+    told = [str(each["lastTransitionTime"]) for each in status.get("conditions") or []]
+    # All are written in one way, so that the texts are in the order of the times.
+    return max(
+        [str(body["metadata"]["creationTimestamp"]), *told, *([str(progress["updatedTime"])] if progress else [])]
+    )
 
 
 def _profile_name(body: Object) -> str:

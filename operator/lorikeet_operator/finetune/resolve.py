@@ -1,15 +1,14 @@
 """Fills profile and defaults into a request, once, before its first pod (pure)."""
 
-from typing import Any, Final, TypeVar
+from typing import Final
 
-from lorikeet_api.base import Model
-from lorikeet_api.compute import Compute, GpuClass, Resources
-from lorikeet_api.conditions import OperatorReason
+from lorikeet_api.compute import Compute, Resources
 from lorikeet_api.contract import RunContract, StorageAccess, run_id
 from lorikeet_api.defaults import DEFAULTS, unusual
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
 from lorikeet_api.training import Training
 from lorikeet_api.tuningprofile import TuningProfile
+from lorikeet_operator.profiles import Refused, gpu_class, overlay, placed
 
 LARGEST_AUTOMATIC_MICRO_BATCH: Final = 4
 GRACE_PERIOD_SECONDS: Final = 120
@@ -19,26 +18,6 @@ COMPUTE_DEFAULTS: Final = Compute(
     termination_grace_period_seconds=GRACE_PERIOD_SECONDS,
     shared_memory="1Gi",
 )
-
-
-M = TypeVar("M", bound=Model)
-
-
-class Refused(Exception):
-    """The request cannot be run as it stands; `reason` and `message` become the condition Validated=False."""
-
-    def __init__(self, reason: OperatorReason, message: str) -> None:
-        super().__init__(message)
-        self.reason: OperatorReason = reason
-        self.message = message
-
-
-def overlay(*layers: M) -> M:
-    """Return the layers merged field by field; a later layer's present fields win, whole."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged.update({name: value for name in type(layer).model_fields if (value := getattr(layer, name)) is not None})
-    return type(layers[0])(**merged)
 
 
 def resolve(job: FineTuneJob, profile: TuningProfile, trainer_image: str) -> Resolved:
@@ -55,8 +34,8 @@ def resolve(job: FineTuneJob, profile: TuningProfile, trainer_image: str) -> Res
     spec = job.spec
     training = _training(job, profile)
     compute = overlay(COMPUTE_DEFAULTS, profile.spec.defaults.compute, spec.compute)
-    gpu_class = _gpu_class(compute, profile)
-    compute = _placed(compute, gpu_class, profile)
+    of_class = gpu_class(compute, profile)
+    compute = placed(compute, of_class, profile)
     image = compute.image or profile.spec.images.trainer or trainer_image
     if not image:
         raise Refused(
@@ -87,7 +66,7 @@ def resolve(job: FineTuneJob, profile: TuningProfile, trainer_image: str) -> Res
         ),
         compute=compute,
         image=image,
-        gpu_resource=gpu_class.resource_name,
+        gpu_resource=of_class.resource_name,
         secret_name=storage.secret_name,
         ca_config_map_name=storage.ca_config_map_name,
         warnings=unusual(spec.method, spec.objective.name, training),
@@ -115,34 +94,6 @@ def _training(job: FineTuneJob, profile: TuningProfile) -> Training:
 def largest_divisor(number: int, limit: int) -> int:
     """Return the largest divisor of `number` that is not above `limit`."""
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
-
-
-def _gpu_class(compute: Compute, profile: TuningProfile) -> GpuClass:
-    if compute.gpu_class is None:
-        return GpuClass(name="default")
-    classes = {gpu_class.name: gpu_class for gpu_class in profile.spec.gpu_classes}
-    if compute.gpu_class not in classes:
-        known = ", ".join(sorted(classes)) or "none"
-        raise Refused(
-            "GpuClassUnknown",
-            f"compute.gpuClass {compute.gpu_class!r} is not in TuningProfile {profile.metadata.name!r}"
-            f" (known: {known}): create the job with one of these, or have the class added to the profile",
-        )
-    return classes[compute.gpu_class]
-
-
-def _placed(compute: Compute, gpu_class: GpuClass, profile: TuningProfile) -> Compute:
-    """Return `compute` with the GPU class's placement and the profile's identity filled in."""
-    on_gpu = compute.gpus != 0
-    selector = {**(gpu_class.node_selector or {} if on_gpu else {}), **(compute.node_selector or {})}
-    tolerations = [*(gpu_class.tolerations or [] if on_gpu else []), *(compute.tolerations or [])]
-    return compute.model_copy(
-        update={
-            "node_selector": selector or None,
-            "tolerations": tolerations or None,
-            "service_account_name": compute.service_account_name or profile.spec.storage.service_account_name,
-        }
-    )
 
 
 def _output_uri(job: FineTuneJob, profile: TuningProfile) -> str:

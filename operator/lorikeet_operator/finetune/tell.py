@@ -6,7 +6,7 @@ from typing import Literal
 
 from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus
 from lorikeet_operator.finetune import status as story
-from lorikeet_operator.finetune.kinds import FINETUNEJOB
+from lorikeet_operator.kinds import FINETUNEJOB
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.kinds import Object, version_of
 from lorikeet_operator.kube.times import timestamp

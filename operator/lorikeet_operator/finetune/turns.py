@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from lorikeet_api import names
 from lorikeet_api.conditions import FINAL
-from lorikeet_operator.finetune.kinds import FINETUNEJOB
 from lorikeet_operator.finetune.observe import live
+from lorikeet_operator.kinds import FINETUNEJOB
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.kinds import JOB, POD, Key, Object, controller_uid, key_of, label_of, uid_of
 

@@ -88,6 +88,16 @@ class Client:
         path = kind.path(obj["metadata"].get("namespace") or "")
         return await self._request("create", kind, "POST", path, query=self._write(), body=_named(kind, obj))
 
+    async def apply(self, kind: Kind, obj: Object) -> Object:
+        """Server-side apply of an object: made if it is not there; fields that we owned and no longer name are removed.
+
+        With `metadata.uid` in `obj`, `Conflict` if the object is another one.
+        """
+        key = key_of(obj)
+        query = {**self._write(), "force": "true"}
+        path = kind.path(key.namespace, key.name)
+        return await self._request("apply", kind, "PATCH", path, query, _named(kind, obj), _APPLY)
+
     async def apply_status(self, kind: Kind, obj: Object) -> Object:
         """Server-side apply of `obj["status"]`.
 
@@ -99,10 +109,10 @@ class Client:
         path = kind.path(key.namespace, key.name, "status")
         return await self._request("apply_status", kind, "PATCH", path, query, _named(kind, obj), _APPLY)
 
-    async def patch(self, kind: Kind, key: Key, body: Mapping[str, Any], uid: str) -> Object:
+    async def patch(self, kind: Kind, key: Key, body: Mapping[str, Any], uid: str, subresource: str = "") -> Object:
         """Merge-patch a single field of the object with this uid; `Conflict` if it is another one by now."""
         body = {**body, "metadata": {**body.get("metadata", {}), "uid": uid}}
-        path = kind.path(key.namespace, key.name)
+        path = kind.path(key.namespace, key.name, subresource)
         return await self._request("patch", kind, "PATCH", path, self._write(), body, _MERGE)
 
     def _write(self) -> dict[str, str]:

@@ -57,6 +57,10 @@ POD: Final = Kind("", "v1", "pods", "Pod")
 EVENT: Final = Kind("", "v1", "events", "Event")
 LEASE: Final = Kind("coordination.k8s.io", "v1", "leases", "Lease")
 JOB: Final = Kind("batch", "v1", "jobs", "Job")
+CONFIG_MAP: Final = Kind("", "v1", "configmaps", "ConfigMap")
+SERVICE: Final = Kind("", "v1", "services", "Service")
+DEPLOYMENT: Final = Kind("apps", "v1", "deployments", "Deployment")
+DISRUPTION_BUDGET: Final = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 
 
 def key_of(obj: Object) -> Key:

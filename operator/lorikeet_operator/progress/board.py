@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from lorikeet_api.conditions import FINAL
 from lorikeet_api.progress import Progress
-from lorikeet_operator.finetune.kinds import FINETUNEJOB
+from lorikeet_operator.kinds import FINETUNEJOB
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.errors import ApiError, Conflict, NotFound, Unavailable
 from lorikeet_operator.kube.kinds import Key, Object, uid_of

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lorikeet_api import names
 from lorikeet_api.progress import AUDIENCE, ProgressReport, path
-from lorikeet_operator.finetune.kinds import FINETUNEJOB
+from lorikeet_operator.kinds import FINETUNEJOB
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.errors import ApiError, NotFound
 from lorikeet_operator.kube.identity import Caller, Callers

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from lorikeet_operator.finetune.kinds import FINETUNEJOB, TUNINGPROFILE
 from lorikeet_operator.finetune.reconcile import FineTuneController as Controller
+from lorikeet_operator.kinds import FINETUNEJOB, TUNINGPROFILE
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.client import Client
 from lorikeet_operator.kube.controller import Kube

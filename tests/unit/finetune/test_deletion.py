@@ -7,7 +7,7 @@ import pytest
 from lorikeet_api.names import FINALIZER
 from lorikeet_operator.finetune.agent import CLEANUP_SECONDS
 from lorikeet_operator.finetune.deletion import FORBIDDEN_AGAIN, LOOK_AGAIN
-from lorikeet_operator.finetune.kinds import FINETUNEJOB
+from lorikeet_operator.kinds import FINETUNEJOB
 from lorikeet_operator.kube.kinds import JOB, Object
 from lorikeet_operator.kube.queue import Requeue
 from tests.unit.finetune.test_agent import SOUND, ends

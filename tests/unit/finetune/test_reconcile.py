@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lorikeet_operator.finetune.job import ProgressEndpoint
-from lorikeet_operator.finetune.kinds import FINETUNEJOB, TUNINGPROFILE
 from lorikeet_operator.finetune.patience import NOT_STARTED, PATIENCE, REFUSED_AGAIN
 from lorikeet_operator.finetune.reconcile import FineTuneController as Controller
+from lorikeet_operator.kinds import FINETUNEJOB, TUNINGPROFILE
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import Conflict

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from lorikeet_operator.finetune.resolve import Refused, largest_divisor, resolve
+from lorikeet_operator.finetune.resolve import largest_divisor, resolve
+from lorikeet_operator.profiles import Refused
 from tests.resources import job, profile
 
 IMAGE = "trainer:test"

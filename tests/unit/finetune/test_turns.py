@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lorikeet_operator.finetune.kinds import FINETUNEJOB
 from lorikeet_operator.finetune.patience import NOT_STARTED, REFUSED_AGAIN
+from lorikeet_operator.kinds import FINETUNEJOB
 from lorikeet_operator.kube.kinds import JOB, Key, Object
 from lorikeet_operator.kube.queue import Requeue
 from tests.unit.finetune.test_agent import SOUND, ends

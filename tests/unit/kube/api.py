@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -18,6 +18,8 @@ from tests.unit.kube.objects import CONFIG_MAP
 THING = Kind("x.dev", "v1", "things", "Thing")
 KINDS = (CONFIG_MAP, EVENT, THING)
 CREATED = "2026-11-23T10:00:00Z"
+Leaf: TypeAlias = tuple[str, ...]
+"""Path of a field that is no object; a list is one field."""
 
 
 @dataclass
@@ -49,6 +51,10 @@ class Api:
     page: int = 0
     owned: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     """By object and field manager: the top-level fields of the status that it has applied."""
+    applied: dict[tuple[str, str], set[Leaf]] = field(default_factory=dict)
+    """By object and field manager: all other fields that it has applied."""
+    defaults: Callable[[Kind, Object], Object] = lambda kind, obj: obj
+    """What the server makes of an object that is applied: it fills in, rewrites and leaves out."""
 
     @property
     def writes(self) -> list[Seen]:
@@ -114,24 +120,50 @@ class Api:
 
     def _patch(self, kind: Kind, request: web.Request, body: Object) -> web.Response:
         path, _, _ = request.path.partition("/status")
+        merge = "merge-patch" in request.headers.get("Content-Type", "")
+        whole = path == request.path
+        metadata = body.get("metadata", {})
         held = self.objects.get(path)
         if held is None:
-            return _failure(404)
-        metadata = body.get("metadata", {})
+            if merge or not whole:
+                return _failure(404)
+            if metadata.get("uid"):
+                return _failure(409, "Conflict", message="uid mismatch: no existing object was found")
+            return web.json_response(self._apply(kind, path, request.query["fieldManager"], None, body), status=201)
         if metadata.get("resourceVersion", held["metadata"]["resourceVersion"]) != held["metadata"]["resourceVersion"]:
             return _failure(409, "Conflict")
         if metadata.get("uid", held["metadata"]["uid"]) != held["metadata"]["uid"]:
             return _failure(422, "Invalid", causes=[{"field": "metadata.uid", "message": "field is immutable"}])
-        fields = {name: value for name, value in body.items() if name != "metadata"}
-        merge = "merge-patch" in request.headers.get("Content-Type", "")
-        if request.path.endswith("/status"):
-            fields = {"status": self._applied(path, request.query["fieldManager"], held, body.get("status", {}))}
-        if "finalizers" in metadata:
-            held = {**held, "metadata": {**held["metadata"], "finalizers": metadata["finalizers"]}}
-            if not metadata["finalizers"] and held["metadata"].get("deletionTimestamp"):
-                self.remove(kind, held)
-                return web.json_response(held)
-        return web.json_response(self.add(kind, _merged(held, fields) if merge else {**held, **fields}))
+        if merge:
+            return web.json_response(self._merge(kind, held, body if whole else _of_status(body)))
+        if whole:
+            return web.json_response(self._apply(kind, path, request.query["fieldManager"], held, body))
+        status = self._applied(path, request.query["fieldManager"], held, body.get("status", {}))
+        return web.json_response(self.add(kind, {**held, "status": status}))
+
+    def _merge(self, kind: Kind, held: Object, patch: Object) -> Object:
+        """Take in a merge patch; what was only held by finalizers goes with the last of them."""
+        merged: Object = _merged(held, patch)
+        if merged["metadata"].get("deletionTimestamp") and merged["metadata"].get("finalizers") == []:
+            self.remove(kind, held)
+            return merged
+        return self.add(kind, merged)
+
+    def _apply(self, kind: Kind, path: str, manager: str, held: Object | None, wanted: Object) -> Object:
+        """Take in a server-side apply: what this manager named before goes, unless another one has applied it."""
+        mine = self.applied.pop((path, manager), set())
+        others = {leaf for (of, _), leaves in self.applied.items() if of == path for leaf in leaves}
+        named = self.applied[path, manager] = _named(wanted)
+        merged = _merged(held or {}, wanted)
+        for leaf in mine - named - others:
+            merged = _without(merged, leaf)
+        merged = self.defaults(kind, merged)
+        if held is not None and merged == held:
+            return held  # which is no new version
+        if held is None or merged.get("spec") != held.get("spec"):
+            generation = merged["metadata"].get("generation", 0) + 1
+            merged = {**merged, "metadata": {**merged["metadata"], "generation": generation}}
+        return self.add(kind, merged)
 
     def _applied(self, path: str, manager: str, held: Object, status: Object) -> Object:
         """Return the status after a server-side apply: what others have applied stays."""
@@ -162,7 +194,7 @@ class Api:
         )
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        kind = next(each for each in self.kinds if request.path.endswith(each.plural))
+        kind = next(each for each in self.kinds if request.path.endswith(f"/{each.plural}"))
         response = web.StreamResponse()
         await response.prepare(request)
         stream: asyncio.Queue[Any] = asyncio.Queue()
@@ -175,17 +207,17 @@ class Api:
         return response
 
     def _discovery(self, path: str) -> Any:
-        groups = {kind.group for kind in self.kinds if kind.group}
+        groups = {kind.group: kind.version for kind in self.kinds if kind.group}
         if path == "/api":
             return {"versions": ["v1"]}
         if path == "/apis":
-            version = {"version": "v1"}
-            return {"groups": [{"name": each, "versions": [version], "preferredVersion": version} for each in groups]}
+            named = [(name, {"version": version}) for name, version in groups.items()]
+            return {"groups": [{"name": name, "versions": [of], "preferredVersion": of} for name, of in named]}
         extra = [("customresourcedefinitions", "CustomResourceDefinition", "apiextensions.k8s.io")]
         extra += [("namespaces", "Namespace", "")]
         rows = [(kind.plural, kind.kind, kind.group) for kind in self.kinds] + extra
         for group in {group for _, _, group in rows}:
-            if path == (f"/apis/{group}/v1" if group else "/api/v1"):
+            if path == (f"/apis/{group}/{groups.get(group, 'v1')}" if group else "/api/v1"):
                 verbs = ["get", "list", "watch", "patch"]
                 return {
                     "resources": [
@@ -203,6 +235,35 @@ def _merged(held: Any, patch: Any) -> Any:
         return patch
     merged = {**held, **{name: _merged(held.get(name), value) for name, value in patch.items()}}
     return {name: value for name, value in merged.items() if value is not None}
+
+
+def _of_status(patch: Object) -> Object:
+    """Return what a patch of `/status` changes: not the spec."""
+    return {name: value for name, value in patch.items() if name in ("metadata", "status")}
+
+
+def _named(wanted: Object) -> set[Leaf]:
+    """Return the fields that an apply names, but for those by which it says which object it means."""
+    return {leaf for leaf in _leaves(wanted) if leaf[0] not in ("apiVersion", "kind") and leaf[:2] not in _IDENTITY}
+
+
+_IDENTITY = {("metadata", name) for name in ("name", "namespace", "uid", "resourceVersion")}
+
+
+def _leaves(value: Object, path: Leaf = ()) -> Iterator[Leaf]:
+    for name, each in value.items():
+        if isinstance(each, dict) and each:
+            yield from _leaves(each, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def _without(value: Object, leaf: Leaf) -> Object:
+    """Return an object without a field, and without the object that is empty then."""
+    name, *below = leaf
+    rest = {key: each for key, each in value.items() if key != name}
+    kept = _without(value[name], tuple(below)) if below and isinstance(value.get(name), dict) else {}
+    return {**rest, name: kept} if kept else rest
 
 
 def _failure(

@@ -13,16 +13,32 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from prometheus_client import CollectorRegistry
 
-from lorikeet_operator import app
+from lorikeet_operator import app, metrics
+from lorikeet_operator.kinds import FINETUNEJOB, MODELDEPLOYMENT, TUNINGPROFILE
 from lorikeet_operator.kube import relist, watches
+from lorikeet_operator.kube.client import Client
 from lorikeet_operator.kube.controller import Controller, Kube, Watch
 from lorikeet_operator.kube.errors import NotFound
-from lorikeet_operator.kube.kinds import LEASE, Key, Kind, Object, key_of
+from lorikeet_operator.kube.kinds import (
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    EVENT,
+    JOB,
+    LEASE,
+    POD,
+    SERVICE,
+    Key,
+    Kind,
+    Object,
+    key_of,
+)
 from lorikeet_operator.kube.lease import LeaseLost
 from lorikeet_operator.kube.queue import Requeue
 from lorikeet_operator.kube.serve import Certificate
 from lorikeet_operator.settings import Settings
+from tests.resources import deployment_body, job_body, profile_body
 from tests.unit.kube.api import THING, Api
 from tests.unit.kube.objects import CONFIG_MAP, config_map
 from tests.unit.kube.waiting import until
@@ -283,6 +299,55 @@ async def test_an_object_that_confuses_a_controller_stops_no_other(api: Api) -> 
     async with running(api):
         api.add(THING, thing(spec=2))
         await until(lambda: status(api) == {"seen": 2}, "the other is reconciled")
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
+    """Keep the gauges of the real controllers apart: each may be registered once in a process."""
+    registry = CollectorRegistry()
+    monkeypatch.setattr(metrics, "REGISTRY", registry)
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("agent", "expected"),
+    [("agent:1", ["finetunejob", "modeldeployment"]), ("", ["finetunejob"])],
+    ids=["with an agent", "without"],
+)
+async def test_deployments_are_served_where_there_is_an_agent(
+    client: Client, registry: CollectorRegistry, agent: str, expected: list[str]
+) -> None:
+    operator = app.Operator(client, replace(SETTINGS, agent_image=agent))
+    assert [each.name for each in operator.controllers] == expected
+    kinds = [watch.kind for watch in operator.watches]
+    assert (MODELDEPLOYMENT in kinds, DEPLOYMENT in kinds) == (bool(agent), bool(agent))
+    assert len(kinds) == len(set(kinds)), "what both watch is watched once"
+
+
+async def test_a_change_reaches_each_controller_that_it_concerns(api: Api, registry: CollectorRegistry) -> None:
+    api.kinds = (EVENT, POD, JOB, DEPLOYMENT, SERVICE, DISRUPTION_BUDGET, CONFIG_MAP)
+    api.kinds += (FINETUNEJOB, TUNINGPROFILE, MODELDEPLOYMENT)
+    settings = replace(
+        SETTINGS, agent_image="agent:1", vllm_image="vllm:1", router_image="envoy:1", trainer_image="t:1"
+    )
+    deployed = deployment_body(adapters=[{"name": "sql", "from": {"fineTuneJobRef": {"name": "sql-v1"}}}])
+    process = asyncio.create_task(app.run(settings))
+    try:
+        bodies = {TUNINGPROFILE: profile_body(), FINETUNEJOB: job_body(), MODELDEPLOYMENT: deployed}
+        await until(lambda: process.done() or all(map(api.watched, bodies)), "it watches")
+        for kind, body in bodies.items():
+            body["metadata"] |= {"generation": 1}
+            api.add(kind, body)
+
+        def made() -> set[str]:
+            return {obj["metadata"]["name"].rpartition("-")[0] for path, obj in api.objects.items() if "/jobs/" in path}
+
+        await until(lambda: made() == {"sql-v1", "assistant-resolve"}, "the job is checked, the model is looked up")
+        phases = {sample.labels["phase"] for metric in registry.collect() for sample in metric.samples}
+        assert phases == {"Validating", "Pending"}
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(process, 15)
 
 
 async def test_two_ways_to_watch_a_kind_are_refused() -> None:

@@ -83,6 +83,39 @@ async def test_a_patch_is_for_the_object_with_that_uid(client: Client, api: Api)
         await client.patch(CONFIG_MAP, A, {"data": {"k": "v"}}, "another")
 
 
+async def test_a_patch_of_a_subresource_goes_there(client: Client, api: Api) -> None:
+    held = api.add(THING, config_map(version=1, spec={"x": 1}))
+    mark = {"metadata": {"annotations": {"a": "b"}}}
+    answer = await client.patch(THING, A, mark, held["metadata"]["uid"], "status")
+    (write,) = api.writes
+    assert write.path == "/apis/x.dev/v1/namespaces/ns/things/a/status"
+    assert write.body == {"metadata": {"annotations": {"a": "b"}, "uid": held["metadata"]["uid"]}}
+    assert (answer["metadata"]["annotations"], answer["spec"]) == ({"a": "b"}, {"x": 1})
+
+
+async def test_an_apply_makes_the_object_and_says_who_we_are(client: Client, api: Api) -> None:
+    body = {"metadata": {"name": "a", "namespace": "ns"}, "spec": {"x": 1, "y": 2}}
+    made = await client.apply(THING, body)
+    assert (made["spec"], made["kind"]) == ({"x": 1, "y": 2}, "Thing")
+    (write,) = api.writes
+    assert (write.method, write.path) == ("PATCH", "/apis/x.dev/v1/namespaces/ns/things/a")
+    assert write.query == {"fieldManager": "tester", "fieldValidation": "Strict", "force": "true"}
+    assert write.headers["Content-Type"] == "application/apply-patch+yaml"
+    assert (write.body["apiVersion"], write.body["kind"]) == ("x.dev/v1", "Thing")
+    assert (await client.apply(THING, {**body, "spec": {"x": 1}}))["spec"] == {"x": 1}
+
+
+async def test_an_apply_that_names_a_uid_is_for_that_object(client: Client, api: Api) -> None:
+    body: dict[str, Any] = {"metadata": {"name": "a", "namespace": "ns", "uid": "another"}, "spec": {"x": 1}}
+    with pytest.raises(Conflict):  # 409: there is none
+        await client.apply(THING, body)
+    held = api.add(THING, config_map(version=1))
+    with pytest.raises(Conflict):  # 422: an attempt to change it
+        await client.apply(THING, body)
+    body["metadata"]["uid"] = held["metadata"]["uid"]
+    assert (await client.apply(THING, body))["spec"] == {"x": 1}
+
+
 @pytest.mark.parametrize(
     ("response", "error", "retryable"),
     [

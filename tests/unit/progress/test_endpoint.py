@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from lorikeet_api.progress import AUDIENCE, path
-from lorikeet_operator.finetune.kinds import FINETUNEJOB
+from lorikeet_operator.kinds import FINETUNEJOB
 from lorikeet_operator.kube import identity
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.identity import TOKEN_REVIEW, TRUSTED_SECONDS, Callers

@@ -7,3 +7,4 @@ from lorikeet_operator.kube.kinds import Kind
 
 FINETUNEJOB: Final = Kind(names.GROUP, names.VERSION, "finetunejobs", "FineTuneJob")
 TUNINGPROFILE: Final = Kind(names.GROUP, names.VERSION, "tuningprofiles", "TuningProfile", namespaced=False)
+MODELDEPLOYMENT: Final = Kind(names.GROUP, names.VERSION, "modeldeployments", "ModelDeployment")

@@ -1,0 +1,57 @@
+"""Fills a TuningProfile's values into what a resource says of its pods (pure)."""
+
+from typing import Any, TypeVar
+
+from lorikeet_api.base import Model
+from lorikeet_api.compute import GpuClass, PodSettings
+from lorikeet_api.conditions import OperatorReason
+from lorikeet_api.tuningprofile import TuningProfile
+
+M = TypeVar("M", bound=Model)
+P = TypeVar("P", bound=PodSettings)
+
+
+class Refused(Exception):
+    """The request cannot be run as it stands; `reason` and `message` become a condition."""
+
+    def __init__(self, reason: OperatorReason, message: str) -> None:
+        super().__init__(message)
+        self.reason: OperatorReason = reason
+        self.message = message
+
+
+def overlay(*layers: M) -> M:
+    """Return the layers merged field by field; a later layer's present fields win, whole."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update({name: value for name in type(layer).model_fields if (value := getattr(layer, name)) is not None})
+    return type(layers[0])(**merged)
+
+
+def gpu_class(settings: PodSettings, profile: TuningProfile) -> GpuClass:
+    """Return the GPU class that the settings name, or the usual one. Raises Refused."""
+    if settings.gpu_class is None:
+        return GpuClass(name="default")
+    classes = {each.name: each for each in profile.spec.gpu_classes}
+    if settings.gpu_class not in classes:
+        known = ", ".join(sorted(classes)) or "none"
+        raise Refused(
+            "GpuClassUnknown",
+            f"compute.gpuClass {settings.gpu_class!r} is not in TuningProfile {profile.metadata.name!r}"
+            f" (known: {known}): create it with one of these, or have the class added to the profile",
+        )
+    return classes[settings.gpu_class]
+
+
+def placed(settings: P, of_class: GpuClass, profile: TuningProfile) -> P:
+    """Return `settings` with the GPU class's placement and the profile's identity filled in."""
+    on_gpu = settings.gpus != 0
+    selector = {**(of_class.node_selector or {} if on_gpu else {}), **(settings.node_selector or {})}
+    tolerations = [*(of_class.tolerations or [] if on_gpu else []), *(settings.tolerations or [])]
+    return settings.model_copy(
+        update={
+            "node_selector": selector or None,
+            "tolerations": tolerations or None,
+            "service_account_name": settings.service_account_name or profile.spec.storage.service_account_name,
+        }
+    )

@@ -1,0 +1,31 @@
+"""What controllers watch together: a kind is watched in one way by all of them."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from lorikeet_api import names
+from lorikeet_operator.finetune.evidence import OURS, pod_at_work, without_template
+from lorikeet_operator.finetune.turns import by_run
+from lorikeet_operator.kinds import FINETUNEJOB, TUNINGPROFILE
+from lorikeet_operator.kube.controller import Watch
+from lorikeet_operator.kube.kinds import JOB, POD, Object, key_of, label_of
+
+
+def owned_by(obj: Object) -> Iterable[tuple[str, str]]:
+    """Index children by namespace and owner: `<name>` of a FineTuneJob, `modeldeployment/<name>` of the other."""
+    namespace = key_of(obj).namespace
+    if (job := label_of(obj, names.LABEL_FINETUNEJOB)) is not None:
+        yield namespace, job
+    if (deployment := label_of(obj, names.LABEL_MODELDEPLOYMENT)) is not None:
+        yield namespace, of_deployment(deployment)
+
+
+def of_deployment(name: str) -> str:
+    """Return under what the children of a ModelDeployment are indexed."""
+    return f"modeldeployment/{name}"
+
+
+FINETUNEJOBS: Final = Watch(FINETUNEJOB, index=by_run)
+TUNINGPROFILES: Final = Watch(TUNINGPROFILE)
+JOBS: Final = Watch(JOB, label_selector=OURS, index=owned_by, slim=without_template)
+PODS: Final = Watch(POD, label_selector=OURS, index=owned_by, slim=pod_at_work)
