@@ -35,6 +35,8 @@ from lorikeet_operator.kube.throttle import TokenBucket
 from lorikeet_operator.kube.writer import Writer
 from lorikeet_operator.progress.board import Board
 from lorikeet_operator.progress.endpoint import Endpoint
+from lorikeet_operator.serving.reconcile import ModelDeploymentController
+from lorikeet_operator.serving.setup import Images
 from lorikeet_operator.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -60,7 +62,23 @@ def controllers(kube: Kube, settings: Settings, certificate: Certificate | None)
         endpoint=endpoint,
     )
     metrics.phase_gauge("lorikeet_finetunejobs", "FineTuneJobs by phase", finetune.phases)
-    return [finetune]
+    metrics.phase_gauge(
+        "lorikeet_finetunejobs_quiet_seconds",
+        "For how long the FineTuneJob of a phase that has told nothing new for longest has told nothing new",
+        finetune.quiet,
+    )
+    if not settings.agent_image:
+        return [finetune]
+    images = Images(settings.agent_image, settings.vllm_image, settings.router_image)
+    serving = ModelDeploymentController(kube, images, settings.agent_memory)
+    metrics.phase_gauge("lorikeet_modeldeployments", "ModelDeployments by phase", serving.phases)
+    metrics.read_gauge(
+        "lorikeet_modeldeployment_phase",
+        "1 for the phase that a ModelDeployment is in",
+        ["namespace", "modeldeployment", "phase"],
+        serving.standing,
+    )
+    return [finetune, serving]
 
 
 class Operator:

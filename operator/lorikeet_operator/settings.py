@@ -19,7 +19,9 @@ class Settings:
     """The operator's settings. `trainer_image` is `--trainer-image` or `LORIKEET_TRAINER_IMAGE`; flags win."""
 
     trainer_image: str = _setting("", "image of the trainer, unless a TuningProfile names one")
-    agent_image: str = _setting("", "image of the pods that check runs before they begin; empty: none do")
+    agent_image: str = _setting("", "image of the agent; empty: no run is checked before it begins, nothing is served")
+    vllm_image: str = _setting("", "image of the vLLM engine, unless a TuningProfile or a ModelDeployment names one")
+    router_image: str = _setting("", "image of the router (Envoy), unless a TuningProfile names one")
     agent_memory: str = _setting("1Gi", "memory that such a pod may use, at least 256Mi")
     namespaces: tuple[str, ...] = _setting((), "namespaces to serve, with commas between; empty: all")
     workers: int = _setting(16, "reconciles at a time, for each controller")

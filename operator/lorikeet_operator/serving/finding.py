@@ -1,0 +1,12 @@
+"""One thing to say of a ModelDeployment."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether something holds, with the reason and what there is to know."""
+
+    holds: bool
+    reason: str
+    message: str
