@@ -58,6 +58,7 @@ cluster_packages() {
   needs iproute2 ip 'makes the network link to the cluster'
   needs util-linux unshare 'makes the namespaces that hold the cluster'
   needs mount mount 'file systems inside the namespaces'
+  needs prometheus promtool 'reads the rules of the chart, and the metrics in a scenario'
 }
 
 needs() {
@@ -95,7 +96,7 @@ $wanted"
   [ -z "$made" ] || as_root rm -f $policy
   # Installed but not started; these must not start at the next boot either: the cluster runs its own.
   local unit
-  for unit in containerd docker-registry; do
+  for unit in containerd docker-registry prometheus; do
     if printf '%s\n' "$names" | grep -qx "$unit" && command -v systemctl >/dev/null; then
       as_root systemctl disable --quiet "$unit.service" 2>/dev/null || true
     fi

@@ -54,6 +54,9 @@ ALL: Values = {
     "serviceAccount": {"name": "operator", "annotations": {"example.com/role": "none"}},
     "service": {"annotations": {"example.com/note": "2"}},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+    "dashboards": {"enabled": True, "labels": {"dashboard": "yes"}},
     "networkPolicy": {
         "enabled": True,
         "metricsFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
@@ -62,8 +65,11 @@ ALL: Values = {
 }
 """Every part of the chart at once."""
 
-FOREIGN = ("ServiceMonitor", "Issuer", "Certificate")
+FOREIGN = ("ServiceMonitor", "PodMonitor", "PrometheusRule", "Issuer", "Certificate")
 """Kinds that are not Kubernetes' own: their definitions are nowhere in this repository."""
+
+SHORT: Values = {"crds": {"install": False}, "prometheusRule": {"enabled": False}, "dashboards": {"enabled": False}}
+"""Without what is a file of the chart as it is: other tests hold it against the file, and it would hide all else."""
 
 # Path of a value -> what it is changed to, and the values without which it has nothing to act on.
 CHANGES: dict[str, tuple[Any, Values]] = {
@@ -77,6 +83,12 @@ CHANGES: dict[str, tuple[Any, Values]] = {
     "agent.image.tag": ("9.9.9", {}),
     "agent.image.digest": (DIGEST, {}),
     "agent.memory": ("2Gi", {}),
+    "engine.image.repository": ("images.example/engine", {}),
+    "engine.image.tag": ("9.9.9", {}),
+    "engine.image.digest": (DIGEST, {}),
+    "router.image.repository": ("images.example/router", {}),
+    "router.image.tag": ("9.9.9", {}),
+    "router.image.digest": (DIGEST, {}),
     "trainer.image.repository": ("images.example/trainer", {}),
     "trainer.image.tag": ("9.9.9", {}),
     "trainer.image.digest": (DIGEST, {}),
@@ -115,6 +127,13 @@ CHANGES: dict[str, tuple[Any, Values]] = {
     "serviceMonitor.enabled": (True, {}),
     "serviceMonitor.labels": ({"a": "b"}, {"serviceMonitor": {"enabled": True}}),
     "serviceMonitor.interval": ("5s", {"serviceMonitor": {"enabled": True}}),
+    "podMonitor.enabled": (True, {}),
+    "podMonitor.labels": ({"a": "b"}, {"podMonitor": {"enabled": True}}),
+    "podMonitor.interval": ("5s", {"podMonitor": {"enabled": True}}),
+    "prometheusRule.enabled": (True, {}),
+    "prometheusRule.labels": ({"a": "b"}, {"prometheusRule": {"enabled": True}}),
+    "dashboards.enabled": (True, {}),
+    "dashboards.labels": ({"a": "b"}, {"dashboards": {"enabled": True}}),
     "networkPolicy.enabled": (True, {}),
     "networkPolicy.metricsFrom": ([{"podSelector": {}}], {"networkPolicy": {"enabled": True}}),
     "networkPolicy.apiServer.ports": ([8443], {"networkPolicy": {"enabled": True}}),
@@ -176,12 +195,11 @@ def test_no_template_asks_for_what_differs_between_renders(word: str) -> None:
 
 
 def test_the_defaults_render_the_golden_objects() -> None:
-    # Without the definitions: another test holds them against crds/, and here they would hide all else.
-    check_golden("chart/default.yaml", objects({"crds": {"install": False}}))
+    check_golden("chart/default.yaml", objects(SHORT))
 
 
 def test_everything_renders_the_golden_objects() -> None:
-    check_golden("chart/everything.yaml", objects({**ALL, "crds": {"install": False}}))
+    check_golden("chart/everything.yaml", objects({**ALL, **SHORT}))
 
 
 @pytest.mark.parametrize("values", [{}, ALL], ids=["defaults", "everything"])
@@ -346,6 +364,8 @@ def test_the_schema_knows_each_value_and_no_other() -> None:
         ({"podAnnotations": {"a": 1}}, "podAnnotations"),
         ({"agent": {"memory": "255Mi"}}, "memory"),
         ({"serviceMonitor": {"interval": "often"}}, "interval"),
+        ({"podMonitor": {"interval": "often"}}, "interval"),
+        ({"dashboards": {"labels": {"a": 1}}}, "labels"),
     ],
 )
 def test_the_schema_refuses(values: Values, word: str) -> None:
@@ -430,11 +450,15 @@ def test_values_reach_the_operator() -> None:
         "leaseDuration": 30,
         "logLevel": "ERROR",
         "agent": {"image": {"repository": "images.example:5000/agent", "tag": "1.2.3"}, "memory": "3Gi"},
+        "engine": {"image": {"repository": "images.example:5000/vllm", "tag": "1.2.3"}},
+        "router": {"image": {"repository": "images.example:5000/envoy", "tag": "1.2.3", "digest": DIGEST}},
         "trainer": {"image": {"repository": "images.example:5000/trainer", "tag": "1.2.3", "digest": DIGEST}},
     }
     assert Settings.load([], environment(values)) == Settings(
         agent_image="images.example:5000/agent:1.2.3",
         agent_memory="3Gi",
+        vllm_image="images.example:5000/vllm:1.2.3",
+        router_image=f"images.example:5000/envoy:1.2.3@{DIGEST}",
         trainer_image=f"images.example:5000/trainer:1.2.3@{DIGEST}",
         namespaces=("team-a", "team-b"),
         workers=1000,
