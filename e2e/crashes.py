@@ -157,7 +157,7 @@ class Lives:
             if not await asyncio.to_thread(workspace.kubectl, *get):
                 return
             await asyncio.sleep(0.5)
-        raise AssertionError(f"not gone within {LIFE_SECONDS} s\n{await asyncio.to_thread(workspace.story, JOB)}")
+        raise AssertionError(f"not gone within {LIFE_SECONDS} s\n{await asyncio.to_thread(workspace.story)}")
 
     async def _until_it_ends(self, workspace: Workspace) -> dict[str, Any]:
         deadline = time.monotonic() + LIFE_SECONDS
@@ -170,7 +170,7 @@ class Lives:
             if quiet > 2 and not (self._proxy.fate.struck and quiet < 8):
                 return status
             await asyncio.sleep(0.5)
-        raise AssertionError(f"no end within {LIFE_SECONDS} s\n{await asyncio.to_thread(workspace.story, JOB)}")
+        raise AssertionError(f"no end within {LIFE_SECONDS} s\n{await asyncio.to_thread(workspace.story)}")
 
 
 def ending(workspace: Workspace, status: dict[str, Any]) -> dict[str, Any]:

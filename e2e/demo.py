@@ -1,4 +1,4 @@
-"""The main job, from `kubectl apply -f finetune.yaml` to a tuned adapter in S3 (`make demo`)."""
+"""From `kubectl apply -f finetune.yaml` to a tuned adapter in S3, and on to two that are served (`make demo`)."""
 
 from __future__ import annotations
 
@@ -9,43 +9,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from e2e.cluster.paths import CHECKOUT, cache_dir
+from e2e.demo_serving import serve
 from e2e.deploy import deploy
+from e2e.steps import EXAMPLES, apply, finish, step
 from e2e.target import Target, TargetError, target
 from e2e.workspace import Workspace, install_profile
 
 MODEL = ("models", "smollm2-135m-instruct")
 DATA = ("datasets", "text-to-sql")
-YAML = CHECKOUT / "examples" / "finetune.yaml"
+YAML = EXAMPLES / "finetune.yaml"
 NAME = "text-to-sql"
 POINTS = 50
 """Percentage points of exact match by which the tuned model must beat the base."""
 
 
-@contextmanager
-def step(title: str) -> Iterator[None]:
-    """Tell a step and the seconds that it took."""
-    print(f"--> {title}", flush=True)
-    began = time.monotonic()
-    yield
-    print(f"    done in {time.monotonic() - began:.0f} s", flush=True)
-
-
 def material(folder: Path) -> tuple[Path, Path]:
     """Make the demo's model (kept in the cache) and data; return their folders."""
     model = cache_dir() / "models" / MODEL[1]
-    script = CHECKOUT / "examples"
-    python = sys.executable
-    subprocess.run([python, str(script / "models" / "smollm2.py"), str(model)], check=True, stdout=subprocess.DEVNULL)
     data = folder / "data"
-    subprocess.run(
-        [python, str(script / "text-to-sql" / "make_data.py"), str(data)], check=True, stdout=subprocess.DEVNULL
-    )
+    for script, made in (("models/smollm2.py", model), ("text-to-sql/make_data.py", data)):
+        subprocess.run([sys.executable, str(EXAMPLES / script), str(made)], check=True, stdout=subprocess.DEVNULL)
     return model, data
 
 
@@ -73,16 +60,6 @@ def compare(model: Path, adapter: Path, heldout: Path) -> dict[str, Any]:
     return answer
 
 
-def run_job(workspace: Workspace) -> dict[str, Any]:
-    """Apply the ten lines, follow them to their end, and return the finished FineTuneJob."""
-    print("\n" + YAML.read_text(encoding="utf-8"))
-    workspace.kubectl("apply", "-f", str(YAML))
-    job = workspace.wait_final(NAME, 900, quiet=False)
-    if job["status"]["phase"] != "Succeeded":
-        raise TargetError(f"the job failed\n{workspace.story(NAME)}")
-    return job
-
-
 def report(workspace: Workspace, job: dict[str, Any], result: dict[str, Any], manifest: dict[str, Any]) -> bool:
     """Print what came out; return whether the tuned model is as much better as it must be."""
     print(workspace.kubectl("get", "finetunejobs", "-o", "wide"))
@@ -105,7 +82,7 @@ def report(workspace: Workspace, job: dict[str, Any], result: dict[str, Any], ma
 
 
 def demo(found: Target) -> int:
-    """Run the main job in a fresh namespace and print what came out."""
+    """Run a job in a fresh namespace, serve what comes out, and print it."""
     workspace = Workspace(found, f"demo-{secrets.token_hex(3)}")
     with step("installing Lorikeet by its Helm chart"):
         deploy(found)
@@ -119,13 +96,17 @@ def demo(found: Target) -> int:
             workspace.create()
             install_profile(found)
         with step(f"kubectl apply -n {workspace.namespace} -f examples/finetune.yaml"):
-            job = run_job(workspace)
+            apply(workspace, "finetune.yaml")
+            job = finish(workspace, NAME)
         with step("reading the adapter back from S3 and asking both models the held-out questions"):
             manifest = download_adapter(workspace, job["status"]["artifacts"]["uri"], Path(temporary) / "adapter")
             result = compare(model, Path(temporary) / "adapter", data / "heldout.jsonl")
-    if not report(workspace, job, result, manifest):
-        sys.stderr.write(f"the tuned model must be {POINTS} points better than the base\n")
-        return 1
+        if not report(workspace, job, result, manifest):
+            sys.stderr.write(f"the tuned model must be {POINTS} points better than the base\n")
+            return 1
+        if not serve(workspace, data / "heldout.jsonl"):
+            sys.stderr.write("a request has failed, or was answered by another adapter than its header names\n")
+            return 1
     return 0
 
 

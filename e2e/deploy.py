@@ -31,12 +31,15 @@ def values(found: Target) -> dict[str, Any]:
         "image": image_values(found.operator_image),
         "agent": {"image": image_values(found.agent_image)},
         "trainer": {"image": image_values(found.trainer_image)},
+        "engine": {"image": image_values(found.engine_image)},
+        "router": {"image": image_values(found.router_image)},
     }
 
 
 def deploy(found: Target) -> float:
     """Install or upgrade the release, wait until the operator is ready, and return the seconds it took."""
-    if not (found.operator_image and found.agent_image and found.trainer_image):
+    images = (found.operator_image, found.agent_image, found.trainer_image, found.engine_image, found.router_image)
+    if not all(images):
         raise TargetError("the images are not built: run `make images`")
     began = time.monotonic()
     found.helm(

@@ -61,7 +61,7 @@ def until_it_trains(workspace: Workspace, name: str, attempts: int = 1) -> None:
     def makes_steps() -> bool:
         return any("event=step" in workspace.kubectl("logs", pod, check=False) for pod in trainers(workspace))
 
-    until(makes_steps, f"step of attempt {attempts}", 120, lambda: workspace.story(name))
+    until(makes_steps, f"step of attempt {attempts}", 120, lambda: workspace.story())
 
 
 def trainers(workspace: Workspace, phase: str = "Running") -> list[str]:
@@ -72,10 +72,12 @@ def trainers(workspace: Workspace, phase: str = "Running") -> list[str]:
     return [str(pod["metadata"]["name"]) for pod in there]
 
 
-def until(holds: Callable[[], bool], what: str, seconds: float, story: Callable[[], str] = str) -> None:
-    """Wait until something holds. Raises TargetError, with what `story` tells."""
+def until(
+    holds: Callable[[], bool], what: str, seconds: float, story: Callable[[], str] = str, every: float = 0.5
+) -> None:
+    """Wait until something holds, looked at `every` so many seconds. Raises TargetError, with what `story` tells."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
             raise TargetError(f"no {what} within {seconds:.0f} s\n{story()}")
-        time.sleep(0.5)
+        time.sleep(every)

@@ -39,6 +39,8 @@ class Target:
     operator_image: str
     agent_image: str
     trainer_image: str
+    engine_image: str
+    router_image: str
     direct: str = ""
     """Host that no proxy stands before."""
 
@@ -105,6 +107,8 @@ def development() -> Target:
         operator_image=images.get("operator", ""),
         agent_image=images.get("agent", ""),
         trainer_image=images.get("trainer", ""),
+        engine_image=images.get("engine-cpu", ""),
+        router_image=images.get("router", ""),
         direct=record["node_address"],
     )
 
@@ -114,6 +118,8 @@ NEEDED = {
     "OPERATOR_IMAGE": "the operator's image, where the cluster can pull it",
     "AGENT_IMAGE": "the agent's image, where the cluster can pull it",
     "TRAINER_IMAGE": "the trainer's image, where the cluster can pull it",
+    "ENGINE_IMAGE": "an image with vLLM, where the cluster can pull it",
+    "ROUTER_IMAGE": "an image with Envoy, where the cluster can pull it",
     "S3_ENDPOINT": "URL of an S3 store as this machine reaches it",
     "S3_ENDPOINT_IN_CLUSTER": "URL of the same store as pods reach it",
     "AWS_ACCESS_KEY_ID": "its access key",
@@ -138,6 +144,8 @@ def _existing() -> Target:
         operator_image=env["OPERATOR_IMAGE"],
         agent_image=env["AGENT_IMAGE"],
         trainer_image=env["TRAINER_IMAGE"],
+        engine_image=env["ENGINE_IMAGE"],
+        router_image=env["ROUTER_IMAGE"],
     )
 
 
@@ -148,6 +156,8 @@ def as_existing(found: Target) -> dict[str, str]:
         found.operator_image,
         found.agent_image,
         found.trainer_image,
+        found.engine_image,
+        found.router_image,
         found.s3.endpoint,
         found.s3.endpoint_in_cluster,
         found.s3.access_key,

@@ -101,39 +101,52 @@ class Workspace:
         """Apply an object in the namespace, as a user does."""
         self.kubectl("apply", "-f", "-", stdin=json.dumps(body))
 
-    def job(self, name: str) -> dict[str, Any]:
-        """Return a FineTuneJob as it is now."""
-        body: dict[str, Any] = json.loads(self.kubectl("get", "finetunejob", name, "-o", "json"))
+    def get(self, resource: str, name: str) -> dict[str, Any]:
+        """Return an object of the namespace as it is now."""
+        body: dict[str, Any] = json.loads(self.kubectl("get", resource, name, "-o", "json"))
         return body
 
+    def job(self, name: str) -> dict[str, Any]:
+        """Return a FineTuneJob as it is now."""
+        return self.get("finetunejob", name)
+
     def wait(
-        self, name: str, until: Callable[[dict[str, Any]], bool], what: str, seconds: float, *, quiet: bool = True
+        self,
+        name: str,
+        until: Callable[[dict[str, Any]], bool],
+        what: str,
+        seconds: float,
+        *,
+        quiet: bool = True,
+        resource: str = "finetunejob",
     ) -> dict[str, Any]:
-        """Wait until a FineTuneJob is as wanted, and return it; tell its phases unless `quiet`.
+        """Wait until the status of a FineTuneJob, or of another resource, is as wanted, and return the whole.
+
+        Its phases are told unless `quiet`.
 
         Raises:
             TargetError: if it is not so in time, with what the cluster says.
         """
         began, phase = time.monotonic(), ""
         while True:
-            job = self.job(name)
-            status = job.get("status", {})
+            body = self.get(resource, name)
+            status = body.get("status", {})
             if not quiet and status.get("phase", "") != phase:
                 phase = status.get("phase", "")
                 print(f"    {time.monotonic() - began:5.0f} s  {phase}", flush=True)
             if until(status):
-                return job
+                return body
             if time.monotonic() - began > seconds:
-                raise TargetError(f"{name}: no {what} within {seconds:.0f} s\n{self.story(name)}")
+                raise TargetError(f"{name}: no {what} within {seconds:.0f} s\n{self.story()}")
             time.sleep(0.5)
 
     def wait_final(self, name: str, seconds: float = 600, *, quiet: bool = True) -> dict[str, Any]:
         """Wait until a FineTuneJob has ended, well or badly, and return it."""
         return self.wait(name, lambda status: status.get("phase") in FINAL, "end", seconds, quiet=quiet)
 
-    def story(self, name: str = "") -> str:
+    def story(self) -> str:
         """Return what one wants to read when something failed: resources, events, logs."""
-        describe = self.kubectl("describe", "finetunejob", *([name] if name else []), check=False)
+        describe = self.kubectl("describe", "finetunejobs,modeldeployments", check=False)
         pods = self.kubectl("get", "pods", "-o", "wide", check=False)
         selector = "app.kubernetes.io/managed-by=lorikeet"
         logs = self.kubectl("logs", "--selector", selector, "--tail", "40", "--prefix", check=False)
@@ -143,7 +156,7 @@ class Workspace:
 
 
 def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Return a condition of a FineTuneJob's status, an empty one where it is not there yet."""
+    """Return a condition of a status, an empty one where it is not there yet."""
     found: list[dict[str, Any]] = [each for each in status.get("conditions", []) if each["type"] == kind]
     return found[0] if found else {"status": "", "reason": "", "message": ""}
 
@@ -157,7 +170,13 @@ def profile(target: Target, name: str = PROFILE, storage: str = "s3://adapters")
         "spec": {
             "storage": {"uri": storage, "endpoint": target.s3.endpoint_in_cluster, "secretName": SECRET},
             "defaults": {
-                "compute": {"resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "6Gi"}}}
+                "compute": {"resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "6Gi"}}},
+                # The development node has two cores for all that there is.
+                "engineCompute": {
+                    "resources": {"requests": {"cpu": "100m", "memory": "2Gi"}, "limits": {"memory": "6Gi"}},
+                    "env": [{"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"}],
+                    "terminationGracePeriodSeconds": 60,
+                },
             },
             "allowCpuFallback": True,
         },

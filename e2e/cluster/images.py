@@ -43,6 +43,8 @@ class Image:
     packages: tuple[str, ...] = ()
     base: str = ""
     context: tuple[str, ...] = ()
+    stage: str = ""
+    """The stage of the Containerfile to stop after; empty: the last."""
 
 
 # A change of the operator must not rebuild the trainer's image, hence each names only what its COPY lines take.
@@ -56,11 +58,18 @@ _TRAINER = (
 _AGENT = (
     "requirements/agent.txt",
     "operator/lorikeet_api",
+    "operator/lorikeet_engines",
     "operator/lorikeet_storage",
     "operator/lorikeet_run",
     "operator/lorikeet_agent",
 )
-_OPERATOR = ("pyproject.toml", "requirements/operator.txt", "operator/lorikeet_api", "operator/lorikeet_operator")
+_OPERATOR = (
+    "pyproject.toml",
+    "requirements/operator.txt",
+    "operator/lorikeet_api",
+    "operator/lorikeet_engines",
+    "operator/lorikeet_operator",
+)
 _PYTHON = ("python3", "python3-venv", "ca-certificates")
 
 # One row an image; a base stands before what is built on it.
@@ -73,6 +82,10 @@ IMAGES = (
     Image("operator", "operator/Containerfile", base="base", context=_OPERATOR),
     Image("agent", "operator/Containerfile.agent", base="base", context=_AGENT),
     Image("trainer", "trainer-image/Containerfile", base="trainer-base", context=_TRAINER),
+    # The trainer's heavy layer alone, which the engine shares.
+    Image("torch", "trainer-image/Containerfile", base="trainer-base", context=_TRAINER[:1], stage="dependencies"),
+    Image("engine-cpu", "e2e/images/Containerfile.engine-cpu", base="torch", context=("requirements/engine-cpu.txt",)),
+    Image("router", "e2e/images/Containerfile.router", base="base", context=("requirements/router.txt",)),
 )
 BY_NAME = {image.name: image for image in IMAGES}
 FOR_UP = ("pause", "coredns", "s3")
@@ -102,6 +115,8 @@ def tag(image: Image, root: Path, component_keys: dict[str, str]) -> str:
             digest.update(len(data).to_bytes(8, "big") + data)
 
     add(_RECIPE, image.name, (root / image.containerfile).read_text(), *image.packages)
+    if image.stage:
+        add(image.stage)
     if image.component:
         add(component_keys[image.component])
     if image.base:
@@ -226,6 +241,8 @@ class Builder:
             arguments = ["bud", "--layers", "--pull=never", "--network", "host", *self._registry_access()]
             if image.base:
                 arguments += ["--build-arg", f"BASE={reference(image.base, self.tag(image.base))}"]
+            if image.stage:
+                arguments += ["--target", image.stage]
             arguments += ["--tag", reference(image.name, its_tag)]
             arguments += ["--file", str(self.root / image.containerfile), str(folder)]
             self._buildah(*arguments, log=log)

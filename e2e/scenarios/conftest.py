@@ -5,8 +5,10 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from e2e import colours
 from e2e.demo import DATA, MODEL, material
 from e2e.deploy import deploy
+from e2e.serving import wait_for
 from e2e.small import upload_model
 from e2e.target import Target, TargetError, target
 from e2e.workspace import Workspace, install_profile
@@ -51,6 +53,34 @@ def _pull_agent(found: Target) -> None:
 def small(lorikeet: Target, tmp_path_factory: pytest.TempPathFactory) -> str:
     """URI of the base model of small jobs (`e2e.small`)."""
     return upload_model(lorikeet, tmp_path_factory.mktemp("small") / "model")
+
+
+@pytest.fixture(scope="session")
+def colours_base(lorikeet: Target, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of the base model of `e2e.colours`."""
+    return colours.upload_base(lorikeet, tmp_path_factory.mktemp("colours") / "model")
+
+
+@pytest.fixture(scope="session")
+def colours_served(lorikeet: Target, colours_base: str) -> Iterator[Workspace]:
+    """A namespace in which two engines serve two adapters, for all scenarios that leave them as they are."""
+    here = Workspace(lorikeet, f"e2e-{secrets.token_hex(3)}")
+    here.create()
+    for name, colour in (("warm", "red"), ("cold", "blue")):
+        here.apply(colours.job(here, name, colours_base, colour))
+    here.apply(colours.deployment(colours_base))
+    yield here
+    here.delete()
+
+
+@pytest.fixture
+def served_colours(colours_served: Workspace, request: pytest.FixtureRequest) -> Iterator[Workspace]:
+    """That namespace, with everything ready."""
+    wait_for(colours_served, colours.NAME, "Ready", 600)
+    yield colours_served
+    report = getattr(request.node, "report_call", None)
+    if report is not None and report.failed:
+        print(colours_served.story())
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_a_store_that_is_away_for_a_minute_costs_nothing(workspace: Workspace, s
         workspace.target.kubectl(*store, "scale", "deployment/s3", "--replicas=1")
         workspace.target.kubectl(*store, "rollout", "status", "deployment/s3", "--timeout=60s")
     status = workspace.wait_final("patient", 240)["status"]
-    assert (status["phase"], status["attempts"]) == ("Succeeded", 1), workspace.story("patient")
+    assert (status["phase"], status["attempts"]) == ("Succeeded", 1), workspace.story()
     assert status["metrics"]["steps"] == 600
 
 

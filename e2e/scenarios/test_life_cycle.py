@@ -53,7 +53,7 @@ def test_a_deadline_ends_the_run_and_its_batch_job(workspace: Workspace, small: 
 def test_the_ttl_removes_the_batch_job_and_nothing_trains_again(workspace: Workspace, small: str) -> None:
     workspace.apply(request(workspace, "tidy", small, training={"maxSteps": 1}, ttlSecondsAfterFinished=3))
     done = workspace.wait_final("tidy", 180)
-    assert done["status"]["phase"] == "Succeeded", workspace.story("tidy")
+    assert done["status"]["phase"] == "Succeeded", workspace.story()
     workspace.kubectl("wait", "--for=delete", "job/tidy-train", "--timeout=60s")
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:

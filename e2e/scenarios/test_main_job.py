@@ -28,7 +28,7 @@ def finished(lorikeet: Target) -> tuple[Workspace, dict[str, Any]]:
 
 def test_ten_lines_end_in_success(finished: tuple[Workspace, dict[str, Any]]) -> None:
     workspace, job = finished
-    assert job["status"]["phase"] == "Succeeded", workspace.story(demo.NAME)
+    assert job["status"]["phase"] == "Succeeded", workspace.story()
     workspace.kubectl("wait", "--for=condition=Complete", f"finetunejob/{demo.NAME}", "--timeout=1s")
 
 

@@ -50,7 +50,7 @@ def test_percent_and_loss_move_for_who_watches_and_both_replicas_take_them(works
             percents = {row[2] for row in running if row[2].isdigit()}
             return len(percents) >= 3 and len({row[3] for row in running}) >= 3
 
-        until(moves, "percent and loss that move", 120, lambda: f"{rows}\n{workspace.story('watched')}")
+        until(moves, "percent and loss that move", 120, lambda: f"{rows}\n{workspace.story()}")
         until(lambda: all(count > 0 for count in taken(workspace.target)), "post to each replica", 120, workspace.story)
     finally:
         watch.terminate()
@@ -99,7 +99,7 @@ def test_a_pod_reports_on_its_own_job_alone(workspace: Workspace, small: str) ->
 def test_the_end_is_told_by_two_ways(workspace: Workspace, small: str) -> None:
     workspace.apply(request(workspace, "told", small, training=SHORT))
     status = workspace.wait_final("told", 180)["status"]
-    assert status["phase"] == "Succeeded", workspace.story("told")
+    assert status["phase"] == "Succeeded", workspace.story()
     assert status["progress"]["percent"] == 100
     assert status["progress"]["record"]["artifacts"] == status["artifacts"]
 

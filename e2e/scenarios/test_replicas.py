@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
+from e2e import node
 from e2e.deploy import NAMESPACE, RELEASE
+from e2e.node import on_the_node
 from e2e.target import Target
 from e2e.workspace import Workspace
 
@@ -65,20 +66,8 @@ def answered(workspace: Workspace, name: str) -> float:
 
 
 def process_of(target: Target, pod: str, program: bytes = b"lorikeet-operator") -> int:
-    """Return the process of a program in a pod, as this machine numbers it."""
-    uid = target.get("-n", NAMESPACE, "pod", pod)["metadata"]["uid"]
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if uid in (entry / "cgroup").read_text() and program in (entry / "cmdline").read_bytes():
-                return int(entry.name)
-        except OSError:
-            continue
-    raise AssertionError(f"no process of pod {pod} here")
-
-
-on_the_node = pytest.mark.skipif(
-    os.environ.get("CLUSTER") == "existing" or os.geteuid() != 0, reason="needs the node's processes"
-)
+    """Return the process of a program in a pod of the operator."""
+    return node.process_of(target.get("-n", NAMESPACE, "pod", pod), program)
 
 
 @contextmanager
