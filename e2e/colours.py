@@ -49,7 +49,8 @@ def deployment(base: str, replicas: int = 2, **spec: Any) -> dict[str, Any]:
     """Return the ModelDeployment; `spec` replaces or adds top-level fields of its spec."""
     usual = {
         "model": {"uri": base},
-        "engine": {"vllm": {"args": ["--enforce-eager"]}},
+        # Few at a time, so that some wait.
+        "engine": {"vllm": {"args": ["--enforce-eager", "--max-num-seqs=16"]}},
         "replicas": replicas,
         "adapters": [adapter("warm", job="warm"), adapter("cold", job="cold")],
         "routes": [route(90, 10)],

@@ -1,7 +1,8 @@
 """Write the demo's data: questions and the SQL that answers them. The same seed gives the same bytes.
 
-train.jsonl has the examples, lowercase.jsonl the same ones in another style; heldout.jsonl asks about tables and columns of which no training row has one, so
-that a right answer there shows the skill, not a memory. Script and data are dedicated to the public domain (CC0).
+train.jsonl has the examples, lowercase.jsonl the same ones in another style; heldout.jsonl asks about tables and
+columns of which no training row has one, so that a right answer there shows the skill, not a memory. Script and data
+are dedicated to the public domain (CC0).
 
     python examples/text-to-sql/make_data.py FOLDER
 """
