@@ -11,12 +11,12 @@ CRD_FOLDERS := crds charts/lorikeet/files/crds
 export PATH := $(CURDIR)/.cluster/bin:$(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help demo test check lint unit integration trainer-test e2e generate lock images cluster cluster-down deploy \
-        faults crashes bench-operator bench-router bench-checkpoints host tools clean
+        faults crashes bench-operator bench-router bench-router-shares bench-checkpoints host tools clean
 
 help: ## show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
-demo: ready ## all set-up, then the main job: from kubectl apply to a tuned adapter in S3
+demo: ready ## all set-up, then two jobs, and their adapters served side by side
 	$(PYTHON) -m e2e.demo
 
 test: ## all set-up, then every test, on a cluster that is brought up for it and stays up
@@ -76,8 +76,11 @@ crashes: ready ## kill the operator for real before and after every write of a j
 bench-operator: tools ## measure the operator against an API server of its own (seconds to minutes: BENCH="--jobs 5000")
 	$(PYTHON) -m bench.operator_load $(BENCH)
 
-bench-router: tools ## measure the router against a bare Envoy (2 minutes; needs Debian's wrk)
+bench-router: tools ## measure the router against a bare Envoy, and LiteLLM with BENCH=--peer (minutes; needs Debian's wrk)
 	$(PYTHON) -m bench.router $(BENCH)
+
+bench-router-shares: tools ## measure how the router shares requests, and whom a change of weights moves (a minute)
+	$(PYTHON) -m bench.router_shares $(BENCH)
 
 bench-checkpoints: tools ## measure what checkpoints cost a run, with a slow store (minutes)
 	$(PYTHON) -m bench.checkpoints $(BENCH)

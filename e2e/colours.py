@@ -52,6 +52,10 @@ def deployment(base: str, replicas: int = 2, **spec: Any) -> dict[str, Any]:
         # Few at a time, so that some wait.
         "engine": {"vllm": {"args": ["--enforce-eager", "--max-num-seqs=16"]}},
         "replicas": replicas,
+        # Engines in use leave something of the node's two cores to one that starts beside them.
+        "compute": {
+            "resources": {"requests": {"cpu": "100m", "memory": "2Gi"}, "limits": {"cpu": "750m", "memory": "6Gi"}}
+        },
         "adapters": [adapter("warm", job="warm"), adapter("cold", job="cold")],
         "routes": [route(90, 10)],
     }

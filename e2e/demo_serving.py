@@ -20,7 +20,7 @@ NAME = "assistant"
 MODEL = "text-to-sql"
 STYLES = {"sql": ["SELECT .*"], "lowercase": ["select .*"]}
 """How the answers of the two adapters look."""
-ANSWERS = 300
+ANSWERS = 200
 """So many answers are counted for each split."""
 USERS = 200
 

@@ -234,12 +234,16 @@ class RouterSettings(Model):
     """Replicas of the router."""
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     """Type of the Service."""
+    load_balancing: Literal["LeastRequest", "PrefixHash"] = "LeastRequest"
+    """Which of the replicas that have an adapter answers: one that is less busy, or the one that has answered for the
+    same beginning of a prompt before, since its prefix cache has it, unless it is much busier than the others."""
     max_request_bytes: Annotated[int, Field(ge=1024, le=268_435_456)] = 8_388_608
     """Largest request body, in bytes; each is held in memory until it is sent on."""
     idle_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 600
     """How long nothing may come in either direction; also until an answer begins that is not streamed."""
     resources: Resources | None = None
-    """CPU and memory. Default: requests of 100m and 128Mi, a limit of 1Gi."""
+    """CPU and memory. Near its limit of memory a router takes no more requests. Default: requests of 100m and 128Mi, a
+    limit of 1Gi."""
 
 
 class ModelDeploymentSpec(Model):

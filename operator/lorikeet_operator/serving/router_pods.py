@@ -10,6 +10,7 @@ from lorikeet_api.modeldeployment import ModelDeployment, RouteStatus
 from lorikeet_api.serving import AGENT_PORT, ROUTER_DIR, ROUTER_WANTED, RouterWanted, fingerprint
 from lorikeet_engines import ENGINES
 from lorikeet_operator import pods
+from lorikeet_operator.quantities import whole
 from lorikeet_operator.serving import router
 from lorikeet_operator.serving.engine_pods import (
     AGENT_PROBES,
@@ -48,7 +49,11 @@ def wanted_bytes(deployment: ModelDeployment, live: Sequence[RouteStatus]) -> by
     engine = ENGINES[deployment.spec.engine.name]
     host = f"{names.engine(deployment.metadata.name)}.{deployment.metadata.namespace}.svc"
     engines = router.Engines(host, engine.port, AGENT_PORT)
-    wanted = RouterWanted(clusters=router.clusters(models, engines), routes=router.routes(models, _limits(deployment)))
+    balancing = deployment.spec.router.load_balancing
+    wanted = RouterWanted(
+        clusters=router.clusters(models, engines, balancing),
+        routes=router.routes(models, _limits(deployment), balancing),
+    )
     return canonical_json(wanted.to_wire())
 
 
@@ -57,7 +62,12 @@ def router_objects(deployment: ModelDeployment, setup: Setup, wanted: bytes) -> 
     name = names.router(deployment.metadata.name)
     static = {
         "bootstrap.json": canonical_json(
-            router.bootstrap(f"{deployment.metadata.namespace}/{deployment.metadata.name}", ADMIN_PORT, ROUTER_DIR)
+            router.bootstrap(
+                f"{deployment.metadata.namespace}/{deployment.metadata.name}",
+                ADMIN_PORT,
+                ROUTER_DIR,
+                max_heap_bytes=_memory_limit(deployment),
+            )
         ).decode(),
         "listeners.json": canonical_json(
             router.listeners(HTTP_PORT, STATUS_PORT, _limits(deployment), ROUTER_DIR)
@@ -109,6 +119,16 @@ def wanted_fingerprint(wanted: bytes) -> str:
     return fingerprint(wanted)
 
 
+def _resources(deployment: ModelDeployment) -> dict[str, Any]:
+    asked = deployment.spec.router.resources
+    return _RESOURCES if asked is None else pods.resources(asked)
+
+
+def _memory_limit(deployment: ModelDeployment) -> int | None:
+    limit = _resources(deployment).get("limits", {}).get("memory")
+    return None if limit is None else whole(limit)
+
+
 def _limits(deployment: ModelDeployment) -> router.Limits:
     settings = deployment.spec.router
     return router.Limits(settings.max_request_bytes, settings.idle_timeout_seconds)
@@ -118,7 +138,6 @@ def _template(deployment: ModelDeployment, setup: Setup, static: dict[str, str])
     drain = setup.compute.termination_grace_period_seconds or DRAIN_SECONDS
     config = {"name": "config", "mountPath": ROUTER_WANTED.rpartition("/")[0], "readOnly": True}
     tmp = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 - the pod's own
-    asked = deployment.spec.router.resources
     environment = {
         "LORIKEET_DRAIN": drain_token(deployment),
         "LORIKEET_DRAIN_SECONDS": str(drain),
@@ -155,7 +174,7 @@ def _template(deployment: ModelDeployment, setup: Setup, static: dict[str, str])
             "failureThreshold": 6,
         },
         "lifecycle": drain_hook(deployment),
-        "resources": _RESOURCES if asked is None else pods.resources(asked),
+        "resources": _resources(deployment),
         "volumeMounts": [{"name": "xds", "mountPath": ROUTER_DIR, "readOnly": True}, tmp],
     }
     pod = {

@@ -94,4 +94,5 @@ def _last_words(container: str, ended: Mapping[str, Any]) -> tuple[str, str]:
         return str(record["reason"]), str(record["message"])
     except (ValueError, KeyError, TypeError):
         tail = " ".join(message.split())[-LAST_WORDS:]
-        return "EngineFailed", f"code {ended.get('exitCode')}" + (f"; its last words: {tail}" if tail else "")
+        reason = "EngineFailed" if container == names.ENGINE_CONTAINER else "ContainerFailed"
+        return reason, f"code {ended.get('exitCode')}" + (f"; its last words: {tail}" if tail else "")

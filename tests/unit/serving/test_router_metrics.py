@@ -254,6 +254,7 @@ async def test_an_embedding_has_tokens_of_its_prompt_alone(telling: Router) -> N
     before = await tokens(telling)
     assert await answered(telling, [body], path="/v1/embeddings") == body
     await until_tokens(telling, before, 5, 0)
+    assert no_errors(telling)
 
 
 WRONG = [

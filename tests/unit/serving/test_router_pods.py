@@ -232,8 +232,27 @@ def test_routers_are_told_variants_weights_and_who_keeps_a_variant() -> None:
             {"name": "a", "served": "sql-aaaaaaaa", "weight": 90},
             {"name": "b", "served": "sql-dpo-bbbbbbbb", "weight": 10},
         ],
+        "prefix": False,
         "sticky": "x-user-id",
     }
+
+
+def test_the_engine_of_a_request_can_be_chosen_by_the_beginning_of_its_prompt() -> None:
+    made = objects(deployment(router={"loadBalancing": "PrefixHash"}))
+    assert metadata_of_models(made)["model assistant"]["prefix"] is True
+    (cluster,) = files_of(made)["wanted.json"]["clusters"]["resources"]
+    assert cluster["lb_policy"] == "RING_HASH"
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [(None, 1 << 30), ({"limits": {"memory": "300M"}}, 300_000_000), ({"requests": {"cpu": 1}}, None)],
+)
+def test_a_router_knows_its_limit_of_memory(resources: dict[str, Any] | None, expected: int | None) -> None:
+    made = objects(deployment(router={} if resources is None else {"resources": resources}))
+    monitors = files_of(made)["bootstrap.json"]["overload_manager"]["resource_monitors"]
+    heaps = [each["typed_config"].get("max_heap_size_bytes") for each in monitors]
+    assert [heap for heap in heaps if heap is not None] == ([] if expected is None else [expected])
 
 
 def test_who_changes_weights_restarts_no_router() -> None:

@@ -72,7 +72,7 @@ async def test_a_prompt_is_always_asked_of_the_same_engine_and_prompts_of_all(
     for number in range(24):
         asked = {key: f"prompt {number}"}
         first = await engine_of(hashed, asked, path)
-        assert [await engine_of(hashed, {"temperature": at} | asked, path) for at in range(4)] == [first] * 4
+        assert [await engine_of(hashed, asked | {"temperature": at}, path) for at in range(4)] == [first] * 4
         engines.add(first)
     assert engines == {0, 1}
 

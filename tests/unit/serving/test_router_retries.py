@@ -77,7 +77,13 @@ async def test_a_request_whose_engine_dies_before_a_byte_came_is_answered_by_ano
     engines = engines_of(2, one_dies())
     async with router_of(tmp_path, engines) as router:
         status, answer, _ = await router.send(body)
-    assert (status, answer["model"]) == (200, SERVED)
+        assert (status, answer["model"]) == (200, SERVED)
+        labels = f'{{model="assistant",variant="base",revision="{SERVED}",status="200",flags="-"}}'
+
+        async def is_counted_as_good() -> bool:
+            return (await router.metrics()).get(f"envoy_lorikeet_requests{labels}") == 1
+
+        await eventually(is_counted_as_good)
     assert asked(engines) == [1, 1]
 
 

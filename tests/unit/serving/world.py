@@ -397,7 +397,7 @@ async def cluster(make: Callable[..., Client] = Client) -> AsyncIterator[World]:
     api = Api(kinds=KINDS, defaults=as_stored)
     server = await serve(api)
     async with agents() as made, make(configuration_for(server), "tester", TokenBucket(10**6, 10**6), 10) as client:
-        poller = Poller(made.port)
+        poller = Poller(made.port, now=lambda: world.now)
 
         def start() -> tuple[Cache, ModelDeploymentController]:
             cache = Cache()

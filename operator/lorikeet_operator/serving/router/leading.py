@@ -28,7 +28,7 @@ _RETRIES: Final = {
 
 def routes(models: Sequence[Route], limits: Limits, balancing: Balancing = "LeastRequest") -> dict[str, Any]:
     """Return which models there are, and who answers for them with which weight."""
-    known: dict[str, Any] = {f"model {route.model}": _model(route) for route in models}
+    known: dict[str, Any] = {f"model {route.model}": _model(route, balancing) for route in models}
     known["list"] = json.dumps({"object": "list", "data": [_listed(route.model) for route in models]})
     route: dict[str, Any] = {
         "cluster_header": LED,
@@ -38,7 +38,6 @@ def routes(models: Sequence[Route], limits: Limits, balancing: Balancing = "Leas
         "retry_policy": _RETRIES,
     }
     if balancing == "PrefixHash":
-        known["prefix"] = True
         route["hash_policy"] = [{"header": {"header_name": PREFIX}}]
     led = {
         "match": {"prefix": "/", "headers": [{"name": LED, "present_match": True}]},
@@ -61,9 +60,11 @@ def routes(models: Sequence[Route], limits: Limits, balancing: Balancing = "Leas
     return {"resources": [configuration]}
 
 
-def _model(route: Route) -> dict[str, Any]:
+def _model(route: Route, balancing: Balancing) -> dict[str, Any]:
+    """Return what the script is told of a model."""
     variants = [{"name": each.name, "served": each.served, "weight": each.weight} for each in route.variants]
-    return {"variants": variants} | ({"sticky": route.sticky.lower()} if route.sticky else {})
+    sticky = {"sticky": route.sticky.lower()} if route.sticky else {}
+    return {"variants": variants, "prefix": balancing == "PrefixHash", **sticky}
 
 
 def _listed(model: str) -> dict[str, Any]:

@@ -72,8 +72,7 @@ def _status(at: dict[str, Any]) -> dict[str, Any]:
         "http_filters": [_ROUTER],
     }
     # Clients who are too many, or ask for too much, do not make it look dead.
-    always = {"ignore_global_conn_limit": True, "bypass_overload_manager": True}
-    return {**_listener("status", at, manager), **always}
+    return {**_listener("status", at, manager), "bypass_overload_manager": True}
 
 
 def _listener(name: str, at: dict[str, Any], manager: dict[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,6 @@ _FLAGS: Final = "%RESPONSE_FLAGS%"
 client has, … (Envoy's documentation of access logs has all). `-`: it has not, a failure is the engine's own."""
 
 
-_ANSWERED: Final = where("response.code_details == 'via_upstream' && response.code < 500 && response.size > 0")
-"""Requests of which an engine's answer has come, or a part of it."""
-
-
 def metrics() -> list[dict[str, Any]]:
     """Return the loggers that count; the labels are empty where a request was not led."""
     labels = [{"name": name, "value_format": said(name)} for name in ("model", "variant", "revision")]
@@ -33,6 +29,7 @@ def metrics() -> list[dict[str, Any]]:
         histograms=[histogram("request_ms", "%DURATION%")],
     )
     # Where there is no such number, Envoy would log an error each time.
+    answered = {"and_filter": {"filters": [_has("variant"), where("response.code < 500 && response.size > 0")]}}
     timed = _counting(histograms=[histogram("first_byte_ms", _FIRST_BYTE)])
     spent = _counting(
         counters=[
@@ -42,7 +39,7 @@ def metrics() -> list[dict[str, Any]]:
     )
     return [
         every,
-        timed | {"filter": _ANSWERED},
+        timed | {"filter": answered},
         spent | {"filter": _has("prompt_tokens")},
     ]
 

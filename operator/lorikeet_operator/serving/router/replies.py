@@ -12,13 +12,9 @@ def _is(status: int) -> dict[str, Any]:
     return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
 
 
-def _error(message: str, kind: str, code: str) -> dict[str, Any]:
-    error = {"message": message, "type": kind, "param": None, "code": code}
-    return {"json_format": {"error": error}}
-
-
 def _reply(when: dict[str, Any], message: str, kind: str, code: str) -> dict[str, Any]:
-    return {"filter": when, "body_format_override": _error(message, kind, code)}
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    return {"filter": when, "body_format_override": {"json_format": {"error": error}}}
 
 
 def _refused(status: int, message: str, code: str) -> dict[str, Any]:

@@ -7,11 +7,12 @@
 -- No Lua patterns in what reads whole bodies: they are twenty times slower than plain finds.
 
 local bit = require('bit')
-local byte, find, sub = string.byte, string.find, string.sub
+local byte, find, match, sub = string.byte, string.find, string.match, string.sub
 
 local HEADER = 'x-lorikeet-cluster'
 local PREFIX = 'x-lorikeet-prefix'
 local VARIANT = 'x-lorikeet-variant'
+local ANSWERED = 'x-envoy-upstream-service-time' -- Envoy sets it where an engine has answered
 local COMPLETIONS = {
   ['/v1/chat/completions'] = true,
   ['/v1/completions'] = true,
@@ -20,6 +21,7 @@ local COMPLETIONS = {
 local PROMPTS = { messages = true, prompt = true, input = true }
 local LONGEST = 1024 -- of a model's name, with its escapes
 local BEGINNING = 1024 -- of a prompt: the bytes by which its engine is chosen
+local USAGE = '"usage"'
 local LONGEST_USAGE = 512 -- of what an engine tells of an answer's tokens
 local MOST_TOKENS = 1e8 -- of one request: what is above is no number of tokens
 local QUOTE, BACKSLASH, COLON, COMMA = 34, 92, 58, 44
@@ -270,9 +272,8 @@ local function lead(handle)
   if not first then
     return refuse(handle, 400, 'invalid_body', last)
   end
-  local known = handle:metadata()
   local model = last - first < LONGEST and unescaped(sub(bytes, first, last))
-  local route = model and known:get('model ' .. model)
+  local route = model and handle:metadata():get('model ' .. model)
   if not route then
     return refuse(
       handle, 404, 'model_not_found', 'the model ' .. sub(bytes, first, math.min(last, first + 199))
@@ -289,7 +290,7 @@ local function lead(handle)
   said:set('lorikeet', 'model', model)
   said:set('lorikeet', 'variant', variant.name)
   said:set('lorikeet', 'revision', variant.served)
-  if prompt and known:get('prefix') then
+  if prompt and route.prefix then
     local beginning = sub(bytes, prompt, math.min(prompt_end, prompt + BEGINNING - 1))
     headers:replace(PREFIX, tostring(hash(variant.served .. '\0' .. beginning)))
   end
@@ -321,9 +322,10 @@ function envoy_on_request(handle)
   lead(handle)
 end
 
--- Returns what a part of JSON says under a key, if it is a number of tokens.
+-- Returns the number of tokens that a part of JSON says under a key.
 local function count_in(text, key)
-  local digits = string.match(text, '"' .. key .. '"%s*:%s*(%d+)%s*[,}]')
+  local _, at = find(text, key, 1, true)
+  local digits = at and match(text, '^%s*:%s*(%d+)%s*[,}]', at + 1)
   local count = tonumber(digits)
   return count and count <= MOST_TOKENS and count
 end
@@ -334,7 +336,7 @@ end
 function envoy_on_response(handle)
   local headers = handle:headers()
   local kind = headers:get('content-type') or ''
-  if not handle:streamInfo():dynamicMetadata():get('lorikeet') or headers:get('content-encoding') then
+  if not headers:get(ANSWERED) or headers:get('content-encoding') then
     return
   end
   if not (find(kind, 'json', 1, true) or find(kind, 'event-stream', 1, true)) then
@@ -343,19 +345,20 @@ function envoy_on_response(handle)
   local usage, before = nil, ''
   for chunk in handle:bodyChunks() do
     local text = before .. chunk:getBytes(0, chunk:length())
-    local at = find(text, '"usage"', 1, true)
+    local at = find(text, USAGE, 1, true)
     while at do
-      if find(text, '^%s*:%s*{', at + 7) then
+      local behind = skip_space(text, at + #USAGE)
+      if byte(text, behind) == COLON and byte(text, skip_space(text, behind + 1)) == BRACE then
         usage = sub(text, at, at + LONGEST_USAGE - 1)
       end
-      at = find(text, '"usage"', at + 7, true)
+      at = find(text, USAGE, at + #USAGE, true)
     end
     before = sub(text, -LONGEST_USAGE) -- of one that begins there, the rest is to come
   end
-  local prompt = usage and count_in(usage, 'prompt_tokens')
+  local prompt = usage and count_in(usage, '"prompt_tokens"')
   if prompt then
-    local said = handle:streamInfo():dynamicMetadata() -- what was got before a chunk came may not be used any more
+    local said = handle:streamInfo():dynamicMetadata()
     said:set('lorikeet', 'prompt_tokens', prompt)
-    said:set('lorikeet', 'completion_tokens', count_in(usage, 'completion_tokens') or 0) -- an embedding has none
+    said:set('lorikeet', 'completion_tokens', count_in(usage, '"completion_tokens"') or 0) -- an embedding has none
   end
 end

@@ -34,7 +34,7 @@ def bootstrap(
     admin = {"cluster_name": ADMIN, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": admin_address}}]}]}
     return {
         "node": {"id": node, "cluster": "lorikeet-router"},
-        "admin": {"address": admin_address, "ignore_global_conn_limit": True},
+        "admin": {"address": admin_address},
         "static_resources": {"clusters": [{"name": ADMIN, "type": "STATIC", "load_assignment": admin}]},
         "dynamic_resources": {
             "lds_config": watched(folder, "listeners.json"),
