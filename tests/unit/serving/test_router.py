@@ -257,3 +257,12 @@ async def test_many_models_are_listed_whole(tmp_path: Path) -> None:
     async with router_before(Engine(), many, tmp_path) as router:
         _, answer, _ = await router.send(b"", "/v1/models", "GET")
     assert len(answer["data"]) == 200
+
+
+@pytest.mark.parametrize("variants", [[], [Variant("b", "smollm2", 0)]], ids=["none", "one without a share"])
+async def test_a_model_that_nobody_can_answer_for_yet_is_unavailable(tmp_path: Path, variants: list[Variant]) -> None:
+    routes = [Route("support", variants), Route("assistant", [Variant("base", "smollm2", 1)])]
+    async with router_before(Engine({"smollm2"}), routes, tmp_path) as router:
+        await router.until("assistant")
+        status, answer, headers = await router.ask("support")
+        assert (status, answer["error"]["code"], headers["Retry-After"]) == (503, "unavailable", "5")

@@ -52,6 +52,13 @@ async def test_requests_are_refused_before_memory_runs_out_and_taken_again_after
 async def test_clients_have_so_many_connections_and_no_more(tmp_path: Path) -> None:
     async with router_before(Engine({"smollm2"}), [BASE], tmp_path, max_connections=3) as router:
         await router.session.close()  # those that have waited for the router
+
+        async def has_none() -> bool:
+            query = "/stats?filter=^http.router.downstream_cx_active$"
+            async with aiohttp.ClientSession() as probe, probe.get(router.admin + query) as told:
+                return (await told.text()).strip() == "http.router.downstream_cx_active: 0"
+
+        await eventually(has_none)
         taken = [await begun(router, 10) for _ in range(3)]
         reader, writer = await begun(router, 10)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):

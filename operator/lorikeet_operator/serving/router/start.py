@@ -26,8 +26,8 @@ def bootstrap(
         node: name of this router.
         admin_port: port of the admin interface, on loopback.
         folder: where the other files are.
-        max_heap_bytes: what it may hold in memory, of which it leaves a part for the requests that it has begun: it
-            takes no more at 85 %. None: whatever there is.
+        max_heap_bytes: what memory there is. At 70 % of it no more requests are taken: those that were may still grow,
+            and the script's memory is not counted. None: whatever there is.
         max_connections: how many connections of clients it takes.
     """
     admin_address = address("127.0.0.1", admin_port)
@@ -65,9 +65,9 @@ def _overload(max_heap_bytes: int | None, max_connections: int) -> dict[str, Any
         "refresh_interval": "0.1s",
         "resource_monitors": monitors,
         "actions": [
-            _action("shrink_heap", 0.75),
-            # Those that it has taken may still grow: Envoy resets none of HTTP/1.1 for what it holds.
-            _action("stop_accepting_requests", 0.85),
+            _action("shrink_heap", 0.6),
+            # There is no other way: Envoy resets no request of HTTP/1.1 for what it holds.
+            _action("stop_accepting_requests", 0.7),
         ],
     }
 
