@@ -203,7 +203,7 @@ def test_an_upgrade_to_the_same_changes_nothing(release: Cluster) -> None:
         }
 
     before = versions()
-    assert len(before) == 11
+    assert len(before) == 12
     release.helm("upgrade", release.namespace, str(CHART), "--set", "replicas=0", "--wait", "--no-hooks")
     assert versions() == before
 
