@@ -32,7 +32,8 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=
 
 OWNED_FLAGS: Final = (
     "model", "served-model-name", "host", "port", "uds", "config", "root-path", "ssl-", "api-key", "middleware",
-    "dtype", "max-model-len", "tensor-parallel-size", "enable-lora", "max-loras", "max-lora-rank", "max-cpu-loras",
+    "dtype", "max-model-len", "tensor-parallel-size", "tp", "data-parallel", "api-server-count", "grpc",
+    "disable-log-stats", "enable-lora", "max-loras", "max-lora-rank", "max-cpu-loras",
     "lora-modules", "trust-remote-code", "headless",
 )  # fmt: skip
 """Flags of vLLM that Lorikeet sets itself, or that would undo what it promises."""

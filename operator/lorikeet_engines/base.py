@@ -38,7 +38,6 @@ class Launch:
     gpus: int
     lora: bool
     """Whether it is to take LoRA adapters."""
-    max_lora_rank: int
     settings: EngineChoice
     """What the user says of it."""
     adapters: Sequence[tuple[str, str]] = ()
@@ -78,7 +77,7 @@ class Engine(Protocol):
         """Return the `command`, `args` and `env` of its container."""
 
     def in_flight(self, metrics: str) -> int:
-        """Return how many requests it works on or has waiting, as its metrics say."""
+        """Return how many requests it works on or has waiting, as its metrics say. Raises ValueError if they do not."""
 
     async def served(self, http: Http) -> frozenset[str]:
         """Return the names that it serves now, the base model's among them. Raises OSError and EngineError."""

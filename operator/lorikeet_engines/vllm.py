@@ -62,9 +62,12 @@ class Vllm:
         }
 
     def in_flight(self, metrics: str) -> int:
-        """Return the running and the waiting requests, of all of its engine cores."""
+        """Return the running and waiting requests, of all of its engine cores. Raises ValueError where none are told."""
         families = text_string_to_metric_families(metrics)
-        return sum(int(sample.value) for each in families for sample in each.samples if sample.name in _WAITING)
+        counts = [int(sample.value) for each in families for sample in each.samples if sample.name in _WAITING]
+        if not counts:
+            raise ValueError("vLLM's metrics do not say how many requests it has")
+        return sum(counts)
 
     async def served(self, http: Http) -> frozenset[str]:
         """Return the models of `/v1/models`."""

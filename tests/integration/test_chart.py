@@ -19,7 +19,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from e2e.cluster.paths import State, default_state_dir
-from lorikeet_api.names import child_labels
+from lorikeet_api.crdgen import RESOURCES
+from lorikeet_api.names import GROUP, child_labels
 from lorikeet_api.progress import AUDIENCE, path
 from lorikeet_operator.certificates import renew
 from tests.resources import job_body, profile_body
@@ -31,7 +32,7 @@ pytestmark = [
     pytest.mark.xdist_group("chart"),
 ]
 
-CRDS = ("finetunejobs.lorikeet.dev", "tuningprofiles.lorikeet.dev")
+CRDS = tuple(f"{resource.crd['plural']}.{GROUP}" for resource in RESOURCES)
 OWNERSHIP = ("meta.helm.sh/release-name", "meta.helm.sh/release-namespace", "helm.sh/resource-policy")
 
 
@@ -203,7 +204,7 @@ def test_an_upgrade_to_the_same_changes_nothing(release: Cluster) -> None:
         }
 
     before = versions()
-    assert len(before) == 12
+    assert len(before) == 9 + len(CRDS)
     release.helm("upgrade", release.namespace, str(CHART), "--set", "replicas=0", "--wait", "--no-hooks")
     assert versions() == before
 
@@ -233,6 +234,7 @@ def test_the_account_has_the_rights_of_the_chart_and_no_more(release: Cluster) -
     [
         ("admin", ("lorikeet.dev", "tuningprofiles", "delete")),
         ("edit", ("lorikeet.dev", "finetunejobs", "create")),
+        ("edit", ("lorikeet.dev", "modeldeployments", "create")),
         ("view", ("lorikeet.dev", "finetunejobs", "watch")),
     ],
 )

@@ -278,7 +278,6 @@ def _engine(deployment: ModelDeployment, setup: Setup, told: EngineContract) -> 
         port=engine.port,
         gpus=gpus,
         lora=told.lora,
-        max_lora_rank=told.max_lora_rank,
         settings=deployment.spec.engine,
         adapters=[(adapter.served, f"{ADAPTERS_DIR}/{adapter.served}") for adapter in told.adapters],
         guard=f"{GUARD_MODULE}.Guard",

@@ -217,13 +217,15 @@ class ModelDeploymentController:
             current=_is_current(engine),
             total=_count(engine, "replicas"),
             routers_available=_count(router, "availableReplicas"),
+            routers_current=_is_current(router),
             settled=settled and bool(leading),
             troubles=[
                 *(each for made in (engine, router) if (each := refusal(made)) is not None),
                 *(
                     each
-                    for pod in [*engines, *routers]
-                    if not is_going(pod) and (each := trouble(pod, surging and pod in engines)) is not None
+                    for these, surge in ((engines, surging), (routers, False))
+                    for pod in these
+                    if not is_going(pod) and (each := trouble(pod, surge)) is not None
                 ),
             ],
             selector=",".join(f"{name}={value}" for name, value in engine["spec"]["selector"]["matchLabels"].items()),

@@ -38,6 +38,8 @@ class Facts:
     total: int = 0
     """Replicas of the engine that there are."""
     routers_available: int = 0
+    routers_current: bool = True
+    """Whether all routers are as the spec says now."""
     settled: bool = False
     """Whether every router does what it is told."""
     troubles: Sequence[Finding] = ()
@@ -125,7 +127,7 @@ def _everywhere(adapters: Sequence[AdapterStatus], replicas: Sequence[Replica]) 
 
 WAITING: Final = frozenset({"JobNotFinished", "Resolving", "Loading", "Starting", "Shifting", "ScaledToZero"})
 """Reasons that pass by themselves."""
-NO_ROOM: Final = frozenset({"Unschedulable", "PodRefused"})
+NO_ROOM: Final = frozenset({"Unschedulable", "WaitsForSurge", "PodRefused"})
 """Reasons that pass once the cluster has room, which it may make by itself."""
 
 
@@ -168,6 +170,8 @@ def _router_ready(deployment: ModelDeployment, facts: Facts) -> Finding:
     wanted = deployment.spec.router.replicas
     if facts.routers_available < wanted:
         return Finding(False, "Starting", f"{facts.routers_available} of {wanted} routers are available")
+    if not facts.routers_current:
+        return Finding(False, "Starting", "routers are being replaced")
     for router in facts.routers:
         if router.state is not None and router.state.refused:
             message = f"the Envoy of pod {router.name} refuses the newest configuration and goes on with the one before"

@@ -24,7 +24,6 @@ def started(settings: dict[str, Any], **changes: Any) -> tuple[list[str], dict[s
         "port": 8000,
         "gpus": 1,
         "lora": True,
-        "max_lora_rank": 16,
         "settings": choice(**settings),
     }
     container = VLLM.container(Launch(**{**fields, **changes}))
@@ -103,6 +102,11 @@ def test_all_engine_cores_count() -> None:
     second = metrics(1, 2).replace('engine="0"', 'engine="1"')
     samples = [line for line in second.splitlines() if not line.startswith("#")]
     assert VLLM.in_flight(metrics(3, 0) + "\n".join(samples) + "\n") == 6
+
+
+def test_an_engine_that_tells_no_count_is_not_taken_for_idle() -> None:
+    with pytest.raises(ValueError, match="do not say how many requests"):
+        VLLM.in_flight("# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info 1.0\n")
 
 
 def adapter_in(folder: Path) -> str:

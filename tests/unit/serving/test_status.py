@@ -232,6 +232,13 @@ def test_but_under_way_where_the_cluster_may_yet_make_room(reason: str) -> None:
     assert "no node takes pod p0" in status.message
 
 
+def test_routers_that_are_being_replaced_are_not_ready() -> None:
+    asks = deployment()
+    status = told(asks, well(asks, routers_current=False), NOW)
+    assert (status.phase, story(status)["Ready"]) == ("Progressing", ("False", "Starting"))
+    assert "routers are being replaced" in status.message
+
+
 def test_a_configuration_that_an_envoy_refuses_is_told() -> None:
     asks = deployment()
     routers = [RouterReplica("r0", True, RouterState(wanted="b", routed="a", refused=True))]
