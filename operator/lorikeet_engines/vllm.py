@@ -62,7 +62,7 @@ class Vllm:
         }
 
     def in_flight(self, metrics: str) -> int:
-        """Return the running and waiting requests, of all of its engine cores. Raises ValueError where none are told."""
+        """Return the running and waiting requests, of all of its engine cores. Raises ValueError if none are told."""
         families = text_string_to_metric_families(metrics)
         counts = [int(sample.value) for each in families for sample in each.samples if sample.name in _WAITING]
         if not counts:
