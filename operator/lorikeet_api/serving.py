@@ -36,7 +36,7 @@ ROUTER_WANTED: Final = "/etc/lorikeet-router/wanted.json"
 ROUTER_DIR: Final = "/etc/envoy-lorikeet"
 """Where Envoy reads its files, which the agent beside it writes."""
 DRAIN_HEADER: Final = "x-lorikeet-drain"
-"""Header of the kubelet's call before a container is stopped; its value is in the contract, so nobody else knows it."""
+"""Header of the kubelet's call before a container is stopped; its value is no secret, but not guessed."""
 
 AdapterReason = Literal[
     "ManifestMissing",
