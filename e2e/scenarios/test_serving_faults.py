@@ -60,15 +60,15 @@ def _is_ready(pod: dict[str, Any]) -> bool:
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
-@pytest.mark.parametrize("component", ["router", "engine"])
-def test_a_pod_that_is_deleted_fails_nothing(served_colours: Workspace, used: Load, component: str) -> None:
-    gone = pods(served_colours, NAME, component)[0]["metadata"]["name"]
+def test_a_router_that_is_deleted_fails_nothing(served_colours: Workspace, used: Load) -> None:
+    gone = pods(served_colours, NAME, "router")[0]["metadata"]["name"]
     served_colours.kubectl("delete", "pod", gone, "--wait=true", "--timeout=120s")
-    wait_for(served_colours, NAME, "Ready", 240)
+    wait_for(served_colours, NAME, "Ready", 120)
     expect_nothing_failed(used)
 
 
 def test_a_rollout_of_routers_and_engines_fails_nothing(served_colours: Workspace, used: Load) -> None:
+    """It deletes each engine with care, too, which takes minutes where two cores do everything."""
     before = {component: pods(served_colours, NAME, component) for component in ("router", "engine")}
     steer(
         served_colours,
