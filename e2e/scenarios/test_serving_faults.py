@@ -77,7 +77,7 @@ def test_a_rollout_of_routers_and_engines_fails_nothing(served_colours: Workspac
         compute={"podAnnotations": {"example.com/rolled": str(time.time())}},
     )
     for component, old in before.items():
-        until_replaced(served_colours, component, [*old], 480)
+        until_replaced(served_colours, component, [*old], 750)
     wait_for(served_colours, NAME, "Ready", 60)
     expect_nothing_failed(used)
 
