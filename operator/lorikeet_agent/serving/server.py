@@ -1,14 +1,13 @@
 """What the agent beside an engine answers over HTTP."""
 
-import hmac
-
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
+from lorikeet_agent import sidecar
 from lorikeet_agent.serving.drain import Drain
 from lorikeet_agent.serving.holder import Holder
 from lorikeet_agent.serving.metrics import Metrics
-from lorikeet_api.serving import DRAIN_HEADER, AgentState
+from lorikeet_api.serving import AgentState
 from lorikeet_engines import Engine, Http
 
 _ENGINE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
@@ -40,9 +39,6 @@ def app(holder: Holder, drain: Drain, engine: Engine, http: Http, secret: str) -
         )
         return web.json_response(state.to_wire())
 
-    async def on_metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
     async def on_engine_metrics(_: web.Request) -> web.Response:
         try:
             answer = await http("GET", engine.metrics_path)
@@ -52,19 +48,12 @@ def app(holder: Holder, drain: Drain, engine: Engine, http: Http, secret: str) -
             return web.Response(text=f"the engine answers {answer.status}\n", status=502)
         return web.Response(body=answer.text.encode(), headers={"Content-Type": _ENGINE_METRICS})
 
-    async def on_drain(request: web.Request) -> web.Response:
-        given = request.headers.get(DRAIN_HEADER, "").encode(errors="surrogateescape")
-        if not hmac.compare_digest(given, secret.encode()):
-            return web.Response(text="only the kubelet may drain\n", status=403)
-        await drain.run()
-        return web.Response(text="drained\n")
-
     found = web.Application()
     found.router.add_get("/served/{name}", on_served)
     found.router.add_get("/readyz", on_readyz)
     found.router.add_get("/healthz", on_healthz)
     found.router.add_get("/state", on_state)
-    found.router.add_get("/metrics", on_metrics)
+    found.router.add_get("/metrics", sidecar.metrics(registry))
     found.router.add_get("/engine/metrics", on_engine_metrics)
-    found.router.add_get("/drain", on_drain, allow_head=False)
+    found.router.add_get("/drain", sidecar.drain(drain, secret), allow_head=False)
     return found
