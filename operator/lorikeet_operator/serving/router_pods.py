@@ -14,6 +14,7 @@ from lorikeet_operator.quantities import whole
 from lorikeet_operator.serving import router
 from lorikeet_operator.serving.engine_pods import (
     AGENT_PROBES,
+    SLACK_SECONDS,
     USER,
     budget,
     drain_hook,
@@ -30,7 +31,6 @@ STATUS_PORT: Final = 8081
 ADMIN_PORT: Final = 9901
 SERVICE_PORT: Final = 80
 WORKERS: Final = 2
-SLACK_SECONDS: Final = 30
 _RESOURCES: Final = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}
 _AGENT_RESOURCES: Final = {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}
 

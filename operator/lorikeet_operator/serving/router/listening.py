@@ -7,7 +7,7 @@ from lorikeet_operator.serving.router.leading import PREFIX
 from lorikeet_operator.serving.router.observed import access_log, metrics
 from lorikeet_operator.serving.router.replies import LOCAL_REPLIES
 from lorikeet_operator.serving.router.shapes import LUA, TYPE, address, http_filter, watched
-from lorikeet_operator.serving.router.wanted import ADMIN, FOLDER, LED, Limits
+from lorikeet_operator.serving.router.wanted import ADMIN, LED, Limits
 
 _MANAGER: Final = f"{TYPE}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER: Final = http_filter("envoy.filters.http.router", "router.v3.Router")
@@ -25,7 +25,7 @@ def listeners(
     port: int,
     status_port: int,
     limits: Limits,
-    folder: str = FOLDER,
+    folder: str,
     host: str = "0.0.0.0",  # noqa: S104 - of a pod
 ) -> dict[str, Any]:
     """Return the listeners: of requests, with all that one passes, and of `/ready` and `/metrics`."""

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from lorikeet_operator.serving.router.observed import BUCKETS
 from lorikeet_operator.serving.router.shapes import TYPE, address, watched
-from lorikeet_operator.serving.router.wanted import ADMIN, FOLDER
+from lorikeet_operator.serving.router.wanted import ADMIN
 
 MAX_CONNECTIONS: Final = 10_000
 """Connections of clients; one more is closed at once."""
@@ -15,7 +15,7 @@ _CONNECTIONS: Final = "envoy.resource_monitors.global_downstream_max_connections
 def bootstrap(
     node: str,
     admin_port: int,
-    folder: str = FOLDER,
+    folder: str,
     *,
     max_heap_bytes: int | None = None,
     max_connections: int = MAX_CONNECTIONS,

@@ -9,8 +9,6 @@ LED: Final = "x-lorikeet-cluster"
 """Header that the script sets, and by which alone a request gets anywhere; `router.lua` knows it, too."""
 ADMIN: Final = "(admin)"
 """Cluster of Envoy's own admin interface."""
-FOLDER: Final = "/etc/lorikeet/router"
-"""Where the files are mounted."""
 Balancing = Literal["LeastRequest", "PrefixHash"]
 """How the engine of a request is chosen: the less busy one of two, or the one that has answered for the same beginning
 of a prompt before, whose prefix cache has it, unless that one is much busier than the others."""
