@@ -105,15 +105,18 @@ def test_a_pod_that_is_killed_fails_at_most_what_is_in_flight_on_it(
     served_colours: Workspace, used: Load, component: str, program: bytes
 ) -> None:
     pod = pods(served_colours, NAME, component)[0]
+    process = process_of(pod, program)
     killed = time.time()
-    os.kill(process_of(pod, program), signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
     _until_restarted(served_colours, pod["metadata"]["name"], "containerStatuses", pod["spec"]["containers"][0]["name"])
     wait_for(served_colours, NAME, "Ready", 240)
     report = used.until_answered(2 * CONCURRENCY)
     assert report["wrong"] == []
-    assert len(report["failures"]) <= CONCURRENCY, report["failures"][:5]
-    late = [each for each in report["failures"] if each["asked"] > killed + 1]
-    assert late == [], "requests that were asked after it was gone"
+    # Nobody was asked where a connection is refused: so it is with a router until Kubernetes knows that it is gone.
+    in_flight = [each for each in report["failures"] if not each["error"].startswith("ClientConnectorError")]
+    assert len(in_flight) <= CONCURRENCY, report["failures"]
+    late = [each for each in report["failures"] if each["asked"] > killed + (0 if each in in_flight else 1)]
+    assert late == [], f"requests that were asked after it was gone, which was at {killed}"
 
 
 @pytest.mark.skipif(os.environ.get("CLUSTER") == "existing", reason="stops the development cluster's own S3 server")
