@@ -11,7 +11,8 @@ CRD_FOLDERS := crds charts/lorikeet/files/crds
 export PATH := $(CURDIR)/.cluster/bin:$(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help demo test check lint unit integration trainer-test e2e generate lock images cluster cluster-down deploy \
-        faults crashes bench-operator bench-router bench-router-shares bench-checkpoints host tools clean
+        faults crashes bench-operator bench-router bench-router-shares bench-serving \
+        bench-checkpoints host tools clean
 
 help: ## show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -81,6 +82,9 @@ bench-router: tools ## measure the router against a bare Envoy, and LiteLLM with
 
 bench-router-shares: tools ## measure how the router shares requests, and whom a change of weights moves (a minute)
 	$(PYTHON) -m bench.router_shares $(BENCH)
+
+bench-serving: ready ## measure how soon edits and new revisions are in the answers of two vLLMs (a quarter of an hour)
+	$(PYTHON) -m bench.serving_changes $(BENCH)
 
 bench-checkpoints: tools ## measure what checkpoints cost a run, with a slow store (minutes)
 	$(PYTHON) -m bench.checkpoints $(BENCH)

@@ -1,8 +1,9 @@
-"""What the agents beside engines and beside routers answer in the same way."""
+"""What the agents beside engines and beside routers do in the same way."""
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -10,6 +11,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from lorikeet_api.serving import DRAIN_HEADER
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
+SILENT_SECONDS: Final = 30.0
+"""What has answered nothing for so long hangs: its requests will not end, and the kubelet, whose probe has found the
+same, is not to wait for the whole drain. Some questions fit into it, each of as many seconds as its client waits."""
 
 
 def metrics(registry: CollectorRegistry) -> Handler:
@@ -26,6 +30,40 @@ class Drains(Protocol):
 
     async def run(self) -> None:
         """Wait until they have ended."""
+
+
+async def until_idle(
+    name: str,
+    is_idle: Callable[[], Awaitable[bool]],
+    seconds: float,
+    look_seconds: float,
+    now: Callable[[], float],
+) -> str:
+    """Wait until nothing is in flight, nothing will end any more, or the time is over; return which of them it was.
+
+    Args:
+        name: what is drained.
+        is_idle: asks it. Raises TimeoutError if it does not answer, and another OSError if it is gone.
+        seconds: how long requests are waited for.
+        look_seconds: between two questions.
+        now: the clock.
+    """
+    begun = answered = now()
+    idle = 0
+    while now() - begun < seconds:
+        try:
+            idle = idle + 1 if await is_idle() else 0
+            answered = now()
+        except TimeoutError:
+            idle = 0
+            if now() - answered >= SILENT_SECONDS:
+                return f"{name} has answered nothing for {SILENT_SECONDS:g} s"
+        except OSError:
+            return f"{name} is gone"
+        if idle == 2:
+            return "no request is in flight"
+        await asyncio.sleep(look_seconds)
+    return "the time is over"
 
 
 def drain(of: Drains, secret: str) -> Handler:

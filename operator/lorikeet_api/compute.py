@@ -23,9 +23,11 @@ from lorikeet_api.base import (
 
 RESERVED_ENV: Final = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE", "HF_TOKEN", "HOME", "USER",
+    "REQUESTS_CA_BUNDLE", "HF_TOKEN", "HOME", "USER", "VLLM_API_KEY",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_USE_RUST_FRONTEND",
 )  # fmt: skip
-"""Environment that the operator or the trainer's image sets."""
+"""Environment that the operator or the trainer's image sets, that would open an engine's doors (vLLM's other frontend
+runs no middleware, so no guard), or shut them to its routers and its agent."""
 
 
 class KeySelector(Model):

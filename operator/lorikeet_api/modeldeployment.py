@@ -31,14 +31,18 @@ HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 
 OWNED_FLAGS: Final = (
-    "model", "served-model-name", "host", "port", "uds", "config", "root-path", "ssl-", "api-key", "middleware",
-    "dtype", "max-model-len", "tensor-parallel-size", "tp", "data-parallel", "api-server-count", "grpc",
-    "disable-log-stats", "enable-lora", "max-loras", "max-lora-rank", "max-cpu-loras",
-    "lora-modules", "trust-remote-code", "headless",
+    "--model", "--served-model-name", "--host", "--port", "--uds", "--config", "--root-path", "--api-key",
+    "--middleware", "--dtype", "--max-model-len", "--tensor-parallel-size", "-tp", "--api-server-count", "-asc",
+    "--disable-log-stats", "--enable-lora", "--no-enable-lora", "--max-loras", "--max-lora-rank", "--max-cpu-loras",
+    "--lora-modules", "--trust-remote-code", "--headless",
 )  # fmt: skip
 """Flags of vLLM that Lorikeet sets itself, or that would undo what it promises."""
-_OWNED: Final = "^--?(" + "|".join(flag.replace("-", "[-_]") for flag in OWNED_FLAGS) + ")"
-_OWNED_MESSAGE: Final = "args may not set what Lorikeet sets itself: " + ", ".join(f"--{flag}" for flag in OWNED_FLAGS)
+OWNED_FAMILIES: Final = ("--ssl-", "--grpc", "--data-parallel-", "-dp")
+"""Beginnings of more of them."""
+_OWNED_MESSAGE: Final = (
+    f"args may not set what Lorikeet sets itself, nor shorten it: {', '.join(OWNED_FLAGS)},"
+    f" and what begins with {', '.join(OWNED_FAMILIES)}"
+)
 _MODEL_FIXED: Final = "model cannot change while it is served: create another ModelDeployment"
 _ONE_ORIGIN: Final = "give exactly one of fineTuneJobRef and uri"
 _PIN_OF_URI: Final = "sha256 pins a uri: remove it, or name the uri"
@@ -49,6 +53,16 @@ _NO_ROUTE: Final = (
     "without routes the resource's own name means the base model: give routes, or the adapter another name"
 )
 _RESERVED: Final = "an adapter cannot have the name base: correct it"
+
+
+def _is_owned(argument: str) -> bool:
+    """Return whether vLLM may take an argument for one of our flags: it takes any beginning that fits but one flag.
+
+    Which beginnings do depends on its version, so that all are refused. None is a whole flag of vLLM that is not ours.
+    """
+    name = re.split("[=.]", argument.replace("_", "-"), maxsplit=1)[0]
+    shortened = any(flag.startswith(name) for flag in (*OWNED_FLAGS, *OWNED_FAMILIES))
+    return argument.startswith("-") and (shortened or name.startswith(OWNED_FAMILIES))
 
 
 class VllmEngine(Model):
@@ -75,14 +89,16 @@ class VllmEngine(Model):
 
     @model_validator(mode="after")
     def _not_ours(self) -> Self:
-        if any(re.match(_OWNED, argument) for argument in self.args):
+        if any(_is_owned(argument) for argument in self.args):
             raise ValueError(_OWNED_MESSAGE)
         return self
 
     @staticmethod
     def cel_rules() -> list[dict[str, str]]:
         """Return the rule of `_not_ours` for the API server."""
-        rule = f"!has(self.args) || self.args.all(a, !a.matches('{_OWNED}'))"
+        shortened = f"{[*OWNED_FLAGS, *OWNED_FAMILIES]}.exists(f, f.startsWith(a.find('^[^=.]*').replace('_', '-')))"
+        of_family = f"{list(OWNED_FAMILIES)}.exists(f, a.replace('_', '-').startsWith(f))"
+        rule = f"!has(self.args) || self.args.all(a, !a.startsWith('-') || !({shortened} || {of_family}))"
         return [cel(rule, _OWNED_MESSAGE, fieldPath=".args")]
 
 

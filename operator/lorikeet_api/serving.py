@@ -35,6 +35,8 @@ ROUTER_WANTED: Final = "/etc/lorikeet-router/wanted.json"
 """Where a router's pod is told what to lead where: a RouterWanted."""
 ROUTER_DIR: Final = "/etc/envoy-lorikeet"
 """Where Envoy reads its files, which the agent beside it writes."""
+LOOKED_UP_AT_ONCE: Final = 8
+"""Adapters that one pod is asked for: its record has room for the answers to as many."""
 DRAIN_HEADER: Final = "x-lorikeet-drain"
 """Header of the kubelet's call before a container is stopped; its value is no secret, but not guessed."""
 
@@ -71,6 +73,8 @@ class WantedAdapters(Model):
 
     adapters: list[AdapterRevision] = []
     """In the order of their served names."""
+    led: list[str] = []
+    """Served names of those that requests are led to, sorted: a pod without them takes no other one's place."""
 
 
 class EngineContract(Model):
@@ -159,8 +163,8 @@ class ResolveContract(Model):
 
     model: ModelSource | None = None
     """Base model, unless it has been found before."""
-    adapters: Annotated[list[Unresolved], Field(max_length=8)] = []
-    """Adapters. As many as the record may be told of."""
+    adapters: Annotated[list[Unresolved], Field(max_length=LOOKED_UP_AT_ONCE)] = []
+    """Adapters."""
     storage: StorageAccess = StorageAccess()
     """How S3 is reached."""
 

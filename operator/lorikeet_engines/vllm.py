@@ -54,7 +54,8 @@ class Vllm:
                 environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
             elif launch.adapters:
                 arguments += ["--lora-modules", *(f"{served}={folder}" for served, folder in launch.adapters)]
-        environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+        # The other frontend knows no middleware, so no guard.
+        environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_USE_RUST_FRONTEND": "0"}
         return {
             "command": ["vllm", "serve"],
             "args": [*arguments, *vllm.args],

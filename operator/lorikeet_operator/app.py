@@ -69,7 +69,7 @@ def controllers(kube: Kube, settings: Settings, certificate: Certificate | None)
     )
     if not settings.agent_image:
         return [finetune]
-    images = Images(settings.agent_image, settings.vllm_image, settings.router_image)
+    images = Images(settings.agent_image, settings.vllm_image, settings.router_image, settings.network_policies)
     serving = ModelDeploymentController(kube, images, settings.agent_memory)
     metrics.phase_gauge("lorikeet_modeldeployments", "ModelDeployments by phase", serving.phases)
     metrics.read_gauge(

@@ -23,6 +23,7 @@ class Settings:
     vllm_image: str = _setting("", "image of the vLLM engine, unless a TuningProfile or a ModelDeployment names one")
     router_image: str = _setting("", "image of the router (Envoy), unless a TuningProfile names one")
     agent_memory: str = _setting("1Gi", "memory that such a pod may use, at least 256Mi")
+    network_policies: bool = _setting(True, "whether NetworkPolicies keep engines for their routers, true or false")
     namespaces: tuple[str, ...] = _setting((), "namespaces to serve, with commas between; empty: all")
     workers: int = _setting(16, "reconciles at a time, for each controller")
     qps: float = _setting(300.0, "requests a second to the API server, in the long run")
@@ -82,7 +83,15 @@ class Settings:
 def _parser_of(default: Any) -> Any:
     if isinstance(default, tuple):
         return _names
+    if isinstance(default, bool):
+        return _truth
     return type(default)
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false, not {text}")
+    return text.lower() == "true"
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Final
 from lorikeet_api import names
 from lorikeet_operator.finetune.evidence import OURS, pod_at_work, without_template
 from lorikeet_operator.finetune.turns import by_run
-from lorikeet_operator.kinds import FINETUNEJOB, TUNINGPROFILE
+from lorikeet_operator.kinds import FINETUNEJOB, MODELDEPLOYMENT, TUNINGPROFILE
 from lorikeet_operator.kube.controller import Watch
 from lorikeet_operator.kube.kinds import JOB, POD, Object, key_of, label_of
 
@@ -25,7 +25,16 @@ def of_deployment(name: str) -> str:
     return f"modeldeployment/{name}"
 
 
+def by_job(deployment: Object) -> Iterable[tuple[str, str]]:
+    """Index ModelDeployments by the FineTuneJobs whose adapters they serve: a job tells of itself every few seconds."""
+    namespace = key_of(deployment).namespace
+    for adapter in (deployment.get("spec") or {}).get("adapters") or []:
+        if reference := (adapter.get("from") or {}).get("fineTuneJobRef"):
+            yield namespace, str(reference.get("name"))
+
+
 FINETUNEJOBS: Final = Watch(FINETUNEJOB, index=by_run)
+MODELDEPLOYMENTS: Final = Watch(MODELDEPLOYMENT, index=by_job)
 TUNINGPROFILES: Final = Watch(TUNINGPROFILE)
 JOBS: Final = Watch(JOB, label_selector=OURS, index=owned_by, slim=without_template)
 PODS: Final = Watch(POD, label_selector=OURS, index=owned_by, slim=pod_at_work)

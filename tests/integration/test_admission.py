@@ -205,6 +205,12 @@ UNDEPLOYABLE: dict[str, tuple[dict[str, Any], str]] = {
     "a flag of ours": (vllm(args=["--port", "1"]), r"spec\.engine\.vllm\.args.*args may not set what Lorikeet sets"),
     "a flag of ours with its value": (vllm(args=["--api-key=x"]), r"args may not set what Lorikeet sets"),
     "a flag of ours in its other spelling": (vllm(args=["--served_model_name=x"]), r"args may not set what Lorikeet"),
+    "a flag of ours cut short": (vllm(args=["--middlewar=x"]), r"args may not set what Lorikeet"),
+    "a flag of a family of ours": (vllm(args=["-dpn", "2"]), r"what begins with --ssl-, --grpc, --data-parallel-, -dp"),
+    "a variable that opens an engine": (
+        {"compute": {"env": [{"name": "VLLM_USE_RUST_FRONTEND", "value": "1"}]}},
+        r"spec\.compute\.env\[0\].*this variable is set by Lorikeet",
+    ),
     "two adapters of one name": ({"adapters": [ADAPTER, ADAPTER]}, r"spec\.adapters\[1\].*Duplicate value"),
     "two variants of one name": (routes({"name": "a"}, {"name": "a"}), r"variants\[1\].*Duplicate value"),
     "two routes of one model": (

@@ -30,6 +30,7 @@ TEXTS = (
     "pvc://", "nf4", "cosine", "completion", "chat", "text", "Exists", "Equal", "In", "NoExecute", "16Gi", "1.5",
     "x" * 40, "q_proj", "AWS_ACCESS_KEY_ID", "HTTP_PROXY", "name-1", "UPPER", "a.b", "Größe", "-",
     "s3://models/a\u00a0b", "s3://models/a\u000bb", "s3://models/größe", "base", "--dtype", "-port=1", "0" * 64,
+    "--mid=x", "--lora_modul.x", "-dpn", "--config-format", "VLLM_USE_RUST_FRONTEND",
 )  # fmt: skip
 DEPLOYMENT = deployment_body(
     adapters=[{"name": "a", "from": {"uri": "s3://adapters/a"}}],

@@ -9,6 +9,7 @@ import aiohttp
 
 from lorikeet_agent.routing.envoy import Envoy, Gone
 from lorikeet_agent.routing.settings import Settings
+from lorikeet_agent.sidecar import until_idle
 from lorikeet_run import log
 
 _LOOK_SECONDS: Final = 0.25
@@ -29,30 +30,23 @@ class Drain:
         return self._running > 0
 
     async def run(self) -> None:
-        """Wait until no request is in flight, the time is over, or Envoy is gone."""
+        """Wait until no request is in flight, the time is over, or Envoy hangs or is gone."""
         self._running += 1
-        log.event("drain", seconds=self._settings.drain_seconds)
+        seconds = self._settings.drain_seconds
+        log.event("drain", seconds=seconds)
         try:
             await asyncio.sleep(self._settings.grace_seconds)
-            ended = await self._until_idle()
+            ended = await until_idle("Envoy", self._is_idle, seconds, _LOOK_SECONDS, self._now)
             log.event("drained", message=ended)
         finally:
             self._running -= 1
 
-    async def _until_idle(self) -> str:
-        """Return what has ended the wait."""
-        end, told, idle = self._now() + self._settings.drain_seconds, False, 0
-        while self._now() < end:
-            try:
-                if not told:
-                    await self._envoy.close_connections()
-                    told = True
-                idle = idle + 1 if await self._envoy.is_idle() else 0
-            except Gone:
-                return "Envoy is gone"
-            except (aiohttp.ClientError, TimeoutError):
-                idle = 0
-            if idle == 2:
-                return "no request is in flight"
-            await asyncio.sleep(_LOOK_SECONDS)
-        return "the time is over"
+    async def _is_idle(self) -> bool:
+        try:
+            # Each time: it may not have heard it yet, and to hear it again changes nothing.
+            await self._envoy.close_connections()
+            return await self._envoy.is_idle()
+        except Gone as error:
+            raise ConnectionError from error
+        except aiohttp.ClientError:
+            return False

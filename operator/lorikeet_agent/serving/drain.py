@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from lorikeet_agent.serving.engine_http import EngineWatch
 from lorikeet_agent.serving.settings import Settings
+from lorikeet_agent.sidecar import until_idle
 from lorikeet_engines import Engine, Http
 from lorikeet_run import log
 
@@ -40,30 +41,17 @@ class Drain:
         return not (self._watch.answers and self._watch.since > self._ended)
 
     async def run(self) -> None:
-        """Wait until no request is in flight, the time is over, or the engine is gone."""
+        """Wait until no request is in flight, the time is over, or the engine hangs or is gone."""
         self._running += 1
-        log.event("drain", seconds=self._settings.contract.drain_seconds)
+        seconds, look_seconds = self._settings.contract.drain_seconds, self._settings.idle_seconds
+        log.event("drain", seconds=seconds)
         try:
             await asyncio.sleep(self._settings.notice_seconds)
-            log.event("drained", message=await self._until_idle())
+            ended = await until_idle("the engine", self._is_idle, seconds, look_seconds, self._now)
+            log.event("drained", message=ended)
         finally:
             self._running -= 1
             self._ended = self._now()
-
-    async def _until_idle(self) -> str:
-        """Return what has ended the wait."""
-        end, idle = self._now() + self._settings.contract.drain_seconds, 0
-        while self._now() < end:
-            try:
-                idle = idle + 1 if await self._is_idle() else 0
-            except TimeoutError:
-                idle = 0
-            except OSError:
-                return "the engine is gone"
-            if idle == 2:
-                return "no request is in flight"
-            await asyncio.sleep(self._settings.idle_seconds)
-        return "the time is over"
 
     async def _is_idle(self) -> bool:
         answer = await self._http("GET", self._engine.metrics_path)

@@ -47,9 +47,10 @@ class Holder:
 
     @property
     def ready(self) -> bool:
-        """Return whether the engine has, or cannot have, what was wanted when it started.
+        """Return whether the engine has what requests are led to, and has or cannot have what else was wanted at first.
 
-        What is wanted later does not count: a pod that answers requests stays ready while it loads one adapter more.
+        A pod that is ready may take another one's place: never without an adapter that is in service. What is wanted
+        later does not count: one that answers requests stays ready while it loads one adapter more.
         """
         return self.engine.answers and self._settled
 
@@ -226,12 +227,16 @@ class Holder:
     def _settle(self) -> None:
         if not self.engine.answers or not self._file.fingerprint:
             return
-        now, since = self._now(), self.engine.since
         self._settled = self._settled or all(
-            each.state != "loading" or now - max(each.since, since) > self._settings.patience_seconds
+            each.state == "loaded" or (each.served not in self._file.led and self._does_not_come(each))
             for each in self._adapters.values()
             if each.revision is not None
         )
+
+    def _does_not_come(self, each: Adapter) -> bool:
+        """Return whether it is not worth while to wait for an adapter any longer."""
+        waited = self._now() - max(each.since, self.engine.since)
+        return each.state == "failed" or waited > self._settings.patience_seconds
 
     async def _pause(self, end: float) -> None:
         """Wait for the next turn: at its time, or at once if something has ended or is wanted."""

@@ -41,7 +41,7 @@ class Settings:
     failed_seconds: float = 60.0
     """Before what has failed for good is tried again: somebody may have repaired the store."""
     patience_seconds: float = 120.0
-    """After which the pod is ready though an adapter is not loaded."""
+    """After which the pod is ready though an adapter that no request is led to is not loaded."""
     notice_seconds: float = 4.0
     """Until every router has noticed that this pod takes no new requests."""
     idle_seconds: float = 0.5

@@ -17,6 +17,8 @@ class WantedFile:
         self.fingerprint = ""
         """Of the content; empty: none yet."""
         self.adapters: tuple[AdapterRevision, ...] = ()
+        self.led: frozenset[str] = frozenset()
+        """Served names of the adapters that requests are led to."""
 
     def changed(self) -> bool:
         """Read the file again and return whether something else is wanted now."""
@@ -25,13 +27,13 @@ class WantedFile:
             if content == self._content:
                 return False
             self._content = content
-            adapters = WantedAdapters.model_validate_json(content).adapters
+            wanted = WantedAdapters.model_validate_json(content)
         except (OSError, ValueError) as error:
             if str(error) != self._error:
                 log.event("wanted_unreadable", logging.ERROR, file=self._path, message=error)
             self._error = str(error)
             return False
         self._error = ""
-        self.fingerprint, self.adapters = fingerprint(content), tuple(adapters)
-        log.event("wanted", fingerprint=self.fingerprint, adapters=len(adapters))
+        self.fingerprint, self.adapters, self.led = fingerprint(content), tuple(wanted.adapters), frozenset(wanted.led)
+        log.event("wanted", fingerprint=self.fingerprint, adapters=len(self.adapters))
         return True

@@ -61,6 +61,7 @@ CONFIG_MAP: Final = Kind("", "v1", "configmaps", "ConfigMap")
 SERVICE: Final = Kind("", "v1", "services", "Service")
 DEPLOYMENT: Final = Kind("apps", "v1", "deployments", "Deployment")
 DISRUPTION_BUDGET: Final = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+NETWORK_POLICY: Final = Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 
 
 def key_of(obj: Object) -> Key:

@@ -1,4 +1,4 @@
-"""Builds what runs the engines of a ModelDeployment: their Deployment, Service, budget, and wanted adapters (pure)."""
+"""Builds what runs the engines of a ModelDeployment: Deployment, Service, budget, policy, wanted adapters (pure)."""
 
 import hashlib
 from typing import Any, Final
@@ -36,6 +36,9 @@ SETTLE_SECONDS: Final = 10
 """How long a new replica is ready before an old one goes: routers find it by DNS in that time."""
 SLACK_SECONDS: Final = 30
 """Beyond the time for requests in flight, for routers to notice and for the engine to end."""
+HUNG_SECONDS: Final = 60
+"""What is left to an engine or a router that has hung for a minute: it ends nothing that it has begun, and does not
+heed SIGTERM. Its agent gives up draining in that time."""
 _AGENT_HEALTH: Final = {"httpGet": {"path": "/healthz", "port": AGENT_PORT}}
 AGENT_PROBES: Final = {
     "startupProbe": {**_AGENT_HEALTH, "periodSeconds": 1, "failureThreshold": 60},
@@ -82,7 +85,7 @@ def wanted_bytes(wanted: WantedAdapters) -> bytes:
 
 
 def engine_objects(deployment: ModelDeployment, setup: Setup, pin: str, wanted: WantedAdapters) -> list[dict[str, Any]]:
-    """Return ConfigMap, Service, Deployment and PodDisruptionBudget of the engines. Raises Refused."""
+    """Return ConfigMap, Service, Deployment, PodDisruptionBudget and NetworkPolicy of the engines. Raises Refused."""
     name = names.engine(deployment.metadata.name)
     labels = selector(deployment, names.ENGINE)
     engine = ENGINES[deployment.spec.engine.name]
@@ -121,6 +124,7 @@ def engine_objects(deployment: ModelDeployment, setup: Setup, pin: str, wanted: 
             },
         },
         budget(deployment, name, names.ENGINE),
+        *([network_policy(deployment, engine.port)] if setup.network_policies else []),
     ]
 
 
@@ -146,6 +150,29 @@ def budget(deployment: ModelDeployment, name: str, component: str) -> dict[str, 
         "kind": "PodDisruptionBudget",
         "metadata": metadata(deployment, name, component),
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(deployment, component)}},
+    }
+
+
+def network_policy(deployment: ModelDeployment, port: int) -> dict[str, Any]:
+    """Return who may reach the engines: their port their own routers alone, their agents' port everybody.
+
+    Nobody else needs the engine's port: kubelets probe it, but a node always reaches its own pods, and the agent beside
+    it is on loopback, which no policy touches. Routers, the operator and Prometheus ask the agent, which tells the
+    engine's metrics, too; the last two do from namespaces that are not known here.
+    """
+    routers = {"podSelector": {"matchLabels": selector(deployment, names.ROUTER)}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        **_meta(deployment),
+        "spec": {
+            "podSelector": {"matchLabels": selector(deployment, names.ENGINE)},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {"from": [routers], "ports": [{"port": port, "protocol": "TCP"}]},
+                {"ports": [{"port": AGENT_PORT, "protocol": "TCP"}]},
+            ],
+        },
     }
 
 
@@ -312,7 +339,13 @@ def _engine(deployment: ModelDeployment, setup: Setup, told: EngineContract) -> 
         "resources": pods.resources(setup.compute.resources, setup.compute.scratch, gpus, setup.gpu_resource),
         "startupProbe": {**health, "periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": LOAD_SECONDS // 2},
         "readinessProbe": {**health, "periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 3},
-        "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
+        "livenessProbe": {
+            **health,
+            "periodSeconds": 10,
+            "timeoutSeconds": 10,
+            "failureThreshold": 6,
+            "terminationGracePeriodSeconds": HUNG_SECONDS,
+        },
         "lifecycle": drain_hook(deployment),
         "volumeMounts": mounts,
     }

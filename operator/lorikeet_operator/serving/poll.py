@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 
 import aiohttp
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lorikeet_api.base import Model
 from lorikeet_api.serving import AGENT_PORT, AgentState, RouterState
 from lorikeet_operator.finetune.patience import age
-from lorikeet_operator.kube.kinds import Object
+from lorikeet_operator.kube.kinds import Object, uid_of
 from lorikeet_operator.serving.rollout import Replica, RouterReplica
 from lorikeet_operator.serving.trouble import is_going, is_ready
 
@@ -19,6 +19,8 @@ SECONDS: Final = 2.0
 """How long an answer may take."""
 LIMIT: Final = 1 << 20
 """Bytes of the longest answer: whoever may make pods in a namespace may label them as ours."""
+FORGOTTEN: Final = timedelta(minutes=10)
+"""After which one that nobody asks any more is gone."""
 S = TypeVar("S", bound=Model)
 
 
@@ -28,12 +30,17 @@ class Poller:
     def __init__(self, port: int = AGENT_PORT, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._port = port
         self._now = now
+        self._silent: dict[str, tuple[datetime, datetime]] = {}
+        """By uid of a ready pod that does not answer: since when, and when it was asked last."""
 
     async def engines(self, pods: Sequence[Object]) -> list[Replica]:
         """Return the engine's pods that are to stay, with what their agents say."""
         kept = [pod for pod in pods if not is_going(pod)]
         states = await self._ask(kept, AgentState)
-        return [Replica(pod["metadata"]["name"], is_ready(pod), said) for pod, said in zip(kept, states, strict=True)]
+        return [
+            Replica(pod["metadata"]["name"], ready := is_ready(pod), said, self._silence(pod, ready and said is None))
+            for pod, said in zip(kept, states, strict=True)
+        ]
 
     async def routers(self, pods: Sequence[Object]) -> list[RouterReplica]:
         """Return the router's pods, those that are going, too: they may have requests on the way.
@@ -44,9 +51,25 @@ class Poller:
         alive = [pod for pod in pods if self._may_lead(pod)]
         states = await self._ask(alive, RouterState)
         return [
-            RouterReplica(pod["metadata"]["name"], is_ready(pod) and not is_going(pod), said)
+            RouterReplica(
+                pod["metadata"]["name"],
+                ready := is_ready(pod) and not is_going(pod),
+                said,
+                self._silence(pod, ready and said is None),
+            )
             for pod, said in zip(alive, states, strict=True)
         ]
+
+    def _silence(self, pod: Object, silent: bool) -> float:
+        """Return for how many seconds a ready pod has not answered, this time included."""
+        now, uid = self._now(), uid_of(pod)
+        self._silent = {each: times for each, times in self._silent.items() if now - times[1] < FORGOTTEN}
+        if not silent:
+            self._silent.pop(uid, None)
+            return 0.0
+        since, _ = self._silent.get(uid, (now, now))
+        self._silent[uid] = (since, now)
+        return (now - since).total_seconds()
 
     def _may_lead(self, pod: Object) -> bool:
         status, gone_by = pod.get("status", {}), pod["metadata"].get("deletionTimestamp")

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from lorikeet_api import names
 from lorikeet_api.modeldeployment import ModelDeployment, ModelDeploymentStatus
 from lorikeet_api.serving import (
+    LOOKED_UP_AT_ONCE,
     ROUTER_WANTED,
     WANTED,
     AdapterRevision,
-    AgentState,
     Found,
     ResolveContract,
     ResolveRecord,
@@ -37,6 +37,7 @@ from lorikeet_operator.kube.kinds import (
     DEPLOYMENT,
     DISRUPTION_BUDGET,
     JOB,
+    NETWORK_POLICY,
     POD,
     SERVICE,
     Key,
@@ -52,25 +53,22 @@ from lorikeet_operator.kube.times import timestamp
 from lorikeet_operator.profiles import Refused
 from lorikeet_operator.serving import engine_pods, router_pods
 from lorikeet_operator.serving import status as story
+from lorikeet_operator.serving.facts import gather, is_moving
 from lorikeet_operator.serving.finding import Finding
 from lorikeet_operator.serving.lookup import lookup_job, said
+from lorikeet_operator.serving.pace import STARTING, Pace
 from lorikeet_operator.serving.plan import Plan, origin, plan
 from lorikeet_operator.serving.poll import Poller
 from lorikeet_operator.serving.rollout import Replica, RouterReplica, Told, lead, to_hold, to_start_with
 from lorikeet_operator.serving.setup import Images, Setup, settle
-from lorikeet_operator.serving.trouble import is_going, refusal, trouble
+from lorikeet_operator.serving.trouble import is_going, trouble
 
-SHIFTING: Final = 0.5
-"""Seconds between two looks while something is on its way: agents and routers tell only who asks."""
-WAITING: Final = 5.0
-"""The same while pods start, of which the watch tells, too."""
 QUIET: Final = 30.0
-"""Seconds between two looks while nothing is."""
+"""Seconds between two looks while nothing is on its way."""
 REFUSED_AGAIN: Final = 30.0
 HURRY_AGAIN: Final = 5.0
 """Seconds after which a kubelet that has brought nothing is told again."""
-LOOKED_UP_AT_ONCE: Final = 8
-APPLIED: Final = {kind.kind: kind for kind in (CONFIG_MAP, SERVICE, DEPLOYMENT, DISRUPTION_BUDGET)}
+APPLIED: Final = {kind.kind: kind for kind in (CONFIG_MAP, SERVICE, DEPLOYMENT, DISRUPTION_BUDGET, NETWORK_POLICY)}
 """The kinds that a ModelDeployment is made of."""
 _CHILD: Final = names.LABEL_MODELDEPLOYMENT
 
@@ -80,7 +78,7 @@ class ModelDeploymentController:
 
     name = "modeldeployment"
     watches = (
-        Watch(MODELDEPLOYMENT),
+        watched.MODELDEPLOYMENTS,
         watched.FINETUNEJOBS,
         watched.TUNINGPROFILES,
         watched.JOBS,
@@ -102,6 +100,7 @@ class ModelDeploymentController:
         self._poller = poller or Poller()
         self._now = now
         self._evidence = Evidence(kube, now)
+        self._pace = Pace(now)
 
     def keys_for(self, kind: Kind, obj: Object) -> Iterable[Key]:
         """Return the ModelDeployments that a change concerns: itself, the owner, or those that refer to it."""
@@ -111,12 +110,7 @@ class ModelDeploymentController:
             name = obj["metadata"]["name"]
             return [key_of(each) for each in self._kube.cache.all(MODELDEPLOYMENT) if _profile_name(each) == name]
         if kind == FINETUNEJOB:
-            key = key_of(obj)
-            return [
-                key_of(each)
-                for each in self._kube.cache.all(MODELDEPLOYMENT)
-                if key_of(each).namespace == key.namespace and key.name in _jobs_of(each)
-            ]
+            return [key_of(each) for each in self._kube.cache.indexed(MODELDEPLOYMENT, *key_of(obj))]
         owner = label_of(obj, names.LABEL_MODELDEPLOYMENT)
         return [Key(key_of(obj).namespace, owner)] if owner else []
 
@@ -133,6 +127,7 @@ class ModelDeploymentController:
         """Bring the ModelDeployment `key` a step further."""
         body = self._kube.cache.get(MODELDEPLOYMENT, key)
         if body is None or body["metadata"].get("deletionTimestamp"):
+            self._pace.forget(key)
             return None  # what it is made of goes with it, by owner references
         try:
             deployment = ModelDeployment.parse(body)
@@ -203,48 +198,28 @@ class ModelDeploymentController:
         await self._hurry(engines, engine_pods.wanted_fingerprint(wanted), replicas)
         await self._hurry(routers, to_do, router_replicas)
 
-        engine = live["Deployment", names.engine(key.name)]
-        router = live["Deployment", names.router(key.name)]
-        leading = [each for each in router_replicas if each.ready]
-        settled = all(each.state is not None and each.state.routed == to_do for each in leading)
-        surging = sum(not is_going(pod) for pod in engines) > deployment.spec.replicas
-        facts = story.Facts(
-            plan=current,
-            routes=led,
-            replicas=replicas,
-            routers=router_replicas,
-            available=_count(engine, "availableReplicas"),
-            current=_is_current(engine),
-            total=_count(engine, "replicas"),
-            routers_available=_count(router, "availableReplicas"),
-            routers_current=_is_current(router),
-            settled=settled and bool(leading),
-            troubles=[
-                *(each for made in (engine, router) if (each := refusal(made)) is not None),
-                *(
-                    each
-                    for these, surge in ((engines, surging), (routers, False))
-                    for pod in these
-                    if not is_going(pod) and (each := trouble(pod, surge)) is not None
-                ),
-            ],
-            selector=",".join(f"{name}={value}" for name, value in engine["spec"]["selector"]["matchLabels"].items()),
+        facts = gather(
+            deployment,
+            current,
+            led,
+            {
+                names.ENGINE: live["Deployment", names.engine(key.name)],
+                names.ROUTER: live["Deployment", names.router(key.name)],
+            },
+            {names.ENGINE: engines, names.ROUTER: routers},
+            replicas,
+            router_replicas,
+            to_do,
             url=router_pods.url(deployment),
             pin=pin,
         )
         status = story.told(deployment, facts, self._time())
         await self._write(body, status)
-        targets = {target.served for target in current.targets.values()}
-        in_use = targets | {variant.served_name for route in led for variant in route.variants}
-        drained = not hot or in_use >= {each.served for each in wanted.adapters}
-        loading = any(
-            each.state is not None and each.state.engine and _is_loading(served, each.state)
-            for each in replicas
-            for served in targets
-        )
-        if loading or not settled or not drained:
-            return Requeue(SHIFTING)
-        return Requeue(QUIET if status.phase == "Available" else WAITING)
+        if is_moving(facts, [each.served for each in wanted.adapters] if hot else []):
+            heard = [each.state for each in replicas], [each.state for each in router_replicas]
+            return Requeue(self._pace.next(key, (to_do, wanted, heard)))
+        self._pace.forget(key)
+        return Requeue(QUIET if status.phase == "Available" else STARTING)
 
     def _plan(self, deployment: ModelDeployment, found: Mapping[str, Found]) -> Plan:
         jobs = {
@@ -376,31 +351,9 @@ def _questions(model: ModelSource | None, unresolved: Sequence[Unresolved], setu
     ]
 
 
-def _is_loading(served: str, state: AgentState) -> bool:
-    """Return whether a replica is at work on an adapter. One that has failed is tried again, but slowly."""
-    return not any(each.served == served and each.state != "loading" for each in state.adapters)
-
-
-def _count(obj: Object, name: str) -> int:
-    return int((obj.get("status") or {}).get(name) or 0)
-
-
-def _is_current(deployment: Object) -> bool:
-    """Return whether all replicas of a Deployment are of its newest template."""
-    status = deployment.get("status") or {}
-    seen = int(status.get("observedGeneration") or 0) >= int(deployment["metadata"].get("generation") or 0)
-    wanted = int(deployment["spec"].get("replicas") or 0)
-    return seen and _count(deployment, "updatedReplicas") == _count(deployment, "replicas") == wanted
-
-
 def _jobs_of_spec(deployment: ModelDeployment) -> list[str]:
     references = (adapter.from_.fine_tune_job_ref for adapter in deployment.spec.adapters)
     return [reference.name for reference in references if reference is not None]
-
-
-def _jobs_of(body: Object) -> set[str]:
-    adapters = body.get("spec", {}).get("adapters") or []
-    return {str(((each.get("from") or {}).get("fineTuneJobRef") or {}).get("name")) for each in adapters}
 
 
 def _profile_name(body: Object) -> str:

@@ -20,6 +20,8 @@ class Replica:
     ready: bool
     state: AgentState | None = None
     """None: it does not answer."""
+    silent: float = 0.0
+    """Seconds for which it has not answered though the pod is ready."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class RouterReplica:
     ready: bool
     state: RouterState | None = None
     """None: it does not answer."""
+    silent: float = 0.0
+    """Seconds for which it has not answered though the pod is ready."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def to_hold(
     routers: Sequence[RouterReplica],
     routed: str,
 ) -> WantedAdapters:
-    """Return the revisions that engines are to hold: what is wanted, what is led to, and what may be still.
+    """Return what engines are to hold: the revisions that are wanted, that are led to, and that may be still.
 
     Args:
         deployment: with where requests were led before in its status, which may be a step behind.
@@ -120,8 +124,9 @@ def to_hold(
             in_use |= known.keys()
         else:
             in_use |= set(router.state.served)
-    kept = {served: known[served] for served in in_use if served in known}
-    return WantedAdapters(adapters=[revision for _, revision in sorted({**kept, **wanted}.items())])
+    held = {**{served: known[served] for served in in_use if served in known}, **wanted}
+    led_to = {variant.served_name for route in led for variant in route.variants}
+    return WantedAdapters(adapters=[held[name] for name in sorted(held)], led=sorted(led_to & held.keys()))
 
 
 def to_start_with(wanted: WantedAdapters, told: Told) -> WantedAdapters:
@@ -132,4 +137,4 @@ def to_start_with(wanted: WantedAdapters, told: Told) -> WantedAdapters:
     served, known = ({revision.served: revision for revision in each} for each in (wanted.adapters, told.held))
     if not served or served.keys() - known.keys():
         return wanted
-    return WantedAdapters(adapters=[known[name] for name in sorted(known)])
+    return wanted.model_copy(update={"adapters": [known[name] for name in sorted(known)]})

@@ -14,6 +14,7 @@ from lorikeet_operator.quantities import whole
 from lorikeet_operator.serving import router
 from lorikeet_operator.serving.engine_pods import (
     AGENT_PROBES,
+    HUNG_SECONDS,
     SLACK_SECONDS,
     USER,
     budget,
@@ -172,6 +173,7 @@ def _template(deployment: ModelDeployment, setup: Setup, static: dict[str, str])
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 6,
+            "terminationGracePeriodSeconds": HUNG_SECONDS,
         },
         "lifecycle": drain_hook(deployment),
         "resources": _resources(deployment),

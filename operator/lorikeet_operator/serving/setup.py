@@ -21,11 +21,13 @@ COMPUTE_DEFAULTS: Final = EngineCompute(
 
 @dataclass(frozen=True)
 class Images:
-    """Images that the operator was installed with."""
+    """What the operator was installed with: images, and a word on the network."""
 
     agent: str
     vllm: str
     router: str
+    network_policies: bool = True
+    """Whether each ModelDeployment gets a NetworkPolicy for its engines."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Setup:
     """ConfigMap with the authorities to trust."""
     cache: str | None
     """Claim in which base models are kept."""
+    network_policies: bool
+    """Whether there is to be a NetworkPolicy for the engines."""
 
 
 def settle(deployment: ModelDeployment, profile: TuningProfile, images: Images) -> Setup:
@@ -63,6 +67,7 @@ def settle(deployment: ModelDeployment, profile: TuningProfile, images: Images) 
         secret=storage.secret_name,
         ca=storage.ca_config_map_name,
         cache=cache.persistent_volume_claim if cache is not None else None,
+        network_policies=images.network_policies,
     )
 
 

@@ -1,7 +1,6 @@
 """Turns what is known of a ModelDeployment into its status (pure: the clock is an argument)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from lorikeet_api.conditions import ConditionStatus
@@ -13,40 +12,16 @@ from lorikeet_api.modeldeployment import (
     HistoryEntry,
     ModelDeployment,
     ModelDeploymentStatus,
-    RouteStatus,
 )
-from lorikeet_api.serving import AgentState
+from lorikeet_api.serving import AGENT_PORT, AgentState
+from lorikeet_operator.serving.facts import Facts
 from lorikeet_operator.serving.finding import Finding
-from lorikeet_operator.serving.plan import Plan, Target, routes
+from lorikeet_operator.serving.plan import Target, routes
 from lorikeet_operator.serving.rollout import Replica, RouterReplica, holds
 
+SILENT: Final = 30.0
+"""Seconds after which a ready pod whose agent does not answer is not just busy."""
 CONDITION_ORDER: Final[tuple[DeploymentConditionType, ...]] = ("Ready", "AdaptersReady", "RouterReady", "Degraded")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What was found when the ModelDeployment was looked at."""
-
-    plan: Plan
-    routes: Sequence[RouteStatus] = ()
-    replicas: Sequence[Replica] = ()
-    routers: Sequence[RouterReplica] = ()
-    available: int = 0
-    """Replicas of the engine that are available, as its Deployment says."""
-    current: bool = False
-    """Whether all of them are as the spec says now."""
-    total: int = 0
-    """Replicas of the engine that there are."""
-    routers_available: int = 0
-    routers_current: bool = True
-    """Whether all routers are as the spec says now."""
-    settled: bool = False
-    """Whether every router does what it is told."""
-    troubles: Sequence[Finding] = ()
-    """What keeps pods from serving."""
-    selector: str = ""
-    url: str = ""
-    pin: str | None = None
 
 
 def refused(deployment: ModelDeployment, finding: Finding, now: str) -> ModelDeploymentStatus:
@@ -137,6 +112,8 @@ def _is_fault(finding: Finding) -> bool:
 
 def _adapters_ready(deployment: ModelDeployment, facts: Facts) -> Finding:
     """Return whether every replica has every adapter; else why not, what somebody has to do something about first."""
+    if (unheard := _unheard(facts.replicas)) is not None:
+        return unheard
     waits: list[Finding] = []
     for name, absent in facts.plan.absent.items():
         found = Finding(False, absent.reason, f"adapter {name}: {absent.message}")
@@ -166,12 +143,26 @@ def _unloaded(target: Target, pod: str, state: AgentState) -> Finding:
     return Finding(False, "Loading", f"adapter {target.name}: revision {target.served} is being loaded on pod {pod}")
 
 
+def _unheard(replicas: Sequence[Replica | RouterReplica]) -> Finding | None:
+    """Return that a pod which is ready, so that its kubelet reaches its agent, does not answer the operator."""
+    for each in replicas:
+        if each.silent >= SILENT:
+            message = (
+                f"the operator gets no answer from pod {each.name} on port {AGENT_PORT}, though the pod is ready:"
+                " let the operator's pods reach that port, which a NetworkPolicy may forbid"
+            )
+            return Finding(False, "AgentUnreachable", message)
+    return None
+
+
 def _router_ready(deployment: ModelDeployment, facts: Facts) -> Finding:
     wanted = deployment.spec.router.replicas
     if facts.routers_available < wanted:
         return Finding(False, "Starting", f"{facts.routers_available} of {wanted} routers are available")
     if not facts.routers_current:
         return Finding(False, "Starting", "routers are being replaced")
+    if (unheard := _unheard(facts.routers)) is not None:
+        return unheard
     for router in facts.routers:
         if router.state is not None and router.state.refused:
             message = f"the Envoy of pod {router.name} refuses the newest configuration and goes on with the one before"

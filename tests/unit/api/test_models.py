@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from lorikeet_api.contract import TERMINATION_LIMIT, RunRecord
 from lorikeet_api.crdgen import RESOURCES
 from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.modeldeployment import OWNED_FLAGS, ModelDeployment
 from lorikeet_api.yaml import load_all
-from tests.resources import job_body
+from tests.resources import deployment_body, job_body
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -44,6 +45,64 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
 def test_wrong_requests_are_refused(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         FineTuneJob.parse(job_body(**spec))
+
+
+def serve_with(*args: str) -> None:
+    """Have the model read a ModelDeployment with these arguments of vLLM."""
+    ModelDeployment.parse(deployment_body(engine={"vllm": {"args": list(args)}}))
+
+
+@pytest.mark.parametrize("flag", OWNED_FLAGS)
+def test_a_flag_of_ours_is_refused_however_it_is_spelt(flag: str) -> None:
+    underscored, shortened = flag[:2] + flag[2:].replace("-", "_"), flag[:-1]
+    for argument in (flag, f"{flag}=x", f"{flag}.key", underscored, shortened, f"{shortened}=x", f"{shortened}.key=x"):
+        with pytest.raises(ValidationError, match="args may not set what Lorikeet sets itself"):
+            serve_with("--seed", "1", argument)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--ssl-keyfile=x",
+        "--ssl",
+        "--grpc",
+        "--grpc-port",
+        "--data-parallel-size",
+        "--data_parallel_rank",
+        "-dp",
+        "-dpn",
+    ],
+)
+def test_so_are_flags_that_would_open_another_door_or_start_another_engine(argument: str) -> None:
+    with pytest.raises(ValidationError, match="and what begins with --ssl-, --grpc, --data-parallel-, -dp"):
+        serve_with(argument)
+
+
+def test_flags_that_only_look_like_ours_are_taken() -> None:
+    others = [
+        *("--config-format", "mistral", "--model-impl=vllm", "--model-loader-extra-config.concurrency", "4"),
+        *(
+            "--max-logprobs",
+            "5",
+            "--max-num-seqs",
+            "8",
+            "--pipeline-parallel-size",
+            "2",
+            "-pp",
+            "2",
+            "-sc.method",
+            "ngram",
+        ),
+        *("--enable-log-requests", "--enable-prefix-caching", "--gpu_memory_utilization=.9", "--lora-dtype", "auto"),
+        *("--dp-sync-interval", "1", "--seed", "-1", "--chat-template", "--hf-overrides=--port", "model", "port=1", ""),
+    ]
+    serve_with(*others)
+
+
+@pytest.mark.parametrize("name", ["VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_USE_RUST_FRONTEND"])
+def test_variables_that_would_open_an_engine_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="this variable is set by Lorikeet"):
+        ModelDeployment.parse(deployment_body(compute={"env": [{"name": name, "value": "1"}]}))
 
 
 @pytest.mark.parametrize("text", ["x" * 9000, "ü" * 9000, '"\n' * 9000, "🦜" * 5000])

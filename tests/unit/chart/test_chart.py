@@ -86,6 +86,7 @@ CHANGES: dict[str, tuple[Any, Values]] = {
     "engine.image.repository": ("images.example/engine", {}),
     "engine.image.tag": ("9.9.9", {}),
     "engine.image.digest": (DIGEST, {}),
+    "engine.networkPolicy": (False, {}),
     "router.image.repository": ("images.example/router", {}),
     "router.image.tag": ("9.9.9", {}),
     "router.image.digest": (DIGEST, {}),
@@ -365,6 +366,7 @@ def test_the_schema_knows_each_value_and_no_other() -> None:
         ({"agent": {"memory": "255Mi"}}, "memory"),
         ({"serviceMonitor": {"interval": "often"}}, "interval"),
         ({"podMonitor": {"interval": "often"}}, "interval"),
+        ({"engine": {"networkPolicy": "no"}}, "networkPolicy"),
         ({"dashboards": {"labels": {"a": 1}}}, "labels"),
     ],
 )
@@ -437,7 +439,7 @@ def test_the_values_are_the_operators_own_defaults() -> None:
     own = Settings()
     assert given.trainer_image.startswith("lorikeet-trainer:")
     assert given.agent_image.startswith("lorikeet-agent:")
-    for name in ("agent_memory", "namespaces", "workers", "qps", "burst", "log_level"):
+    for name in ("agent_memory", "network_policies", "namespaces", "workers", "qps", "burst", "log_level"):
         assert getattr(given, name) == getattr(own, name), name
 
 
@@ -450,7 +452,7 @@ def test_values_reach_the_operator() -> None:
         "leaseDuration": 30,
         "logLevel": "ERROR",
         "agent": {"image": {"repository": "images.example:5000/agent", "tag": "1.2.3"}, "memory": "3Gi"},
-        "engine": {"image": {"repository": "images.example:5000/vllm", "tag": "1.2.3"}},
+        "engine": {"image": {"repository": "images.example:5000/vllm", "tag": "1.2.3"}, "networkPolicy": False},
         "router": {"image": {"repository": "images.example:5000/envoy", "tag": "1.2.3", "digest": DIGEST}},
         "trainer": {"image": {"repository": "images.example:5000/trainer", "tag": "1.2.3", "digest": DIGEST}},
     }
@@ -458,6 +460,7 @@ def test_values_reach_the_operator() -> None:
         agent_image="images.example:5000/agent:1.2.3",
         agent_memory="3Gi",
         vllm_image="images.example:5000/vllm:1.2.3",
+        network_policies=False,
         router_image=f"images.example:5000/envoy:1.2.3@{DIGEST}",
         trainer_image=f"images.example:5000/trainer:1.2.3@{DIGEST}",
         namespaces=("team-a", "team-b"),

@@ -139,6 +139,19 @@ def test_the_operator_tells_of_the_namespaces_of_others(found: Prometheus) -> No
     assert up.labels["namespace"] == NAMESPACE
 
 
+def test_the_policy_of_engines_lets_prometheus_in() -> None:
+    asked = deployment()
+    images = Images("agent:1", "vllm:1", "envoy:1")
+    made = engine_objects(asked, settle(asked, profile(), images), "0" * 64, WantedAdapters())
+    (policy,) = of_kind(made, "NetworkPolicy")
+    open_to_all = {port["port"] for rule in policy["spec"]["ingress"] if "from" not in rule for port in rule["ports"]}
+    pod = pod_of(made, "engine-0")["spec"]
+    containers = [*pod["initContainers"], *pod["containers"]]
+    ports = {port["name"]: port["containerPort"] for each in containers for port in each.get("ports", [])}
+    (monitor,) = [each for each in of_kind(monitors(), "PodMonitor") if each["metadata"]["name"].endswith("-engine")]
+    assert {ports[each["port"]] for each in monitor["spec"]["podMetricsEndpoints"]} <= open_to_all
+
+
 def test_pods_are_looked_for_where_the_operator_serves() -> None:
     everywhere = [each["spec"]["namespaceSelector"] for each in of_kind(monitors(), "PodMonitor")]
     assert everywhere == [{"any": True}] * 2

@@ -27,6 +27,7 @@ from lorikeet_operator.kube.kinds import (
     EVENT,
     JOB,
     LEASE,
+    NETWORK_POLICY,
     POD,
     SERVICE,
     Key,
@@ -325,7 +326,7 @@ async def test_deployments_are_served_where_there_is_an_agent(
 
 
 async def test_a_change_reaches_each_controller_that_it_concerns(api: Api, registry: CollectorRegistry) -> None:
-    api.kinds = (EVENT, POD, JOB, DEPLOYMENT, SERVICE, DISRUPTION_BUDGET, CONFIG_MAP)
+    api.kinds = (EVENT, POD, JOB, DEPLOYMENT, SERVICE, DISRUPTION_BUDGET, NETWORK_POLICY, CONFIG_MAP)
     api.kinds += (FINETUNEJOB, TUNINGPROFILE, MODELDEPLOYMENT)
     settings = replace(
         SETTINGS, agent_image="agent:1", vllm_image="vllm:1", router_image="envoy:1", trainer_image="t:1"

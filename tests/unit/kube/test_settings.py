@@ -16,6 +16,11 @@ def test_flags_win_over_the_environment_and_that_over_defaults() -> None:
     assert settings.burst == Settings().burst
 
 
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), (str(True), True), (str(False), False)])
+def test_what_is_true_or_false_is_said_in_words(text: str, value: bool) -> None:
+    assert Settings.load([], {"LORIKEET_NETWORK_POLICIES": text}).network_policies is value
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -24,6 +29,7 @@ def test_flags_win_over_the_environment_and_that_over_defaults() -> None:
         (["--agent-memory", "128Mi"], "agent_memory must be 256Mi or more, in Mi or Gi, not 128Mi"),
         (["--agent-memory", "1e9"], "agent_memory must be 256Mi or more, in Mi or Gi, not 1e9"),
         (["--log-level", "LOUD"], "log_level must be DEBUG, INFO, WARNING or ERROR, not LOUD"),
+        (["--network-policies", "no"], "must be true or false, not no"),
         (["--wrokers", "1"], "unrecognized arguments: --wrokers 1"),
     ],
 )

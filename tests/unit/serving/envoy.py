@@ -55,7 +55,7 @@ class Engine:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        self.seen.append({"path": request.path, "headers": dict(request.headers), "body": body})
+        self.seen.append({"path": request.path_qs, "headers": dict(request.headers), "body": body})
         if self.behaves is not None:
             return await self.behaves(request, body)
         if b'"stream": true' in body:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from lorikeet_operator.serving.engine_pods import (
     wanted_bytes,
     wanted_fingerprint,
 )
+from lorikeet_operator.serving.router_pods import router_objects
 from lorikeet_operator.serving.setup import settle
 from tests.golden import check_golden
 from tests.resources import deployment, profile
@@ -201,6 +203,7 @@ def test_all_children_go_with_the_deployment_and_services_and_budgets_find_its_p
     assert one(made, "Service")["spec"]["selector"].items() <= labels
     for kind in ("Deployment", "PodDisruptionBudget"):
         assert one(made, kind)["spec"]["selector"]["matchLabels"].items() <= labels
+    assert one(made, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"].items() <= labels
 
 
 def test_building_twice_gives_equal_objects() -> None:
@@ -365,6 +368,58 @@ def test_no_credential_value_is_ever_in_an_object() -> None:
     for each in containers_of(template_of(case("everything"))["spec"]).values():
         secret = [variable for variable in each["env"] if "KEY" in variable["name"] or "TOKEN" in variable["name"]]
         assert all("value" not in variable for variable in secret)
+
+
+def labels_of(made: list[dict[str, Any]]) -> dict[str, str]:
+    labels: dict[str, str] = template_of(made)["metadata"]["labels"]
+    return labels
+
+
+def routers(asks: ModelDeployment) -> dict[str, str]:
+    """Return the labels of the router pods of a ModelDeployment."""
+    return labels_of(router_objects(asks, settle(asks, profile(), IMAGES), b"{}"))
+
+
+def ports_for(policy: dict[str, Any], namespace: str, labels: Mapping[str, str]) -> set[int]:
+    """Return the ports that a policy opens to a pod with these labels."""
+    return {
+        port["port"]
+        for rule in policy["spec"]["ingress"]
+        for port in rule["ports"]
+        if "from" not in rule
+        or any(
+            namespace == policy["metadata"]["namespace"]
+            and peer["podSelector"]["matchLabels"].items() <= labels.items()
+            for peer in rule["from"]
+        )
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_engine_is_reached_by_its_own_routers_alone_and_its_agent_by_everybody(name: str) -> None:
+    engine = containers_of(template_of(case(name))["spec"])["engine"]["ports"][0]["containerPort"]
+    policy = one(case(name), "NetworkPolicy")
+    own = deployment()
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    assert ports_for(policy, "team-a", routers(own)) == {engine, AGENT_PORT}
+    assert ports_for(policy, "team-b", routers(own)) == {AGENT_PORT}
+    for strangers in (routers(deployment("other")), labels_of(objects(own)), {"app": "prometheus"}):
+        assert ports_for(policy, "team-a", strangers) == {AGENT_PORT}
+
+
+def test_a_platform_may_have_no_policy_made() -> None:
+    asks = deployment()
+    without = engine_objects(
+        asks, settle(asks, profile(), replace(IMAGES, network_policies=False)), PIN, WantedAdapters()
+    )
+    assert without == [each for each in objects(asks) if each["kind"] != "NetworkPolicy"]
+
+
+def test_no_policy_limits_who_uses_a_router() -> None:
+    made = router_objects(deployment(), settle(deployment(), profile(), IMAGES), b"{}")
+    assert "NetworkPolicy" not in {each["kind"] for each in made}
+    policy = one(objects(deployment()), "NetworkPolicy")
+    assert not policy["spec"]["podSelector"]["matchLabels"].items() <= labels_of(made).items()
 
 
 def test_an_engine_without_gpus_asks_for_none() -> None:

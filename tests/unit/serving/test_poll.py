@@ -26,7 +26,7 @@ ROUTER = RouterState(wanted="w", routed="w", served=["sql-11111111"])
 
 def pod(name: str, address: str = HERE, *, ready: bool = True, going: bool = False, phase: str = "Running") -> Object:
     conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
-    metadata = {"name": name} | ({"deletionTimestamp": "2026-11-23T10:00:00Z"} if going else {})
+    metadata = {"name": name, "uid": f"uid-{name}"} | ({"deletionTimestamp": "2026-11-23T10:00:00Z"} if going else {})
     return {"metadata": metadata, "status": {"phase": phase, "podIP": address, "conditions": conditions}}
 
 
@@ -63,6 +63,26 @@ async def test_a_router_that_never_ran_or_should_be_gone_by_now_is_not_waited_fo
     pods = [pod("a"), pod("lost", going=True), pod("pending", "")]
     heard = await Poller(answering.port, now=lambda: GOING_BY + timedelta(seconds=1)).routers(pods)
     assert [each.name for each in heard] == ["a"]
+
+
+async def test_it_is_told_for_how_long_a_ready_pod_has_not_answered(answering: Agents) -> None:
+    now = GOING_BY
+    poller = Poller(answering.port, now=lambda: now)
+    silent, starting = pod("silent", NOWHERE), pod("starting", NOWHERE, ready=False)
+
+    async def heard() -> list[float]:
+        engines = await poller.engines([pod("a"), silent, starting])
+        routers = await poller.routers([pod("r", NOWHERE)])
+        return [*(each.silent for each in engines), *(each.silent for each in routers)]
+
+    assert await heard() == [0, 0, 0, 0]
+    now += timedelta(seconds=20)
+    assert await heard() == [0, 20, 0, 20]
+    silent["status"]["podIP"] = THERE
+    assert await heard() == [0, 0, 0, 20]
+    silent["status"]["podIP"] = NOWHERE
+    now += timedelta(seconds=20)
+    assert await heard() == [0, 0, 0, 40], "it is counted anew from an answer on"
 
 
 async def test_nobody_is_asked_where_there_is_nobody() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lorikeet_api import names
-from lorikeet_api.serving import fingerprint
+from lorikeet_api.serving import LOOKED_UP_AT_ONCE, fingerprint
 from lorikeet_operator.kinds import FINETUNEJOB, MODELDEPLOYMENT, TUNINGPROFILE
 from lorikeet_operator.kube.errors import Conflict
 from lorikeet_operator.kube.kinds import (
@@ -16,19 +16,18 @@ from lorikeet_operator.kube.kinds import (
     DISRUPTION_BUDGET,
     EVENT,
     JOB,
+    NETWORK_POLICY,
     POD,
     SERVICE,
     Key,
     controller_uid,
 )
 from lorikeet_operator.kube.queue import Requeue
+from lorikeet_operator.serving.pace import SHIFTING, STARTING
 from lorikeet_operator.serving.reconcile import (
     HURRY_AGAIN,
-    LOOKED_UP_AT_ONCE,
     QUIET,
     REFUSED_AGAIN,
-    SHIFTING,
-    WAITING,
 )
 from tests.resources import UID, profile_body
 from tests.unit.kube.api import _failure
@@ -98,9 +97,13 @@ async def test_then_engines_and_routers_are_made_for_what_was_found(world: World
     assert world.status["modelPin"] == PIN
     (adapter,) = world.status["adapters"]
     assert (adapter["servedName"], adapter["uri"]) == ("dpo-22222222", "s3://adapters/dpo/run")
-    children = [each for kind in (CONFIG_MAP, SERVICE, DEPLOYMENT, DISRUPTION_BUDGET) for each in world.all(kind)]
+    kinds = (CONFIG_MAP, SERVICE, DEPLOYMENT, DISRUPTION_BUDGET, NETWORK_POLICY)
+    children = [each for kind in kinds for each in world.all(kind)]
     assert {(each["kind"], each["metadata"]["name"]) for each in children} == {
-        *((kind, ENGINE.name) for kind in ("ConfigMap", "Service", "Deployment", "PodDisruptionBudget")),
+        *(
+            (kind, ENGINE.name)
+            for kind in ("ConfigMap", "Service", "Deployment", "PodDisruptionBudget", "NetworkPolicy")
+        ),
         *((kind, ROUTER.name) for kind in ("ConfigMap", "Deployment", "PodDisruptionBudget")),
         ("Service", NAME.name),
     }
@@ -131,7 +134,7 @@ async def test_it_is_available_once_engines_have_the_adapters_and_routers_lead_t
     world.rolls_out()
     world.engine(0, engine=False)
     world.routers_lead()
-    assert await world.reconcile() == Requeue(WAITING)
+    assert await world.reconcile() == Requeue(STARTING)
     assert world.condition("AdaptersReady") == ("False", "Starting")
     world.engine(0, loading(OLD))
     assert await world.reconcile() == Requeue(SHIFTING)
@@ -178,7 +181,7 @@ async def test_a_job_that_has_not_finished_is_waited_for(world: World) -> None:
     world.rolls_out()
     world.engines_load()
     world.routers_lead()
-    assert await world.reconcile() == Requeue(WAITING)
+    assert await world.reconcile() == Requeue(STARTING)
     assert world.condition("AdaptersReady") == ("False", "JobNotFinished")
     assert (world.status["phase"], world.status["adaptersReady"]) == ("Progressing", "0/1")
     assert "FineTuneJob sql-v1 is Running" in world.status["message"]
@@ -302,6 +305,19 @@ async def test_a_new_revision_is_loaded_led_to_and_the_old_one_then_drained_and_
     )
 
 
+async def test_what_does_not_move_is_looked_at_less_and_less_often_until_something_does(serving: World) -> None:
+    serving.job(sha256=SECOND)
+    assert await serving.reconcile() == Requeue(SHIFTING)
+    serving.engine(0, loaded(OLD), loading(NEW))
+    del serving.agents.states[serving.address(names.ROUTER, 0)]
+    assert await serving.reconcile() == Requeue(SHIFTING)
+    assert await serving.reconcile(seconds=40) == Requeue(2.0)
+    assert await serving.reconcile(seconds=40) == Requeue(4.0)
+    assert await serving.reconcile(seconds=600) == Requeue(STARTING)
+    serving.engine(0, loaded(OLD), loaded(NEW))
+    assert await serving.reconcile() == Requeue(SHIFTING)
+
+
 async def test_an_earlier_revision_comes_back_by_its_digest(serving: World) -> None:
     serving.job(sha256=SECOND)
     await serving.settle()
@@ -356,7 +372,7 @@ async def test_an_adapter_that_has_failed_is_looked_at_seldom(serving: World) ->
     await serving.reconcile()
     for number in range(2):
         serving.engine(number, loaded(OLD), failed(NEW))
-    assert await serving.reconcile() == Requeue(WAITING)
+    assert await serving.reconcile() == Requeue(STARTING)
     serving.job(sha256=THIRD)
     assert await serving.reconcile() == Requeue(SHIFTING), "another revision is on its way"
     serving.engines_load()
@@ -591,7 +607,8 @@ async def test_a_change_concerns_the_owner_and_those_that_refer_to_it(serving: W
     def concerns(kind: Any, obj: dict[str, Any]) -> list[Key]:
         return list(serving.controller.keys_for(kind, obj))
 
-    for kind, key in ((DEPLOYMENT, ENGINE), (CONFIG_MAP, ROUTER), (SERVICE, NAME), (DISRUPTION_BUDGET, ENGINE)):
+    children = ((DEPLOYMENT, ENGINE), (CONFIG_MAP, ROUTER), (SERVICE, NAME), (DISRUPTION_BUDGET, ENGINE))
+    for kind, key in (*children, (NETWORK_POLICY, ENGINE)):
         assert concerns(kind, serving.get(kind, key)) == [NAME]
     assert concerns(MODELDEPLOYMENT, serving.get(MODELDEPLOYMENT, NAME)) == [NAME]
     assert {key for pod in serving.all(POD) for key in concerns(POD, pod)} == {NAME}
@@ -652,7 +669,7 @@ async def test_what_requests_are_led_to_stays_loaded_whatever_becomes_of_the_con
 
 
 async def test_a_cache_that_does_not_know_yet_what_was_made_is_not_believed(serving: World) -> None:
-    for kind in (CONFIG_MAP, SERVICE, DEPLOYMENT, DISRUPTION_BUDGET):
+    for kind in (CONFIG_MAP, SERVICE, DEPLOYMENT, DISRUPTION_BUDGET, NETWORK_POLICY):
         for obj in serving.all(kind):
             serving.cache.delete(kind, obj)
     before = serving.api.objects.copy()

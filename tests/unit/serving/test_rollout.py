@@ -285,6 +285,16 @@ def test_a_spec_that_changes_three_times_leaves_nothing_behind_once_all_is_quiet
     assert held([NEWER.served], [NEWER], [OLD, NEW, NEWER], [router("r0", NEWER.served)]) == [NEWER.served]
 
 
+def test_engines_are_told_which_of_their_adapters_are_in_service() -> None:
+    wanted = support(A_SQL, B_BASE, status=leading_to(OLD.served, BASE))
+    targets = {"sql": NEW, "dpo": OTHER}
+    found = lead(wanted, BASE, targets, [replica("p0", OLD)], TOLD)
+    told = to_hold(wanted, found, targets, Told([OLD.revision]), [], "")
+    assert [each.served for each in told.adapters] == sorted([OLD.served, NEW.served, OTHER.served])
+    assert told.led == [OLD.served]
+    assert to_start_with(told, Told([NEW.revision, OTHER.revision, OLD.revision])).led == [OLD.served]
+
+
 def test_names_that_are_no_adapters_are_not_held() -> None:
     assert held([BASE], [], [], [router("r0", BASE, "unheard-of")]) == []
 

@@ -184,6 +184,33 @@ async def test_an_answer_is_streamed_as_it_comes(router: Router) -> None:
         assert await answer.read() == b"data: [DONE]\n\n"
 
 
+async def test_each_answer_names_its_request_as_the_engine_knows_it(router: Router) -> None:
+    first, second = [(await router.ask("assistant"))[2]["X-Request-ID"] for _ in range(2)]
+    assert [each["headers"]["X-Request-ID"] for each in router.engine.seen] == [first, second]
+    assert first != second
+
+
+@pytest.mark.parametrize("id", ["run-7/ä", "7b2c9ab0-3f0e-1f57-8f0a-0c3f7a1d2e3f"], ids=["words", "an UUID"])
+async def test_a_request_keeps_the_id_that_its_client_gave_it(router: Router, id: str) -> None:
+    assert (await router.ask("assistant", x_request_id=id))[2]["X-Request-ID"] == id
+    assert router.engine.seen[0]["headers"]["X-Request-ID"] == id
+
+
+async def test_what_the_router_answers_itself_names_its_request_too(tmp_path: Path) -> None:
+    async with router_before(Engine(), [BASE], tmp_path, Limits(max_request_bytes=1000)) as router:
+        await router.until_status(503, "assistant")
+        for status, body, path in (
+            (404, b'{"model": "nobody"}', CHAT),
+            (404, b"", "/metrics"),
+            (413, b" " * 2000, CHAT),
+            (503, b'{"model": "assistant"}', CHAT),
+        ):
+            for given in ({}, {"x-request-id": "mine"}):
+                found, _, headers = await router.send(body, path, **given)
+                assert found == status
+                assert re.fullmatch(given.get("x-request-id", "[0-9a-f-]{36}"), headers["X-Request-ID"])
+
+
 async def test_a_base_model_may_be_called_by_a_path(tmp_path: Path) -> None:
     named = Route("base", [Variant("base", "Org/Model-1B", 1)])
     async with router_before(Engine({"Org/Model-1B"}), [named], tmp_path) as router:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -42,6 +43,19 @@ async def until_counted(router: Router, name: str, wanted: Counted, before: Coun
         return {labels: value for labels, value in more.items() if value} == wanted
 
     await eventually(is_so)
+
+
+async def logged(router: Router, request_id: str) -> dict[str, Any]:
+    """Wait until the access log has the line of a request; return it."""
+    found: list[dict[str, Any]] = []
+
+    async def is_there() -> bool:
+        lines = (json.loads(line) for line in router.log().splitlines() if line.startswith("{") and line.endswith("}"))
+        found[:] = [line for line in lines if line["request_id"] == request_id]
+        return bool(found)
+
+    await eventually(is_there)
+    return found[0]
 
 
 def no_errors(router: Router) -> bool:
@@ -150,13 +164,30 @@ async def test_requests_are_timed_to_their_first_byte_and_to_their_last(tmp_path
 async def test_each_request_is_a_line_of_the_access_log_without_its_body(tmp_path: Path) -> None:
     async with router_before(Engine({BASE}), ROUTES, tmp_path) as router:
         await router.until("assistant")
-        await router.send(b'{"model": "assistant", "messages": "a secret"}')
-
-        async def is_written() -> bool:
-            return '"model":"assistant"' in router.log()
-
-        await eventually(is_written)
+        await router.send(b'{"model": "assistant", "messages": "a secret"}', x_request_id="mine")
+        line = await logged(router, "mine")
+        assert (line["model"], line["path"], line["status"]) == ("assistant", CHAT, 200)
         assert "a secret" not in router.log()
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "written"),
+    [
+        (f"{CHAT}?api_key=hunter2", 200, CHAT),
+        ("/nowhere?api_key=hunter2", 404, "/nowhere"),
+        ("/v1/a%2fb?api_key=hunter2", 400, "/v1/a/b"),
+        ("/v1//models?/?api_key=hunter2", 404, "/v1/models"),
+    ],
+    ids=["led", "not served", "refused by Envoy", "cleaned by Envoy"],
+)
+async def test_no_log_has_anything_of_a_query(tmp_path: Path, path: str, status: int, written: str) -> None:
+    engine = Engine({BASE})
+    async with router_before(engine, ROUTES, tmp_path) as router:
+        await router.until("assistant")
+        assert (await router.ask("assistant", path, x_request_id="mine"))[0] == status
+        assert (await logged(router, "mine"))["path"] == written
+        assert "hunter2" not in router.log()
+        assert "hunter2" not in str(engine.seen), "the engine would write it into its log"
 
 
 USAGE = {"prompt_tokens": 31, "total_tokens": 41, "completion_tokens": 10, "prompt_tokens_details": None}

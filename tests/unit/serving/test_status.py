@@ -14,10 +14,11 @@ from lorikeet_api.modeldeployment import (
     RouteStatus,
 )
 from lorikeet_api.serving import AdapterReason, AdapterState, AgentState, RouterState
+from lorikeet_operator.serving.facts import Facts
 from lorikeet_operator.serving.finding import Finding
 from lorikeet_operator.serving.plan import Plan, Target
 from lorikeet_operator.serving.rollout import Replica, RouterReplica, lead
-from lorikeet_operator.serving.status import WAITING, Facts, refused, told
+from lorikeet_operator.serving.status import WAITING, refused, told
 from tests.resources import deployment
 from tests.unit.serving.test_rollout import (
     BASE,
@@ -245,6 +246,20 @@ def test_a_configuration_that_an_envoy_refuses_is_told() -> None:
     status = told(asks, well(asks, routers=routers, settled=False), NOW)
     assert (status.phase, story(status)["RouterReady"]) == ("Degraded", ("False", "ConfigurationRefused"))
     assert "the Envoy of pod r0 refuses" in status.message
+
+
+def test_a_ready_pod_that_the_operator_cannot_reach_is_told_once_it_is_not_just_busy() -> None:
+    asks = deployment(adapters=[SQL])
+    engine, router = Replica("p0", True, None, silent=30.0), RouterReplica("r0", True, None, silent=30.0)
+    served = well(asks, NEW)
+    engine_unheard = replace(served, replicas=[engine])
+    router_unheard = replace(served, routers=[router], settled=False)
+    for facts, kind in ((engine_unheard, "AdaptersReady"), (router_unheard, "RouterReady")):
+        status = told(asks, facts, NOW)
+        assert (status.phase, condition(status, kind).reason) == ("Degraded", "AgentUnreachable")
+        assert "port 9000" in status.message
+    for each in (replace(engine, silent=29.0), silent("p0", ready=False)):
+        assert condition(told(asks, well(asks, NEW, replicas=[each]), NOW), "Degraded").status == "False"
 
 
 def test_trouble_of_a_router_is_told_though_all_engines_answer() -> None:

@@ -10,6 +10,7 @@ from lorikeet_operator.serving.router.shapes import LUA, TYPE, address, http_fil
 from lorikeet_operator.serving.router.wanted import ADMIN, LED, Limits
 
 _MANAGER: Final = f"{TYPE}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_UUID: Final = f"{TYPE}.extensions.request_id.uuid.v3.UuidRequestIdConfig"
 _ROUTER: Final = http_filter("envoy.filters.http.router", "router.v3.Router")
 _UNFORGED: Final = {
     "name": "unforged",
@@ -35,6 +36,11 @@ def listeners(
         # HTTP/2 would let a body pass that is larger than the listener's limit.
         "codec_type": "HTTP1",
         "use_remote_address": True,
+        # A client finds its request in the access log and at the engine, by an id of its own if it likes.
+        "preserve_external_request_id": True,
+        "always_set_request_id_in_response": True,
+        # Else Envoy writes into a client's UUID whether the request is traced.
+        "request_id_extension": {"typed_config": {"@type": _UUID, "pack_trace_reason": False}},
         "access_log": [*metrics(), access_log()],
         "rds": {"route_config_name": "routes", "config_source": watched(folder, "routes.json")},
         # Before a route is looked for, so that no client has a say in it.

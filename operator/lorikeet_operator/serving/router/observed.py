@@ -45,11 +45,11 @@ def metrics() -> list[dict[str, Any]]:
 
 
 def access_log() -> dict[str, Any]:
-    """Return the access log: one JSON object a request on standard output, nothing of its body."""
+    """Return the access log: one JSON object a request on standard output, nothing of its query and its body."""
     fields = {
         "time": "%START_TIME%",
         "request_id": "%REQ(X-REQUEST-ID)%",
-        "path": "%REQ(:PATH)%",
+        "path": "%PATH(NQ:PATH)%",
         **{name: said(name) for name in ("model", "variant", "revision")},
         "status": "%RESPONSE_CODE%",
         "flags": _FLAGS,

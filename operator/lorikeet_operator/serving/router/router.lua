@@ -304,6 +304,7 @@ function envoy_on_request(handle)
   local query = find(path, '?', 1, true)
   if query then
     path = sub(path, 1, query - 1)
+    headers:replace(':path', path) -- no API here has queries; the engine's log would have them
   end
   if path == '/v1/models' and (method == 'GET' or method == 'HEAD') then
     local list = handle:metadata():get('list')

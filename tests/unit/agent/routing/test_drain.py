@@ -1,14 +1,18 @@
 """What the kubelet waits for before it stops Envoy, and how the agent itself ends."""
 
 import asyncio
+import logging
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+from lorikeet_agent.routing.drain import Drain
+from lorikeet_agent.routing.envoy import Envoy
 from lorikeet_agent.routing.settings import Settings
 from lorikeet_api.contract import EXIT_BAD_REQUEST
 from tests.unit.agent.routing.pod import MODEL, led, pod_in, running, seconds_since
@@ -82,6 +86,25 @@ async def test_a_drain_ends_with_its_time_or_with_envoy(tmp_path: Path) -> None:
         assert stream.exception() is not None
         async with asyncio.timeout(10):
             assert await drained == 200
+
+
+class HungEnvoy(Envoy):
+    """Answers nothing, and is given ten seconds each time."""
+
+    now = 1000.0
+
+    async def close_connections(self) -> None:
+        self.now += 10.0
+        raise TimeoutError
+
+
+async def test_an_envoy_that_hangs_is_not_waited_for_to_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lorikeet")
+    async with aiohttp.ClientSession() as session:
+        envoy = HungEnvoy(session, 1)
+        await Drain(Settings("s3cret", 300, grace_seconds=0.0), envoy, now=lambda: envoy.now).run()
+    assert caplog.records[-1].__dict__["fields"]["message"] == "Envoy has answered nothing for 30 s"
+    assert envoy.now == 1030.0
 
 
 async def test_settings_come_from_the_environment() -> None:

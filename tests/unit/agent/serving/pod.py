@@ -168,8 +168,9 @@ class Pod:
     agent: asyncio.Task[None] | None = None
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def want(self, *revisions: AdapterRevision) -> str:
-        return self.write(canonical_json(WantedAdapters(adapters=list(revisions)).to_wire()))
+    def want(self, *revisions: AdapterRevision, led: Sequence[AdapterRevision] = ()) -> str:
+        wanted = WantedAdapters(adapters=list(revisions), led=[revision.served for revision in led])
+        return self.write(canonical_json(wanted.to_wire()))
 
     def write(self, content: bytes) -> str:
         """Exchange the wanted file as the kubelet does; return its fingerprint."""

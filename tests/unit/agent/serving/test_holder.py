@@ -278,6 +278,52 @@ async def test_a_pod_is_ready_without_an_adapter_that_does_not_come(
             assert (await pod.until(revision, "loading", "StorageUnreachable")).state == "loading"
 
 
+async def test_a_pod_takes_no_other_ones_place_without_an_adapter_that_requests_are_led_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        S3Server(tmp_path / "s3", port=free_port()) as server,
+        credentials(monkeypatch, server),
+    ):
+        server.client().create_bucket(Bucket="away")
+        store = Store(server, "away", tmp_path / "runs")
+        late, broken = store.publish("late"), store.publish("broken")
+        store.overwrite(broken, "adapter/adapter_model.safetensors", b"not these")
+        async with pod_in(tmp_path / "pod", server.access, patience_seconds=0.0) as pod:
+            await pod.engine.start()
+            server.stop()
+            pod.want(late, led=[late])
+            pod.start_agent()
+            await pod.until(late, "loading", "StorageUnreachable")
+            await pod.turns()
+            assert await pod.status("/readyz") == 503
+            server.start()
+            await pod.until(late, "loaded")
+            await pod.until_status("/readyz", 200)
+            await pod.kill_agent()
+            pod.want(late, broken, led=[late, broken])
+            pod.start_agent()
+            await pod.until(broken, "failed", "FileCorrupt")
+            await pod.turns()
+            assert await pod.status("/readyz") == 503
+            assert await pod.status(f"/served/{late.served}") == 200
+            pod.want(late, broken, led=[late])
+            await pod.until_status("/readyz", 200)
+
+
+async def test_a_ready_pod_stays_ready_though_requests_are_led_to_an_adapter_that_it_cannot_load(
+    store: Store, tmp_path: Path
+) -> None:
+    here, broken = store.publish("here"), store.publish("broken")
+    store.overwrite(broken, "adapter/adapter_model.safetensors", b"not these")
+    async with running(tmp_path, store.server.access, [here]) as pod:
+        await pod.until_status("/readyz", 200)
+        pod.want(here, broken, led=[here, broken])
+        await pod.until(broken, "failed", "FileCorrupt")
+        await pod.turns()
+        assert await pod.status("/readyz") == 200
+
+
 async def test_an_engine_that_is_started_with_its_adapters_is_told_nothing(store: Store, tmp_path: Path) -> None:
     first, later = store.publish("first"), store.publish("later")
     async with pod_in(tmp_path, store.server.access, hot_loading=False, adapters=[first]) as pod:
