@@ -5,7 +5,10 @@ import time
 
 import pytest
 
-from e2e.small import MINUTES, request, steer, trainers, until_it_trains
+from e2e import colours
+from e2e.colours import NAME
+from e2e.serving import RESOURCE
+from e2e.small import MINUTES, request, steer, trainers, until, until_it_trains
 from e2e.workspace import Workspace, condition
 
 pytestmark = pytest.mark.e2e
@@ -60,3 +63,19 @@ def test_the_ttl_removes_the_batch_job_and_nothing_trains_again(workspace: Works
         assert workspace.job("tidy")["status"]["phase"] == "Succeeded"
         assert not workspace.kubectl("get", "jobs", "-o", "name").strip()
         time.sleep(0.5)
+
+
+def test_what_is_served_is_deleted_once_it_is_let_go(workspace: Workspace, small: str) -> None:
+    workspace.apply(request(workspace, "warm", small, training={"maxSteps": 1}, deletionPolicy="Delete"))
+    assert workspace.wait_final("warm", 180)["status"]["phase"] == "Succeeded", workspace.story()
+    # Nobody has to answer for it.
+    unused = {"adapters": [colours.adapter("warm", job="warm")], "routes": [], "router": {"replicas": 1}}
+    workspace.apply(colours.deployment(small, replicas=0, **unused))
+    workspace.wait(NAME, lambda status: bool(status.get("adapters")), "adapter", 120, resource=RESOURCE)
+    workspace.kubectl("delete", "finetunejob", "warm", "--wait=false")
+    told = ("get", "events", "--field-selector", "reason=StillServed", "-o", "jsonpath={.items[*].message}")
+    until(lambda: f"ModelDeployment {workspace.namespace}/{NAME}" in workspace.kubectl(*told), "word", 30)
+    assert any(key.endswith("/manifest.json") for key in workspace.published("warm"))
+    workspace.kubectl("delete", RESOURCE, NAME)
+    workspace.kubectl("wait", "--for=delete", "finetunejob/warm", "--timeout=120s")
+    assert workspace.published("warm") == []

@@ -89,6 +89,25 @@ def test_an_engine_opens_its_admin_endpoints_to_no_other_pod(served_colours: Wor
     assert set(found.values()) == {403}, found
 
 
+def test_a_policy_keeps_engines_for_their_own_routers(served_colours: Workspace) -> None:
+    """The network here enforces none, so that all there is to see is whom it means."""
+
+    def meant(selector: dict[str, Any]) -> set[str]:
+        labels = ",".join(f"{name}={value}" for name, value in selector["matchLabels"].items())
+        found = json.loads(served_colours.kubectl("get", "pods", "-l", labels, "-o", "json"))["items"]
+        return {pod["metadata"]["name"] for pod in found if "deletionTimestamp" not in pod["metadata"]}
+
+    def names(component: str) -> set[str]:
+        return {pod["metadata"]["name"] for pod in pods(served_colours, NAME, component)}
+
+    policy = served_colours.get("networkpolicy", f"{NAME}-engine")["spec"]
+    of_routers, of_all = policy["ingress"]
+    assert meant(policy["podSelector"]) == names("engine")
+    assert [meant(peer["podSelector"]) for peer in of_routers["from"]] == [names("router")]
+    assert [port["port"] for port in of_routers["ports"]] == [8000]
+    assert ("from" in of_all, [port["port"] for port in of_all["ports"]]) == (False, [9000])
+
+
 def test_traffic_is_split_by_weight_and_a_user_keeps_the_variant(served_colours: Workspace) -> None:
     with load(served_colours, colours.plan(served_colours, concurrency=16)) as client:
         report = client.until_answered(1000, 300)

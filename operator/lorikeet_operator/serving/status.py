@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from lorikeet_api import names
 from lorikeet_api.conditions import ConditionStatus
 from lorikeet_api.modeldeployment import (
     AdapterStatus,
@@ -195,10 +196,15 @@ def _ready(deployment: ModelDeployment, facts: Facts, engines: bool, adapters: F
 
 
 def _history(deployment: ModelDeployment, facts: Facts, now: str) -> list[HistoryEntry]:
-    """Return the revisions of the spec's adapters that requests have been led to, the newest of each last."""
+    """Return the revisions, of adapters in use, that requests have been led to, the newest of each last."""
     named = {adapter.name for adapter in deployment.spec.adapters}
-    history = [each for each in deployment.status.history if each.adapter in named]
     led = {variant.served_name for route in facts.routes for variant in route.variants}
+    # What is led to though its adapter is named no longer is kept: it says where an engine that starts finds it.
+    history = [
+        each
+        for each in deployment.status.history
+        if each.adapter in named or names.served_adapter(each.adapter, each.sha256) in led
+    ]
     for target in facts.plan.targets.values():
         newest = next((each for each in reversed(history) if each.adapter == target.name), None)
         if target.served in led and (newest is None or newest.sha256 != target.sha256):

@@ -24,7 +24,7 @@ from lorikeet_operator.kube.kinds import JOB, POD, Key, Object, key_of
 from lorikeet_operator.kube.throttle import TokenBucket
 from lorikeet_operator.kube.writer import Writer
 from tests.unit.finetune.test_agent import SOUND, ends
-from tests.unit.finetune.test_deletion import DELETED, deleted, is_gone
+from tests.unit.finetune.test_deletion import DELETED, deleted, is_gone, its_adapter, served
 from tests.unit.finetune.test_reconcile import (
     CLEANUP,
     KINDS,
@@ -87,12 +87,13 @@ async def cluster(fate: Fate) -> AsyncIterator[World]:
         def start() -> tuple[Cache, Controller]:
             """Start an operator that knows nothing but what the API server has."""
             cache = Cache()
-            for watch in Controller.watches:
+            kube = Kube(cache, Writer(client, cache), Recorder(client, "tester"), client)
+            controller = Controller(kube, "trainer:test", lambda: world.now, agent_image="agent:test")
+            for watch in controller.watches:
                 cache.register(watch.kind, watch.index, watch.slim)
                 plural = f"/{watch.kind.plural}/"
                 cache.replace(watch.kind, [obj for path, obj in api.objects.items() if plural in path], api.version)
-            kube = Kube(cache, Writer(client, cache), Recorder(client, "tester"), client)
-            return cache, Controller(kube, "trainer:test", lambda: world.now, agent_image="agent:test")
+            return cache, controller
 
         world = World(api, *start())
         world.restart = start
@@ -198,6 +199,19 @@ LIVES = {
         ),
         jobs=(PREFLIGHT, TRAIN, CLEANUP),
         end=lambda world: is_gone(world) and world.told()[-1] == "CleanedUp",
+    ),
+    "is deleted while it is served": Life(
+        (
+            lambda world: steered(world, deletionPolicy="Delete"),
+            *BEGINNING,
+            lambda world: ends(world, TRAIN, 0, RECORD),
+            lambda world: served(world, adapters=[its_adapter(world)]),
+            deleted,
+            lambda world: served(world),
+            lambda world: ends(world, CLEANUP, 0, DELETED),
+        ),
+        jobs=(PREFLIGHT, TRAIN, CLEANUP),
+        end=lambda world: is_gone(world) and world.told()[-1] == "CleanedUp" and "StillServed" in world.told(),
     ),
     "is deleted while it trains": Life(
         (

@@ -1,15 +1,22 @@
 """What the deletion of a FineTuneJob does to what it has written."""
 
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from lorikeet_api import names
 from lorikeet_api.names import FINALIZER
 from lorikeet_operator.finetune.agent import CLEANUP_SECONDS
-from lorikeet_operator.finetune.deletion import FORBIDDEN_AGAIN, LOOK_AGAIN
-from lorikeet_operator.kinds import FINETUNEJOB
-from lorikeet_operator.kube.kinds import JOB, Object
+from lorikeet_operator.finetune.deletion import FORBIDDEN_AGAIN, LOOK_AGAIN, NAMESPACE, SERVED_AGAIN
+from lorikeet_operator.finetune.reconcile import FineTuneController
+from lorikeet_operator.kinds import FINETUNEJOB, MODELDEPLOYMENT
+from lorikeet_operator.kube.kinds import JOB, Key, Object
 from lorikeet_operator.kube.queue import Requeue
+from lorikeet_operator.kube.times import timestamp
+from tests.resources import deployment_body
 from tests.unit.finetune.test_agent import SOUND, ends
 from tests.unit.finetune.test_reconcile import (
     CLEANUP,
@@ -23,8 +30,12 @@ from tests.unit.finetune.test_reconcile import (
     holds,
     steered,
 )
+from tests.unit.kube import api
 from tests.unit.kube.api import _failure
 
+CLEANUP_JOB = JOB.path(*CLEANUP)
+DAY = 86_400.0
+SHA256 = RECORD["artifacts"]["sha256"]  # type: ignore[index]
 DELETED: dict[str, Any] = {"reason": "Deleted", "message": "deleted s3://adapters/x (9 objects)"}
 
 
@@ -47,6 +58,29 @@ def said(world: World) -> Object:
     """Return the last Event."""
     body: Object = [seen for seen in world.api.seen if seen.method == "POST" and "/events" in seen.path][-1].body
     return body
+
+
+def served(world: World, namespace: str = "team-a", **status: Any) -> Object:
+    """Put a ModelDeployment with a status; without one it serves nothing of the run."""
+    return world.put(MODELDEPLOYMENT, {**deployment_body(namespace=namespace), "status": status})
+
+
+def its_adapter(world: World) -> dict[str, Any]:
+    """Return what a ModelDeployment's status says of the run's adapter."""
+    contract = world.status["resolved"]["contract"]
+    return {"name": "sql", "uri": f"{contract['outputUri']}/{contract['runId']}", "sha256": SHA256}
+
+
+def history(world: World) -> dict[str, Any]:
+    """Return the same, as an entry of its history."""
+    adapter = its_adapter(world)
+    return {"adapter": adapter["name"], "uri": adapter["uri"], "sha256": adapter["sha256"]}
+
+
+def leads_to(sha256: str, adapter: str = "sql") -> list[dict[str, Any]]:
+    """Return routes that lead to the base model and to a revision of an adapter."""
+    variant = {"name": "a", "adapter": adapter, "servedName": names.served_adapter(adapter, sha256)}
+    return [{"model": "sql", "variants": [{"name": "base", "servedName": "base-0a1b2c3d"}, variant]}]
 
 
 @pytest.fixture
@@ -149,6 +183,146 @@ async def test_a_cleaning_that_nobody_waits_for_is_ended(held: World) -> None:
     await held.reconcile(CLEANUP_SECONDS)
     assert is_gone(held)
     assert held.get(JOB, CLEANUP)["spec"]["activeDeadlineSeconds"] == 1
+
+
+@pytest.fixture
+async def published(held: World) -> World:
+    """The same run, once it has published."""
+    ends(held, TRAIN, 0, RECORD)
+    await held.reconcile()
+    return held
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        lambda world: {"adapters": [its_adapter(world)]},
+        lambda world: {"history": [history(world)], "routes": leads_to(SHA256)},
+        lambda world: {"adapters": [], "routes": leads_to(SHA256)},
+    ],
+    ids=["an adapter of it", "the revision before it", "one that the spec no longer has"],
+)
+@pytest.mark.parametrize("namespace", ["team-a", "team-b"])
+async def test_what_is_served_is_not_deleted(
+    published: World, status: Callable[[World], dict[str, Any]], namespace: str
+) -> None:
+    served(published, namespace, **status(published))
+    deleted(published)
+    await published.reconcile()
+    assert await published.reconcile(DAY) == Requeue(SERVED_AGAIN)
+    assert finalizers(published) == [FINALIZER]
+    assert CLEANUP_JOB not in published.api.objects
+
+
+async def test_a_revision_that_is_led_to_is_found_by_its_folder_where_the_runs_record_is_lost(held: World) -> None:
+    held.batch_job_says(holds("Failed", reason="DeadlineExceeded"))
+    held.pod("Failed", ended(70, {}))
+    served(held, history=[history(held)], routes=leads_to(SHA256))
+    deleted(held)
+    assert await held.reconcile() == Requeue(SERVED_AGAIN)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        lambda world: {"history": [history(world)], "routes": leads_to("cd" * 32)},
+        lambda world: {"adapters": [{**its_adapter(world), "uri": "s3://adapters/another/run", "sha256": "cd" * 32}]},
+        lambda world: {},
+    ],
+    ids=["a revision that was served once", "another run", "nothing yet"],
+)
+async def test_what_is_not_in_service_is_deleted(published: World, status: Callable[[World], dict[str, Any]]) -> None:
+    served(published, **status(published))
+    deleted(published)
+    await published.reconcile()
+    assert CLEANUP_JOB in published.api.objects
+
+
+async def test_a_deployment_that_goes_holds_nothing(published: World) -> None:
+    body = served(published, adapters=[its_adapter(published)])
+    key = Key("team-a", body["metadata"]["name"])
+    published.change(MODELDEPLOYMENT, key, metadata={**body["metadata"], "deletionTimestamp": "2026-11-23T10:00:00Z"})
+    deleted(published)
+    await published.reconcile()
+    assert CLEANUP_JOB in published.api.objects
+
+
+async def test_who_waits_is_told_for_whom_and_what_to_do_once(published: World) -> None:
+    served(published, adapters=[its_adapter(published)])
+    deleted(published)
+    for _ in range(3):
+        await published.reconcile()
+    assert published.told().count("StillServed") == 1
+    assert (said(published)["reason"], said(published)["type"]) == ("StillServed", "Warning")
+    assert "let ModelDeployment team-a/assistant name another adapter, or delete it" in said(published)["message"]
+
+
+async def test_a_run_whose_folder_is_served_is_ended_at_once_all_the_same(held: World) -> None:
+    served(held, adapters=[its_adapter(held)])
+    deleted(held)
+    assert await held.reconcile() == Requeue(LOOK_AGAIN)
+    assert held.get(JOB, TRAIN)["spec"]["activeDeadlineSeconds"] == 1
+
+
+async def test_a_deployment_that_lets_go_wakes_the_cleaning(published: World) -> None:
+    body = served(published, adapters=[its_adapter(published)])
+    assert list(published.controller.keys_for(MODELDEPLOYMENT, body)) == [], "no job waits"
+    deleted(published)
+    await published.reconcile()
+    body = served(published)
+    assert list(published.controller.keys_for(MODELDEPLOYMENT, body)) == [NAME]
+
+
+async def let_go_after_a_day(published: World) -> None:
+    """Have nobody look for a day, as while the operator is away, and the adapter let go meanwhile."""
+    served(published, adapters=[its_adapter(published)])
+    deleted(published)
+    await published.reconcile()
+    published.now += timedelta(seconds=DAY)
+    served(published)
+
+
+async def test_the_cleaning_has_its_time_once_the_adapter_is_let_go(
+    published: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await let_go_after_a_day(published)
+    monkeypatch.setattr(api, "CREATED", timestamp(published.now))
+    assert await published.reconcile(0) == Requeue(LOOK_AGAIN)
+    assert CLEANUP_JOB in published.api.objects
+    assert await published.reconcile(CLEANUP_SECONDS - 1) == Requeue(1)
+    await published.reconcile()
+    assert is_gone(published)
+    assert "longer than 600 s" in said(published)["message"]
+
+
+async def test_a_quota_has_its_time_then_to_become_free(published: World) -> None:
+    await let_go_after_a_day(published)
+    for seconds, again in ((1.0, FORBIDDEN_AGAIN), (CLEANUP_SECONDS - 1, 1.0)):
+        published.api.answers = [_failure(403, "Forbidden", message="exceeded quota")]
+        assert await published.reconcile(seconds) == Requeue(again)
+    published.api.answers = [_failure(403, "Forbidden", message="exceeded quota")]
+    await published.reconcile()
+    assert is_gone(published)
+    assert "exceeded quota" in said(published)["message"]
+
+
+async def test_a_namespace_that_goes_is_not_held_up_by_a_deployment_of_another_one(published: World) -> None:
+    served(published, "team-b", adapters=[its_adapter(published)])
+    deleted(published)
+    published.put(NAMESPACE, {"metadata": {"name": "team-a"}})
+    assert await published.reconcile() == Requeue(SERVED_AGAIN)
+    published.put(NAMESPACE, {"metadata": {"name": "team-a", "deletionTimestamp": "2026-11-23T10:00:00Z"}})
+    answer = web.json_response(published.get(NAMESPACE, Key("", "team-a")))
+    published.api.answers = [answer, _failure(403, "Forbidden", message="namespace team-a is being terminated")]
+    await published.reconcile()
+    assert is_gone(published)
+    assert (said(published)["reason"], said(published)["metadata"]["namespace"]) == ("CleanupFailed", "default")
+
+
+async def test_deployments_are_watched_where_there_is_an_agent_to_clean(world: World) -> None:
+    assert MODELDEPLOYMENT not in [each.kind for each in world.controller.watches]
+    enabled = FineTuneController(world.controller._kube, "trainer:test", agent_image="agent:test")
+    assert MODELDEPLOYMENT in [each.kind for each in enabled.watches]
 
 
 async def test_a_request_that_never_wrote_anything_goes_at_once(checked: World) -> None:

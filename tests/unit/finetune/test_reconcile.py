@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from lorikeet_operator import watched
+from lorikeet_operator.finetune.deletion import NAMESPACE
 from lorikeet_operator.finetune.job import ProgressEndpoint
 from lorikeet_operator.finetune.patience import NOT_STARTED, PATIENCE, REFUSED_AGAIN
 from lorikeet_operator.finetune.reconcile import FineTuneController as Controller
-from lorikeet_operator.kinds import FINETUNEJOB, TUNINGPROFILE
+from lorikeet_operator.kinds import FINETUNEJOB, MODELDEPLOYMENT, TUNINGPROFILE
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import Conflict
@@ -22,7 +24,7 @@ from lorikeet_operator.kube.writer import Writer
 from tests.resources import UID, job_body, profile_body
 from tests.unit.kube.api import Api, client_for, serve
 
-KINDS = (EVENT, POD, JOB, FINETUNEJOB, TUNINGPROFILE)
+KINDS = (EVENT, POD, JOB, FINETUNEJOB, TUNINGPROFILE, MODELDEPLOYMENT, NAMESPACE)
 NAME = Key("team-a", "sql-v1")
 TRAIN = Key("team-a", "sql-v1-train")
 PREFLIGHT = Key("team-a", "sql-v1-preflight")
@@ -161,6 +163,7 @@ async def checked(world: World) -> World:
     """The same, with an operator that knows an image to check runs with."""
     kube = world.controller._kube
     world.controller = Controller(kube, "trainer:test", lambda: world.now, agent_image="agent:test")
+    world.cache.register(MODELDEPLOYMENT, watched.MODELDEPLOYMENTS.index)
     return world
 
 

@@ -347,6 +347,14 @@ def test_of_each_adapter_so_many_earlier_revisions_are_remembered() -> None:
     assert history(OLD, NEW, limit=0) == [("sql", "b" * 8)]
 
 
+def test_a_revision_is_remembered_while_requests_are_led_to_it_though_its_adapter_is_named_no_longer() -> None:
+    asks = deployment(adapters=[SQL])
+    before = well(asks, OLD)
+    now = after(deployment(adapters=[DPO]), told(asks, before, NOW))
+    still = told(now, well(now, OTHER, routes=before.routes), NOW)
+    assert [(each.adapter, each.revision) for each in still.history] == [("sql", "a" * 8)]
+
+
 def test_an_adapter_that_is_named_no_longer_has_no_history() -> None:
     asks = deployment(adapters=[SQL])
     before = told(asks, well(asks, NEW), NOW)
