@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from e2e.client import Plan
 from e2e.small import request, upload_rows
 from e2e.target import Target
@@ -16,20 +20,46 @@ MODEL = "colour"
 WORDS = 6
 """An answer has so many words: long enough to be in flight when something happens."""
 TRAINING = {"epochs": 1000.0, "maxSteps": 150, "batchSize": 8, "microBatchSize": 8, "learningRate": 0.01}
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
+
+
+def write_base(folder: Path, **config: Any) -> Path:
+    """Make the base model, in a shape that vLLM's attention on CPUs takes; return its folder."""
+    return tiny.write_model(folder, pretrained=True, num_attention_heads=2, num_key_value_heads=1, **config)
 
 
 def upload_base(target: Target, folder: Path, prefix: str = "colours", **config: Any) -> str:
-    """Make the base model, in a shape that vLLM's attention on CPUs takes, and store it; return its URI."""
-    made = tiny.write_model(folder, pretrained=True, num_attention_heads=2, num_key_value_heads=1, **config)
-    Workspace(target, "default").upload_folder(made, "models", prefix)
+    """Make the base model and store it; return its URI."""
+    Workspace(target, "default").upload_folder(write_base(folder, **config), "models", prefix)
     return f"s3://models/{prefix}"
+
+
+def write_adapter(folder: Path, base: Path, colour: str, rank: int = 8) -> Path:
+    """Train an adapter as `job` has it trained, but here and without a job; return its folder."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS))
+    chats = [
+        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": " ".join([colour] * WORDS)}]
+        for row in tiny.rows()[0]
+    ]
+    batch = tokenizer.apply_chat_template(chats, return_tensors="pt", return_dict=True, padding=True)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimizer = torch.optim.AdamW(adapted.parameters(), lr=TRAINING["learningRate"])
+    for _ in range(int(TRAINING["maxSteps"])):
+        optimizer.zero_grad()
+        adapted(**batch, labels=labels).loss.backward()
+        optimizer.step()
+    adapted.save_pretrained(str(folder))
+    return folder
 
 
 def job(workspace: Workspace, name: str, base: str, colour: str, rank: int = 8) -> dict[str, Any]:
     """Return a FineTuneJob whose adapter answers everything with one colour."""
     rows = [{**row, "completion": " ".join([colour] * WORDS)} for row in tiny.rows()[0]]
     data = upload_rows(workspace, rows, f"{name}.jsonl")
-    method = {"lora": {"rank": rank, "targetModules": ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]}}
+    method = {"lora": {"rank": rank, "targetModules": TARGETS}}
     return request(workspace, name, base, data, training=TRAINING, method=method)
 
 

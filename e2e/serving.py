@@ -77,15 +77,24 @@ def agent_state(workspace: Workspace, pod: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def reached(workspace: Workspace, name: str) -> Iterator[httpx.Client]:
     """Reach a deployment's router from this machine, while the block runs."""
+    with (
+        forwarded(workspace, f"svc/{name}", 80) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def forwarded(workspace: Workspace, to: str, port: int) -> Iterator[int]:
+    """Reach a port of a pod or Service from this machine's loopback, while the block runs; yield the port there."""
     target = workspace.target
-    command = ["kubectl", "--context", target.context, "-n", workspace.namespace, "port-forward", f"svc/{name}", ":80"]
+    command = ["kubectl", "--context", target.context, "-n", workspace.namespace, "port-forward", to, f":{port}"]
     with subprocess.Popen(command, env=target.environment, stdout=subprocess.PIPE, text=True) as forward:
         try:
             line = forward.stdout.readline() if forward.stdout is not None else ""
             found = re.search(r"127\.0\.0\.1:(\d+)", line)
             if found is None:
                 raise TargetError(f"kubectl port-forward said: {line}")
-            with httpx.Client(base_url=f"http://127.0.0.1:{found[1]}", trust_env=False, timeout=60) as client:
-                yield client
+            yield int(found[1])
         finally:
             forward.terminate()
