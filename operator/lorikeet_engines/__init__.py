@@ -1,7 +1,7 @@
 """Inference engines, one file each: the container that runs one, and how adapters are loaded into it while it runs.
 
 The operator builds pods by the first half, the agent beside the engine uses the second. To add an engine, write its
-file and add it to ENGINES; `tests/unit/engines` has what it must keep.
+file, add it to ENGINES, and its modes to `e2e/scenarios/test_engines.py`, which has what it must keep.
 """
 
 from typing import Final

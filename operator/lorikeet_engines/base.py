@@ -43,7 +43,8 @@ class Launch:
     adapters: Sequence[tuple[str, str]] = ()
     """Served names and folders of the adapters to start with, where it loads none while it runs."""
     guard: str = ""
-    """`module.Class` of the ASGI middleware that keeps its admin endpoints for its own pod."""
+    """`module.Class` of the ASGI middleware that keeps its admin endpoints for its own pod. (An engine that is no ASGI
+    application would have to listen on loopback, behind the agent.)"""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Folders for caches and the like."""
 
