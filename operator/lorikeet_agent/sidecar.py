@@ -11,9 +11,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from lorikeet_api.serving import DRAIN_HEADER
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
-SILENT_SECONDS: Final = 30.0
-"""What has answered nothing for so long hangs: its requests will not end, and the kubelet, whose probe has found the
-same, is not to wait for the whole drain. Some questions fit into it, each of as many seconds as its client waits."""
+SILENT_SECONDS: Final = 90.0
+"""What has answered nothing for so long hangs, and its requests will not end. One that is only busy answers in between:
+many questions fit into it, each of as many seconds as its client waits."""
 
 
 def metrics(registry: CollectorRegistry) -> Handler:

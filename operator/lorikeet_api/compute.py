@@ -26,8 +26,8 @@ RESERVED_ENV: Final = (
     "REQUESTS_CA_BUNDLE", "HF_TOKEN", "HOME", "USER", "VLLM_API_KEY",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_USE_RUST_FRONTEND",
 )  # fmt: skip
-"""Environment that the operator or the trainer's image sets, that would open an engine's doors (vLLM's other frontend
-runs no middleware, so no guard), or shut them to its routers and its agent."""
+"""Environment that is not the user's: Lorikeet or its images set it, or it would open an engine's doors (vLLM's other
+frontend runs no middleware, so no guard) or shut them to its own routers."""
 
 
 class KeySelector(Model):

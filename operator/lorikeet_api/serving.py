@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from lorikeet_api.base import Model, S3Uri, Text
-from lorikeet_api.contract import StorageAccess
+from lorikeet_api.contract import StorageAccess, canonical_json
 from lorikeet_api.training import ModelSource
 
 ENGINE_CONTRACT: Final = "/etc/lorikeet/engine.json"
@@ -76,6 +76,11 @@ class WantedAdapters(Model):
     led: list[str] = []
     """Served names of those that requests are led to, sorted: a pod without them takes no other one's place."""
 
+    @property
+    def fingerprint(self) -> str:
+        """By which two parties know that they speak of the same adapters, wherever requests are led."""
+        return fingerprint(canonical_json([each.to_wire() for each in self.adapters]))
+
 
 class EngineContract(Model):
     """What an engine's pod is: nothing in it changes while the pod lives."""
@@ -138,7 +143,7 @@ class AgentState(Model):
     """How an engine's pod stands (`GET /state` of its agent)."""
 
     wanted: str
-    """`fingerprint` of the wanted adapters that it has read; empty: none yet."""
+    """Fingerprint of the wanted adapters that it has read; empty: none yet."""
     engine: bool
     """Whether the engine answers."""
     draining: bool

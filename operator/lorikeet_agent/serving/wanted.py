@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from lorikeet_api.serving import AdapterRevision, WantedAdapters, fingerprint
+from lorikeet_api.serving import AdapterRevision, WantedAdapters
 from lorikeet_run import log
 
 
@@ -15,7 +15,7 @@ class WantedFile:
         self._content: bytes | None = None
         self._error = ""
         self.fingerprint = ""
-        """Of the content; empty: none yet."""
+        """Of the adapters; empty: none yet."""
         self.adapters: tuple[AdapterRevision, ...] = ()
         self.led: frozenset[str] = frozenset()
         """Served names of the adapters that requests are led to."""
@@ -34,6 +34,6 @@ class WantedFile:
             self._error = str(error)
             return False
         self._error = ""
-        self.fingerprint, self.adapters, self.led = fingerprint(content), tuple(wanted.adapters), frozenset(wanted.led)
+        self.fingerprint, self.adapters, self.led = wanted.fingerprint, tuple(wanted.adapters), frozenset(wanted.led)
         log.event("wanted", fingerprint=self.fingerprint, adapters=len(self.adapters))
         return True

@@ -20,6 +20,14 @@ _ANYWHERE: Final = dict.fromkeys(("node_selector", "affinity", "runtime_class_na
 """These choose nodes by their GPUs, and any node will do; also a tainted one, where there is no other."""
 
 
+def cleanup_name(job: FineTuneJob) -> str:
+    """Return the name of the batch Job that cleans up.
+
+    With a piece of the uid, since a job of the same name may come next; a Job's name is a label of its pods.
+    """
+    return f"{job.metadata.name}-clean-{(job.metadata.uid or '')[:6]}"
+
+
 def agent_job(
     job: FineTuneJob, resolved: Resolved, task: names.Task, image: str, memory: str = MEMORY
 ) -> dict[str, Any]:
@@ -48,8 +56,7 @@ def agent_job(
     if task == "cleanup":
         # It has to outlive a FineTuneJob that is deleted with all that it owns; its ttl removes it.
         del metadata["ownerReferences"]
-        # With a piece of the uid, since a job of the same name may come next; a Job's name is a label of its pods.
-        metadata["name"] = f"{job.metadata.name}-clean-{(job.metadata.uid or '')[:6]}"
+        metadata["name"] = cleanup_name(job)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

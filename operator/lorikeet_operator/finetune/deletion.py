@@ -8,28 +8,39 @@ itself and takes no new pods, it lets go and says so: in its log, and by an Even
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from lorikeet_api import names
-from lorikeet_api.contract import Artifacts
+from lorikeet_api.contract import Artifacts, RunContract
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
-from lorikeet_operator.finetune.agent import CLEANUP_SECONDS
+from lorikeet_operator.finetune.agent import CLEANUP_SECONDS, cleanup_name
 from lorikeet_operator.finetune.evidence import Asked
 from lorikeet_operator.finetune.observe import final_condition, live
 from lorikeet_operator.kinds import FINETUNEJOB, MODELDEPLOYMENT
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid, NotFound
-from lorikeet_operator.kube.kinds import JOB, POD, Key, Kind, Object, key_of, label_of
+from lorikeet_operator.kube.kinds import (
+    JOB,
+    NAMESPACE,
+    POD,
+    Key,
+    Object,
+    is_deleted,
+    key_of,
+    label_of,
+    uid_of,
+)
 from lorikeet_operator.kube.queue import Requeue
+from lorikeet_operator.kube.times import timestamp
 
 _log = logging.getLogger(__name__)
 
 LOOK_AGAIN: Final = 5.0
 FORBIDDEN_AGAIN: Final = 30.0
-SERVED_AGAIN: Final = 30.0
-"""When a ModelDeployment lets go, its watch tells; whether the namespace goes, nobody does."""
-NAMESPACE: Final = Kind("", "v1", "namespaces", "Namespace", namespaced=False)
+SERVED_AGAIN: Final = 10.0
+"""Seconds until it is asked again whether what is to be deleted is still served."""
 
 
 class Deletion:
@@ -44,8 +55,8 @@ class Deletion:
         self._kube = kube
         self._cleanup = cleanup
         self._now = now
-        self._forbidden: dict[Key, datetime] = {}
-        """Since when Kubernetes forbids the cleaning of a FineTuneJob."""
+        self._forbidden: dict[str, datetime] = {}
+        """By uid of a FineTuneJob: since when Kubernetes forbids its cleaning."""
 
     async def prepare(self, body: Object, job: FineTuneJob) -> Object:
         """Set or remove the finalizer, as the policy is now; return the FineTuneJob as it is then."""
@@ -56,7 +67,7 @@ class Deletion:
 
     async def let_go(self, body: Object) -> Object:
         """Remove the finalizer."""
-        self._forbidden.pop(key_of(body), None)
+        self._forbidden.pop(uid_of(body), None)
         return await self._finalizers(body, [each for each in _finalizers(body) if each != names.FINALIZER])
 
     async def finish(self, body: Object, job: FineTuneJob) -> Requeue | None:
@@ -67,26 +78,32 @@ class Deletion:
             return None
         if await self._still_runs(job):
             return await self._wait(body, job, job.metadata.deletion_timestamp)
-        if await self._is_needed(body, job, resolved):
+        if not self._is_being_cleaned(job) and await self._is_needed(body, job, resolved):
+            self._forbidden.pop(uid_of(body), None)
             return Requeue(SERVED_AGAIN)
         return await self._clean(body, job)
+
+    def _is_being_cleaned(self, job: FineTuneJob) -> bool:
+        """Return whether files may be gone already, so that it is too late to serve them."""
+        return self._kube.cache.get(JOB, Key(job.metadata.namespace or "", cleanup_name(job))) is not None
 
     async def _is_needed(self, body: Object, job: FineTuneJob, resolved: Resolved) -> bool:
         """Return whether engines may yet fetch what the run has written, and say for whom."""
         cache = self._kube.cache
-        contract = resolved.contract
-        folder = f"{contract.output_uri.rstrip('/')}/{contract.run_id}"
         # Without the agent nobody serves.
         deployments = cache.all(MODELDEPLOYMENT) if cache.keeps(MODELDEPLOYMENT) else []
-        users = sorted(key_of(each) for each in deployments if _serves(each, folder, job.status.artifacts))
+        run = _Run(key_of(body), resolved.contract, job.status.artifacts)
+        users = sorted(key_of(each) for each in deployments if not is_deleted(each) and run.is_served_by(each))
         # In a namespace that goes nothing can be cleaned any more, and one of another namespace must not hold it up.
         if not users or await self._namespace_goes(key_of(body).namespace):
             return False
         message = (
-            f"{folder} is deleted once it is served no more: let ModelDeployment {', '.join(map(str, users))} name"
+            f"{run.folder} is deleted once it is served no more: let ModelDeployment {', '.join(map(str, users))} name"
             " another adapter, or delete it"
         )
-        await self._kube.recorder.event(body, "Warning", "StillServed", message)
+        # Once an hour: Events do not last longer, and nothing else says why the deletion waits.
+        hour = timestamp(self._now())[: len("2026-11-23T10")]
+        await self._kube.recorder.event(body, "Warning", "StillServed", message, hour)
         return True
 
     async def _namespace_goes(self, name: str) -> bool:
@@ -94,7 +111,7 @@ class Deletion:
             namespace = await self._kube.client.get(NAMESPACE, Key("", name))
         except (Forbidden, NotFound):
             return False  # rights that are not the chart's
-        return is_going(namespace)
+        return is_deleted(namespace)
 
     async def _still_runs(self, job: FineTuneJob) -> bool:
         """End the run, and return whether something of it may still be writing."""
@@ -114,7 +131,7 @@ class Deletion:
             task = await self._cleanup(job)
         except Forbidden as error:
             ends = "being terminated" in error.message
-            since = self._forbidden.setdefault(key_of(body), self._now())
+            since = self._forbidden.setdefault(uid_of(body), self._now())
             if not ends and (left := self._left(since)) > 0:
                 return Requeue(min(left, FORBIDDEN_AGAIN))  # a quota, say, which may be free in time
             await self._give_up(body, job, str(error), namespace_ends=ends)
@@ -175,29 +192,48 @@ def is_held(body: Object) -> bool:
     return names.FINALIZER in _finalizers(body)
 
 
-def is_going(body: Object) -> bool:
-    """Return whether the deletion of an object has been asked for."""
-    return bool(body["metadata"].get("deletionTimestamp"))
+@dataclass(frozen=True)
+class _Run:
+    """What is to be deleted."""
 
+    key: Key
+    """Of the FineTuneJob."""
+    contract: RunContract
+    made: Artifacts | None
 
-def _serves(deployment: Object, folder: str, made: Artifacts | None) -> bool:
-    """Return whether a ModelDeployment leads requests to what lies in a run's folder, or is to hold it."""
-    if is_going(deployment):
-        return False
-    status = deployment.get("status") or {}
-    led = {
-        (each.get("adapter"), each["servedName"])
-        for route in status.get("routes") or []
-        for each in route.get("variants") or []
-    }
-    if made is not None and any(name == names.served_adapter(adapter, made.sha256) for adapter, name in led if adapter):
-        return True  # perhaps of an adapter that the spec no longer has: status knows no folder of it then
-    earlier = [
-        each
-        for each in status.get("history") or []
-        if (each["adapter"], names.served_adapter(each["adapter"], each["sha256"])) in led
-    ]
-    return any(each["uri"] == folder for each in [*(status.get("adapters") or []), *earlier])
+    @property
+    def folder(self) -> str:
+        """Return where the run has written."""
+        return f"{self.contract.output_uri.rstrip('/')}/{self.contract.run_id}"
+
+    def is_served_by(self, deployment: Object) -> bool:
+        """Return whether a ModelDeployment names the run, leads requests to what it has written, or is to hold that."""
+        if any(self._is_named_by(key_of(deployment), each) for each in deployment["spec"].get("adapters") or []):
+            return True
+        status = deployment.get("status") or {}
+        led = {
+            each["servedName"]: each["adapter"]
+            for route in status.get("routes") or []
+            for each in route.get("variants") or []
+            if each.get("adapter")
+        }
+        held = {each["servedName"]: each["uri"] for each in status.get("adapters") or []}
+        earlier = {
+            names.served_adapter(each["adapter"], each["sha256"]): each["uri"] for each in status.get("history") or []
+        }
+        folders = {**{name: earlier.get(name) for name in led}, **held}
+        return any(
+            uri == self.folder
+            # Where nobody knows the folder, the content must do.
+            or (uri is None and self.made is not None and name == names.served_adapter(led[name], self.made.sha256))
+            for name, uri in folders.items()
+        )
+
+    def _is_named_by(self, deployment: Key, adapter: Object) -> bool:
+        source = adapter.get("from") or {}
+        if job := (source.get("fineTuneJobRef") or {}).get("name"):
+            return Key(deployment.namespace, job) == self.key
+        return str(source.get("uri", "")).rstrip("/") in (self.folder, self.contract.output_uri.rstrip("/"))
 
 
 def _is_cleanup(obj: Object) -> bool:

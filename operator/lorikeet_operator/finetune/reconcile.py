@@ -1,7 +1,7 @@
 """Brings one FineTuneJob a step further: reads the cache, decides, writes. Run any number of times."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -15,7 +15,7 @@ from lorikeet_operator import watched
 from lorikeet_operator.finetune import job as build
 from lorikeet_operator.finetune import status as story
 from lorikeet_operator.finetune.agent import MEMORY
-from lorikeet_operator.finetune.deletion import Deletion, is_going, is_held
+from lorikeet_operator.finetune.deletion import Deletion, is_held
 from lorikeet_operator.finetune.evidence import Asked, Evidence
 from lorikeet_operator.finetune.follow import Follower
 from lorikeet_operator.finetune.observe import CHECKING, Finding, checking, final_condition, observe
@@ -24,8 +24,8 @@ from lorikeet_operator.finetune.resolve import resolve
 from lorikeet_operator.finetune.tasks import UNMADE, Tasks
 from lorikeet_operator.finetune.tell import Teller
 from lorikeet_operator.finetune.turns import Turns
-from lorikeet_operator.kinds import FINETUNEJOB, MODELDEPLOYMENT, TUNINGPROFILE
-from lorikeet_operator.kube.controller import Kube, Watch
+from lorikeet_operator.kinds import FINETUNEJOB, TUNINGPROFILE
+from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import Forbidden, HeldByOther, Invalid
 from lorikeet_operator.kube.kinds import (
     JOB,
@@ -33,6 +33,7 @@ from lorikeet_operator.kube.kinds import (
     Kind,
     Object,
     controller_uid,
+    is_deleted,
     key_of,
     label_of,
     uid_of,
@@ -49,7 +50,7 @@ class FineTuneController:
     """The controller of FineTuneJobs."""
 
     name = "finetunejob"
-    watches: Sequence[Watch] = (watched.FINETUNEJOBS, watched.TUNINGPROFILES, watched.JOBS, watched.PODS)
+    watches = (watched.FINETUNEJOBS, watched.TUNINGPROFILES, watched.JOBS, watched.PODS)
 
     def __init__(
         self,
@@ -69,9 +70,6 @@ class FineTuneController:
         self._now = now
         self._trainer_image = trainer_image
         self._endpoint = endpoint
-        if agent_image:
-            # What they serve is not deleted; without the agent nothing is.
-            self.watches = (*self.watches, watched.MODELDEPLOYMENTS)
         evidence = Evidence(kube, now)
         self._tasks = Tasks(kube, evidence, agent_image, agent_memory, now)
         teller = Teller(kube, now)
@@ -91,9 +89,6 @@ class FineTuneController:
                 for body in self._kube.cache.all(FINETUNEJOB)
                 if _profile_name(body) == name and not (body.get("status") or {}).get("resolved")
             ]
-        if kind == MODELDEPLOYMENT:
-            # Those that may wait until it lets go of what they have written.
-            return [key_of(body) for body in self._kube.cache.all(FINETUNEJOB) if is_going(body) and is_held(body)]
         owner = label_of(obj, names.LABEL_FINETUNEJOB)
         return [Key(key_of(obj).namespace, owner)] if owner else []
 
@@ -116,7 +111,7 @@ class FineTuneController:
         body = self._kube.cache.get(FINETUNEJOB, key)
         if body is None:
             return None  # its children go with it, by their owner references
-        going = is_going(body)
+        going = is_deleted(body)
         if going and not is_held(body):
             return None
         try:

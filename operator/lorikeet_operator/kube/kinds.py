@@ -61,6 +61,7 @@ CONFIG_MAP: Final = Kind("", "v1", "configmaps", "ConfigMap")
 SERVICE: Final = Kind("", "v1", "services", "Service")
 DEPLOYMENT: Final = Kind("apps", "v1", "deployments", "Deployment")
 DISRUPTION_BUDGET: Final = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+NAMESPACE: Final = Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 NETWORK_POLICY: Final = Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 
 
@@ -84,6 +85,11 @@ def label_of(obj: Object, label: str) -> str | None:
     """Return the value of a label."""
     value = (obj["metadata"].get("labels") or {}).get(label)
     return None if value is None else str(value)
+
+
+def is_deleted(obj: Object) -> bool:
+    """Return whether the deletion of an object has been asked for; finalizers, or a grace period, may hold it."""
+    return bool(obj["metadata"].get("deletionTimestamp"))
 
 
 def controller_uid(obj: Object) -> str | None:

@@ -18,7 +18,6 @@ from lorikeet_api.serving import (
     WANTED,
     EngineContract,
     WantedAdapters,
-    fingerprint,
     model_folder,
 )
 from lorikeet_engines import ENGINES, Launch
@@ -37,8 +36,8 @@ SETTLE_SECONDS: Final = 10
 SLACK_SECONDS: Final = 30
 """Beyond the time for requests in flight, for routers to notice and for the engine to end."""
 HUNG_SECONDS: Final = 60
-"""What is left to an engine or a router that has hung for a minute: it ends nothing that it has begun, and does not
-heed SIGTERM. Its agent gives up draining in that time."""
+"""What is left to an engine or a router that has failed its liveness probe for a minute: most likely it ends nothing
+that it has begun, and does not heed SIGTERM either."""
 _AGENT_HEALTH: Final = {"httpGet": {"path": "/healthz", "port": AGENT_PORT}}
 AGENT_PROBES: Final = {
     "startupProbe": {**_AGENT_HEALTH, "periodSeconds": 1, "failureThreshold": 60},
@@ -349,8 +348,3 @@ def _engine(deployment: ModelDeployment, setup: Setup, told: EngineContract) -> 
         "lifecycle": drain_hook(deployment),
         "volumeMounts": mounts,
     }
-
-
-def wanted_fingerprint(wanted: WantedAdapters) -> str:
-    """Return the fingerprint that an agent says once it has read this."""
-    return fingerprint(wanted_bytes(wanted))

@@ -112,6 +112,12 @@ def is_moving(facts: Facts, held: Sequence[str]) -> bool:
     return loading or (leading and not facts.settled) or not in_use.issuperset(held)
 
 
+def are_heard(facts: Facts) -> bool:
+    """Return whether the agent of every ready pod has answered."""
+    silent = any(each.ready and each.state is None for each in facts.replicas)
+    return not silent and not any(each.ready and each.state is None for each in facts.routers)
+
+
 def _is_loading(served: str, state: AgentState) -> bool:
     """Return whether a replica is at work on an adapter. One that has failed is tried again, but slowly."""
     return not any(each.served == served and each.state != "loading" for each in state.adapters)

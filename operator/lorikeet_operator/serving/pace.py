@@ -10,8 +10,8 @@ SHIFTING: Final = 0.5
 """Seconds between two looks while something is on its way: agents and routers tell only who asks."""
 STARTING: Final = 5.0
 """The same while pods start, of which the watch tells, too; and what the former grow to while nothing moves."""
-PART: Final = 20
-"""What does not move is looked at again after so small a part of the time for which it has not."""
+PART: Final = 1 / 20
+"""The next look at what does not move is after this part of the time for which it has not."""
 
 
 class Pace:
@@ -27,7 +27,7 @@ class Pace:
         if before != seen:
             since = self._now()
         self._stands[key] = (seen, since)
-        return min(max(SHIFTING, (self._now() - since).total_seconds() / PART), STARTING)
+        return min(max(SHIFTING, (self._now() - since).total_seconds() * PART), STARTING)
 
     def forget(self, key: Key) -> None:
         """Forget one that has arrived, or is gone."""

@@ -38,7 +38,7 @@ class Poller:
         kept = [pod for pod in pods if not is_going(pod)]
         states = await self._ask(kept, AgentState)
         return [
-            Replica(pod["metadata"]["name"], ready := is_ready(pod), said, self._silence(pod, ready and said is None))
+            Replica(pod["metadata"]["name"], is_ready(pod), said, self._silence(pod, said))
             for pod, said in zip(kept, states, strict=True)
         ]
 
@@ -51,20 +51,15 @@ class Poller:
         alive = [pod for pod in pods if self._may_lead(pod)]
         states = await self._ask(alive, RouterState)
         return [
-            RouterReplica(
-                pod["metadata"]["name"],
-                ready := is_ready(pod) and not is_going(pod),
-                said,
-                self._silence(pod, ready and said is None),
-            )
+            RouterReplica(pod["metadata"]["name"], is_ready(pod) and not is_going(pod), said, self._silence(pod, said))
             for pod, said in zip(alive, states, strict=True)
         ]
 
-    def _silence(self, pod: Object, silent: bool) -> float:
-        """Return for how many seconds a ready pod has not answered, this time included."""
+    def _silence(self, pod: Object, said: Model | None) -> float:
+        """Return for how many seconds a ready pod that is to stay has not answered, this time included."""
         now, uid = self._now(), uid_of(pod)
         self._silent = {each: times for each, times in self._silent.items() if now - times[1] < FORGOTTEN}
-        if not silent:
+        if said is not None or is_going(pod) or not is_ready(pod):
             self._silent.pop(uid, None)
             return 0.0
         since, _ = self._silent.get(uid, (now, now))

@@ -44,6 +44,7 @@ from lorikeet_operator.kube.kinds import (
     Kind,
     Object,
     controller_uid,
+    is_deleted,
     key_of,
     label_of,
     uid_of,
@@ -53,7 +54,7 @@ from lorikeet_operator.kube.times import timestamp
 from lorikeet_operator.profiles import Refused
 from lorikeet_operator.serving import engine_pods, router_pods
 from lorikeet_operator.serving import status as story
-from lorikeet_operator.serving.facts import gather, is_moving
+from lorikeet_operator.serving.facts import are_heard, gather, is_moving
 from lorikeet_operator.serving.finding import Finding
 from lorikeet_operator.serving.lookup import lookup_job, said
 from lorikeet_operator.serving.pace import STARTING, Pace
@@ -126,7 +127,7 @@ class ModelDeploymentController:
     async def reconcile(self, key: Key) -> Requeue | None:
         """Bring the ModelDeployment `key` a step further."""
         body = self._kube.cache.get(MODELDEPLOYMENT, key)
-        if body is None or body["metadata"].get("deletionTimestamp"):
+        if body is None or is_deleted(body):
             self._pace.forget(key)
             return None  # what it is made of goes with it, by owner references
         try:
@@ -195,7 +196,7 @@ class ModelDeploymentController:
             *engine_pods.engine_objects(deployment, setup, pin, wanted),
         ]
         live = {(each["kind"], key_of(each).name): await self._apply(each) for each in made}
-        await self._hurry(engines, engine_pods.wanted_fingerprint(wanted), replicas)
+        await self._hurry(engines, wanted.fingerprint, replicas)
         await self._hurry(routers, to_do, router_replicas)
 
         facts = gather(
@@ -219,7 +220,7 @@ class ModelDeploymentController:
             heard = [each.state for each in replicas], [each.state for each in router_replicas]
             return Requeue(self._pace.next(key, (to_do, wanted, heard)))
         self._pace.forget(key)
-        return Requeue(QUIET if status.phase == "Available" else STARTING)
+        return Requeue(QUIET if status.phase == "Available" and are_heard(facts) else STARTING)
 
     def _plan(self, deployment: ModelDeployment, found: Mapping[str, Found]) -> Plan:
         jobs = {
@@ -274,14 +275,14 @@ class ModelDeploymentController:
             for each in deployment.status.history
         ]
         namespace, name = deployment.metadata.namespace or "", deployment.metadata.name
-        wanted = self._file(Key(namespace, names.engine(name)), WANTED)
+        told = self._file(Key(namespace, names.engine(name)), WANTED)
         routed = self._file(Key(namespace, names.router(name)), ROUTER_WANTED)
         try:
-            held = WantedAdapters.model_validate_json(wanted or "{}").adapters
+            wanted = WantedAdapters.model_validate_json(told or "{}")
         except ValidationError:
-            held = []
-        held = [*(each for each in known if each.served in led), *held]
-        return Told(held, fingerprint(wanted.encode()), fingerprint(routed.encode()))
+            wanted = WantedAdapters()
+        held = [*(each for each in known if each.served in led), *wanted.adapters]
+        return Told(held, wanted.fingerprint, fingerprint(routed.encode()))
 
     def _file(self, key: Key, path: str) -> str:
         """Return what a ConfigMap has for the file that is at `path` in pods; empty without it."""

@@ -20,8 +20,8 @@ from lorikeet_operator.serving.finding import Finding
 from lorikeet_operator.serving.plan import Target, routes
 from lorikeet_operator.serving.rollout import Replica, RouterReplica, holds
 
-SILENT: Final = 30.0
-"""Seconds after which a ready pod whose agent does not answer is not just busy."""
+SILENT: Final = 75.0
+"""Seconds after which a ready pod that does not answer is not just busy, nor on a node that has just been lost."""
 CONDITION_ORDER: Final[tuple[DeploymentConditionType, ...]] = ("Ready", "AdaptersReady", "RouterReady", "Degraded")
 
 
@@ -138,19 +138,22 @@ def _adapters_ready(deployment: ModelDeployment, facts: Facts) -> Finding:
 
 
 def _unloaded(target: Target, pod: str, state: AgentState) -> Finding:
-    for each in state.adapters:
-        if each.served == target.served and each.reason is not None:
-            return Finding(False, each.reason, f"adapter {target.name} on pod {pod}: {each.message}")
-    return Finding(False, "Loading", f"adapter {target.name}: revision {target.served} is being loaded on pod {pod}")
+    found = next((each for each in state.adapters if each.served == target.served), None)
+    if found is not None and found.reason is not None:
+        return Finding(False, found.reason, f"adapter {target.name} on pod {pod}: {found.message}")
+    so_far = f": {found.message}" if found is not None and found.message else ""
+    return Finding(
+        False, "Loading", f"adapter {target.name}: revision {target.served} is being loaded on pod {pod}{so_far}"
+    )
 
 
 def _unheard(replicas: Sequence[Replica | RouterReplica]) -> Finding | None:
-    """Return that a pod which is ready, so that its kubelet reaches its agent, does not answer the operator."""
+    """Return that the agent of a ready pod does not answer the operator."""
     for each in replicas:
         if each.silent >= SILENT:
             message = (
-                f"the operator gets no answer from pod {each.name} on port {AGENT_PORT}, though the pod is ready:"
-                " let the operator's pods reach that port, which a NetworkPolicy may forbid"
+                f"the operator gets no answer from pod {each.name} on port {AGENT_PORT}, though the pod is ready: its"
+                " agent hangs, or let the operator's pods reach that port, which a NetworkPolicy may forbid"
             )
             return Finding(False, "AgentUnreachable", message)
     return None

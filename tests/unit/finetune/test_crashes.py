@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lorikeet_operator import watched
 from lorikeet_operator.finetune.reconcile import FineTuneController as Controller
 from lorikeet_operator.kinds import FINETUNEJOB, TUNINGPROFILE
 from lorikeet_operator.kube.cache import Cache
@@ -87,13 +88,12 @@ async def cluster(fate: Fate) -> AsyncIterator[World]:
         def start() -> tuple[Cache, Controller]:
             """Start an operator that knows nothing but what the API server has."""
             cache = Cache()
-            kube = Kube(cache, Writer(client, cache), Recorder(client, "tester"), client)
-            controller = Controller(kube, "trainer:test", lambda: world.now, agent_image="agent:test")
-            for watch in controller.watches:
+            for watch in (*Controller.watches, watched.MODELDEPLOYMENTS):
                 cache.register(watch.kind, watch.index, watch.slim)
                 plural = f"/{watch.kind.plural}/"
                 cache.replace(watch.kind, [obj for path, obj in api.objects.items() if plural in path], api.version)
-            return cache, controller
+            kube = Kube(cache, Writer(client, cache), Recorder(client, "tester"), client)
+            return cache, Controller(kube, "trainer:test", lambda: world.now, agent_image="agent:test")
 
         world = World(api, *start())
         world.restart = start

@@ -10,10 +10,9 @@ from aiohttp import web
 from lorikeet_api import names
 from lorikeet_api.names import FINALIZER
 from lorikeet_operator.finetune.agent import CLEANUP_SECONDS
-from lorikeet_operator.finetune.deletion import FORBIDDEN_AGAIN, LOOK_AGAIN, NAMESPACE, SERVED_AGAIN
-from lorikeet_operator.finetune.reconcile import FineTuneController
+from lorikeet_operator.finetune.deletion import FORBIDDEN_AGAIN, LOOK_AGAIN, SERVED_AGAIN
 from lorikeet_operator.kinds import FINETUNEJOB, MODELDEPLOYMENT
-from lorikeet_operator.kube.kinds import JOB, Key, Object
+from lorikeet_operator.kube.kinds import JOB, NAMESPACE, Key, Object
 from lorikeet_operator.kube.queue import Requeue
 from lorikeet_operator.kube.times import timestamp
 from tests.resources import deployment_body
@@ -68,7 +67,8 @@ def served(world: World, namespace: str = "team-a", **status: Any) -> Object:
 def its_adapter(world: World) -> dict[str, Any]:
     """Return what a ModelDeployment's status says of the run's adapter."""
     contract = world.status["resolved"]["contract"]
-    return {"name": "sql", "uri": f"{contract['outputUri']}/{contract['runId']}", "sha256": SHA256}
+    uri = f"{contract['outputUri']}/{contract['runId']}"
+    return {"name": "sql", "uri": uri, "sha256": SHA256, "servedName": names.served_adapter("sql", SHA256)}
 
 
 def history(world: World) -> dict[str, Any]:
@@ -226,7 +226,7 @@ async def test_a_revision_that_is_led_to_is_found_by_its_folder_where_the_runs_r
     "status",
     [
         lambda world: {"history": [history(world)], "routes": leads_to("cd" * 32)},
-        lambda world: {"adapters": [{**its_adapter(world), "uri": "s3://adapters/another/run", "sha256": "cd" * 32}]},
+        lambda world: {"adapters": [{**its_adapter(world), "uri": "s3://adapters/another/run"}]},
         lambda world: {},
     ],
     ids=["a revision that was served once", "another run", "nothing yet"],
@@ -247,7 +247,7 @@ async def test_a_deployment_that_goes_holds_nothing(published: World) -> None:
     assert CLEANUP_JOB in published.api.objects
 
 
-async def test_who_waits_is_told_for_whom_and_what_to_do_once(published: World) -> None:
+async def test_who_waits_is_told_for_whom_and_what_to_do_once_an_hour(published: World) -> None:
     served(published, adapters=[its_adapter(published)])
     deleted(published)
     for _ in range(3):
@@ -255,6 +255,8 @@ async def test_who_waits_is_told_for_whom_and_what_to_do_once(published: World) 
     assert published.told().count("StillServed") == 1
     assert (said(published)["reason"], said(published)["type"]) == ("StillServed", "Warning")
     assert "let ModelDeployment team-a/assistant name another adapter, or delete it" in said(published)["message"]
+    await published.reconcile(3600)
+    assert published.told().count("StillServed") == 2
 
 
 async def test_a_run_whose_folder_is_served_is_ended_at_once_all_the_same(held: World) -> None:
@@ -262,15 +264,6 @@ async def test_a_run_whose_folder_is_served_is_ended_at_once_all_the_same(held: 
     deleted(held)
     assert await held.reconcile() == Requeue(LOOK_AGAIN)
     assert held.get(JOB, TRAIN)["spec"]["activeDeadlineSeconds"] == 1
-
-
-async def test_a_deployment_that_lets_go_wakes_the_cleaning(published: World) -> None:
-    body = served(published, adapters=[its_adapter(published)])
-    assert list(published.controller.keys_for(MODELDEPLOYMENT, body)) == [], "no job waits"
-    deleted(published)
-    await published.reconcile()
-    body = served(published)
-    assert list(published.controller.keys_for(MODELDEPLOYMENT, body)) == [NAME]
 
 
 async def let_go_after_a_day(published: World) -> None:
@@ -319,10 +312,42 @@ async def test_a_namespace_that_goes_is_not_held_up_by_a_deployment_of_another_o
     assert (said(published)["reason"], said(published)["metadata"]["namespace"]) == ("CleanupFailed", "default")
 
 
-async def test_deployments_are_watched_where_there_is_an_agent_to_clean(world: World) -> None:
-    assert MODELDEPLOYMENT not in [each.kind for each in world.controller.watches]
-    enabled = FineTuneController(world.controller._kube, "trainer:test", agent_image="agent:test")
-    assert MODELDEPLOYMENT in [each.kind for each in enabled.watches]
+async def test_it_is_too_late_to_serve_what_is_being_deleted(published: World) -> None:
+    deleted(published)
+    await published.reconcile()
+    assert CLEANUP_JOB in published.api.objects
+    served(published, adapters=[its_adapter(published)])
+    ends(published, CLEANUP, 0, DELETED)
+    await published.reconcile()
+    assert is_gone(published)
+    assert "StillServed" not in published.told()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda world: {"fineTuneJobRef": {"name": NAME.name}},
+        lambda world: {"uri": its_adapter(world)["uri"]},
+        lambda world: {"uri": world.status["resolved"]["contract"]["outputUri"] + "/"},
+    ],
+    ids=["its job", "its folder", "where its job writes"],
+)
+async def test_what_a_deployment_names_is_not_deleted_before_its_status_says_anything(
+    published: World, source: Callable[[World], dict[str, Any]]
+) -> None:
+    body = deployment_body(adapters=[{"name": "sql", "from": source(published)}])
+    published.put(MODELDEPLOYMENT, body)
+    deleted(published)
+    assert await published.reconcile() == Requeue(SERVED_AGAIN)
+    assert CLEANUP_JOB not in published.api.objects
+
+
+async def test_a_served_copy_does_not_hold_the_original(published: World) -> None:
+    copy = {**its_adapter(published), "uri": "s3://production/sql/run"}
+    served(published, adapters=[copy], routes=leads_to(SHA256))
+    deleted(published)
+    await published.reconcile()
+    assert CLEANUP_JOB in published.api.objects
 
 
 async def test_a_request_that_never_wrote_anything_goes_at_once(checked: World) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from lorikeet_operator import watched
-from lorikeet_operator.finetune.deletion import NAMESPACE
 from lorikeet_operator.finetune.job import ProgressEndpoint
 from lorikeet_operator.finetune.patience import NOT_STARTED, PATIENCE, REFUSED_AGAIN
 from lorikeet_operator.finetune.reconcile import FineTuneController as Controller
@@ -18,7 +17,7 @@ from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.kube.errors import Conflict
 from lorikeet_operator.kube.events import Recorder
-from lorikeet_operator.kube.kinds import EVENT, JOB, POD, Key, Kind, Object
+from lorikeet_operator.kube.kinds import EVENT, JOB, NAMESPACE, POD, Key, Kind, Object
 from lorikeet_operator.kube.queue import Requeue
 from lorikeet_operator.kube.writer import Writer
 from tests.resources import UID, job_body, profile_body

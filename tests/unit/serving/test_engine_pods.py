@@ -23,7 +23,6 @@ from lorikeet_api.serving import (
     AdapterRevision,
     EngineContract,
     WantedAdapters,
-    fingerprint,
 )
 from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_operator.serving.engine_pods import (
@@ -31,8 +30,6 @@ from lorikeet_operator.serving.engine_pods import (
     contract,
     drain_token,
     engine_objects,
-    wanted_bytes,
-    wanted_fingerprint,
 )
 from lorikeet_operator.serving.router_pods import router_objects
 from lorikeet_operator.serving.setup import settle
@@ -260,13 +257,13 @@ def test_the_agent_is_told_of_adapters_by_a_file_that_may_change(tmp_path: Any) 
     read = WantedFile(tmp_path / file)
     assert read.changed()
     assert list(read.adapters) == [SQL, DPO]
-    assert read.fingerprint == wanted_fingerprint(WantedAdapters(adapters=[SQL, DPO]))
+    assert read.fingerprint == WantedAdapters(adapters=[SQL, DPO]).fingerprint
 
 
-def test_the_fingerprint_is_that_of_the_file() -> None:
+def test_the_fingerprint_is_that_of_the_adapters_wherever_requests_are_led() -> None:
     wanted = WantedAdapters(adapters=[SQL])
-    assert wanted_fingerprint(wanted) == fingerprint(wanted_bytes(wanted))
-    assert wanted_fingerprint(wanted) != wanted_fingerprint(WantedAdapters())
+    assert wanted.fingerprint != WantedAdapters().fingerprint
+    assert wanted.fingerprint == WantedAdapters(adapters=[SQL], led=[SQL.served]).fingerprint
 
 
 @pytest.mark.parametrize("name", CASES)

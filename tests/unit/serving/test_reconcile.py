@@ -305,6 +305,18 @@ async def test_a_new_revision_is_loaded_led_to_and_the_old_one_then_drained_and_
     )
 
 
+async def test_a_shift_holds_though_its_status_was_not_written(serving: World) -> None:
+    serving.job(sha256=SECOND)
+    await serving.reconcile()
+    serving.engines_load()
+    before = serving.status
+    await serving.reconcile()
+    assert serving.led()["support"]["a"] == (NEW, 90)
+    serving.change(MODELDEPLOYMENT, NAME, status=before)
+    await serving.reconcile()
+    assert serving.led()["support"]["a"] == (NEW, 90)
+
+
 async def test_what_does_not_move_is_looked_at_less_and_less_often_until_something_does(serving: World) -> None:
     serving.job(sha256=SECOND)
     assert await serving.reconcile() == Requeue(SHIFTING)

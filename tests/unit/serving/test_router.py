@@ -193,6 +193,7 @@ async def test_each_answer_names_its_request_as_the_engine_knows_it(router: Rout
 @pytest.mark.parametrize("id", ["run-7/ä", "7b2c9ab0-3f0e-1f57-8f0a-0c3f7a1d2e3f"], ids=["words", "an UUID"])
 async def test_a_request_keeps_the_id_that_its_client_gave_it(router: Router, id: str) -> None:
     assert (await router.ask("assistant", x_request_id=id))[2]["X-Request-ID"] == id
+    assert (await router.ask("assistant", x_request_id="x" * 20_000))[2]["X-Request-ID"] == "x" * 128
     assert router.engine.seen[0]["headers"]["X-Request-ID"] == id
 
 

@@ -250,7 +250,7 @@ def test_a_configuration_that_an_envoy_refuses_is_told() -> None:
 
 def test_a_ready_pod_that_the_operator_cannot_reach_is_told_once_it_is_not_just_busy() -> None:
     asks = deployment(adapters=[SQL])
-    engine, router = Replica("p0", True, None, silent=30.0), RouterReplica("r0", True, None, silent=30.0)
+    engine, router = Replica("p0", True, None, silent=75.0), RouterReplica("r0", True, None, silent=75.0)
     served = well(asks, NEW)
     engine_unheard = replace(served, replicas=[engine])
     router_unheard = replace(served, routers=[router], settled=False)
@@ -258,7 +258,7 @@ def test_a_ready_pod_that_the_operator_cannot_reach_is_told_once_it_is_not_just_
         status = told(asks, facts, NOW)
         assert (status.phase, condition(status, kind).reason) == ("Degraded", "AgentUnreachable")
         assert "port 9000" in status.message
-    for each in (replace(engine, silent=29.0), silent("p0", ready=False)):
+    for each in (replace(engine, silent=74.0), silent("p0", ready=False)):
         assert condition(told(asks, well(asks, NEW, replicas=[each]), NOW), "Degraded").status == "False"
 
 

@@ -296,7 +296,7 @@ class World:
 
     def engine(self, number: int, *states: AdapterState, engine: bool = True, of: Key = NAME) -> None:
         """Let the agent of an engine say how it stands: it has read its file."""
-        wanted = fingerprint(self.engines_file(of).encode())
+        wanted = WantedAdapters.model_validate_json(self.engines_file(of)).fingerprint
         state = AgentState(wanted=wanted, engine=engine, draining=False, adapters=list(states))
         self.agents.states[self.address(names.ENGINE, number)] = state
 

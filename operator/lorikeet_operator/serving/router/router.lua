@@ -22,6 +22,7 @@ local PROMPTS = { messages = true, prompt = true, input = true }
 local LONGEST = 1024 -- of a model's name, with its escapes
 local BEGINNING = 1024 -- of a prompt: the bytes by which its engine is chosen
 local USAGE = '"usage"'
+local LONGEST_ID = 128 -- of a request: engines repeat it in each part of an answer
 local LONGEST_USAGE = 512 -- of what an engine tells of an answer's tokens
 local MOST_TOKENS = 1e8 -- of one request: what is above is no number of tokens
 local QUOTE, BACKSLASH, COLON, COMMA = 34, 92, 58, 44
@@ -300,6 +301,10 @@ end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
+  local id = headers:get('x-request-id')
+  if id and #id > LONGEST_ID then
+    headers:replace('x-request-id', sub(id, 1, LONGEST_ID))
+  end
   local method, path = headers:get(':method'), headers:get(':path') or '' -- CONNECT has none
   local query = find(path, '?', 1, true)
   if query then

@@ -103,8 +103,8 @@ async def test_an_envoy_that_hangs_is_not_waited_for_to_the_end(caplog: pytest.L
     async with aiohttp.ClientSession() as session:
         envoy = HungEnvoy(session, 1)
         await Drain(Settings("s3cret", 300, grace_seconds=0.0), envoy, now=lambda: envoy.now).run()
-    assert caplog.records[-1].__dict__["fields"]["message"] == "Envoy has answered nothing for 30 s"
-    assert envoy.now == 1030.0
+    assert caplog.records[-1].__dict__["fields"]["message"] == "Envoy has answered nothing for 90 s"
+    assert envoy.now == 1090.0
 
 
 async def test_settings_come_from_the_environment() -> None:

@@ -23,7 +23,6 @@ from lorikeet_api.serving import (
     AgentState,
     EngineContract,
     WantedAdapters,
-    fingerprint,
 )
 from lorikeet_api.training import ModelSource
 from lorikeet_storage.publish import publish
@@ -169,16 +168,17 @@ class Pod:
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     def want(self, *revisions: AdapterRevision, led: Sequence[AdapterRevision] = ()) -> str:
+        """Have the engine hold these; return their fingerprint."""
         wanted = WantedAdapters(adapters=list(revisions), led=[revision.served for revision in led])
-        return self.write(canonical_json(wanted.to_wire()))
+        self.write(canonical_json(wanted.to_wire()))
+        return wanted.fingerprint
 
-    def write(self, content: bytes) -> str:
-        """Exchange the wanted file as the kubelet does; return its fingerprint."""
+    def write(self, content: bytes) -> None:
+        """Exchange the wanted file as the kubelet does."""
         self.settings.wanted.parent.mkdir(exist_ok=True)
         new = self.settings.wanted.with_name("..new")
         new.write_bytes(content)
         new.rename(self.settings.wanted)
-        return fingerprint(content)
 
     def start_agent(self) -> None:
         self.stopped = asyncio.Event()
