@@ -10,8 +10,8 @@ CODE := operator trainer-image e2e tests examples scripts bench
 CRD_FOLDERS := crds charts/lorikeet/files/crds
 export PATH := $(CURDIR)/.cluster/bin:$(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help demo test check lint unit integration trainer-test e2e generate lock images cluster cluster-down deploy \
-        faults crashes bench-operator bench-router bench-router-shares bench-serving \
+.PHONY: help demo test check lint unit integration trainer-test e2e generate lock ready images cluster cluster-down \
+        deploy faults crashes bench-operator bench-router bench-router-shares bench-serving \
         bench-checkpoints host tools clean
 
 help: ## show what there is
