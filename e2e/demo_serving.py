@@ -18,8 +18,8 @@ from e2e.workspace import Workspace
 OTHER = "text-to-sql-lowercase"
 NAME = "assistant"
 MODEL = "text-to-sql"
-STYLES = {"sql": ["SELECT .*"], "lowercase": ["select .*"]}
-"""How the answers of the two adapters look."""
+STYLES = {"sql": ["(?s)(?!select ).*"], "lowercase": ["(?s)(?!SELECT ).*"]}
+"""How answers of the two adapters never look: as those of the other one."""
 ANSWERS = 200
 """So many answers are counted for each split."""
 USERS = 200
@@ -75,8 +75,7 @@ def _asked_since(client: Load, began: float) -> list[tuple[float, str, str]]:
 
 def _shift(workspace: Workspace, client: Load, a: int, b: int) -> None:
     """Edit the weights, and wait until requests are led by them."""
-    before = weights(deployment(workspace, NAME)["status"], MODEL)
-    script = f"s/weight: {before['a']}$/weight: {a}/; s/weight: {before['b']}$/weight: {b}/"
+    script = "; ".join(f"/name: {name}$/,/weight:/ s/weight: .*/weight: {to}/" for name, to in (("a", a), ("b", b)))
     edit(workspace, NAME, script)
     began = time.monotonic()
 
