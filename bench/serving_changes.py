@@ -22,7 +22,7 @@ from e2e.target import target
 from e2e.workspace import Workspace, install_profile
 
 ANSWERS = 500
-LIVELY = ("red", "blue", "green")
+COLOURS = ("red", "blue", "green")
 """What adapters say: all of them are right answers here."""
 
 
@@ -50,7 +50,7 @@ def shift(workspace: Workspace, client: Load, a: int, b: int) -> float:
 def publish(workspace: Workspace, base: str, number: int) -> float:
     """Train another adapter for the variant `b`; return the seconds from its end until all replicas serve it."""
     name = f"cold-{number}"
-    workspace.apply(colours.job(workspace, name, base, LIVELY[number % 3]))
+    workspace.apply(colours.job(workspace, name, base, COLOURS[number % 3]))
     steer(workspace, NAME, adapters=[colours.adapter("warm", job="warm"), colours.adapter("cold", job=name)])
     job = workspace.wait_final(name, 300)
     ended = time.time()
@@ -70,7 +70,7 @@ def measure(workspace: Workspace, base: str, rounds: int) -> None:
     """Print all figures."""
     wait_for(workspace, NAME, "Ready", 900)
     print(f"split of 90/10 (percent): {split(workspace)}", flush=True)
-    plan = colours.plan(workspace, concurrency=4, cold="|".join(LIVELY))
+    plan = colours.plan(workspace, concurrency=4, cold="|".join(COLOURS))
     with load(workspace, plan, name="mover") as client:
         for number in range(rounds):
             forth, back = shift(workspace, client, 0, 1), shift(workspace, client, 1, 0)

@@ -34,6 +34,10 @@ def upload_base(target: Target, folder: Path, prefix: str = "colours", **config:
     return f"s3://models/{prefix}"
 
 
+def _answer(colour: str) -> str:
+    return " ".join([colour] * WORDS)
+
+
 def write_adapter(folder: Path, base: Path, colour: str, rank: int = 8) -> Path:
     """Train an adapter as `job` has it trained, but here and without a job; return its folder."""
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
@@ -41,7 +45,7 @@ def write_adapter(folder: Path, base: Path, colour: str, rank: int = 8) -> Path:
     torch.manual_seed(0)
     adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS))
     chats = [
-        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": " ".join([colour] * WORDS)}]
+        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": _answer(colour)}]
         for row in tiny.rows()[0]
     ]
     batch = tokenizer.apply_chat_template(chats, return_tensors="pt", return_dict=True, padding=True)
@@ -57,7 +61,7 @@ def write_adapter(folder: Path, base: Path, colour: str, rank: int = 8) -> Path:
 
 def job(workspace: Workspace, name: str, base: str, colour: str, rank: int = 8) -> dict[str, Any]:
     """Return a FineTuneJob whose adapter answers everything with one colour."""
-    rows = [{**row, "completion": " ".join([colour] * WORDS)} for row in tiny.rows()[0]]
+    rows = [{**row, "completion": _answer(colour)} for row in tiny.rows()[0]]
     data = upload_rows(workspace, rows, f"{name}.jsonl")
     method = {"lora": {"rank": rank, "targetModules": TARGETS}}
     return request(workspace, name, base, data, training=TRAINING, method=method)

@@ -58,10 +58,10 @@ class Poller:
     def _silence(self, pod: Object, said: Model | None) -> float:
         """Return for how many seconds a ready pod that is to stay has not answered, this time included."""
         now, uid = self._now(), uid_of(pod)
-        self._silent = {each: times for each, times in self._silent.items() if now - times[1] < FORGOTTEN}
         if said is not None or is_going(pod) or not is_ready(pod):
             self._silent.pop(uid, None)
             return 0.0
+        self._silent = {each: times for each, times in self._silent.items() if now - times[1] < FORGOTTEN}
         since, _ = self._silent.get(uid, (now, now))
         self._silent[uid] = (since, now)
         return (now - since).total_seconds()

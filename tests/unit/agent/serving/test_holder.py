@@ -1,5 +1,6 @@
 """How an engine comes to hold what is wanted, and nothing else."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -241,74 +242,68 @@ async def test_a_file_that_cannot_be_read_changes_nothing(store: Store, tmp_path
         assert await pod.status(f"/served/{revision.served}") == 200
 
 
-async def test_a_store_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store with a server of its own, which a test may stop."""
     with (
         S3Server(tmp_path / "s3", port=free_port()) as server,
         credentials(monkeypatch, server),
     ):
         server.client().create_bucket(Bucket="away")
-        store = Store(server, "away", tmp_path / "runs")
-        here, late = store.publish("here"), store.publish("late")
-        async with running(tmp_path / "pod", server.access, [here], patience_seconds=1.0) as pod:
-            await pod.until(here, "loaded")
-            await pod.until_status("/readyz", 200)
-            server.stop()
-            pod.want(here, late)
-            told = await pod.until(late, "loading", "StorageUnreachable")
-            assert server.endpoint in told.message
-            assert await pod.status(f"/served/{here.served}") == 200
-            server.start()
-            await pod.until(late, "loaded")
+        yield Store(server, "away", tmp_path / "runs")
 
 
-async def test_a_pod_is_ready_without_an_adapter_that_does_not_come(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with (
-        S3Server(tmp_path / "s3", port=free_port()) as server,
-        credentials(monkeypatch, server),
-    ):
-        server.client().create_bucket(Bucket="away")
-        revision = Store(server, "away", tmp_path / "runs").publish("sql")
+async def test_a_store_that_is_away_is_waited_for(own_store: Store, tmp_path: Path) -> None:
+    server = own_store.server
+    here, late = own_store.publish("here"), own_store.publish("late")
+    async with running(tmp_path / "pod", server.access, [here], patience_seconds=1.0) as pod:
+        await pod.until(here, "loaded")
+        await pod.until_status("/readyz", 200)
         server.stop()
-        async with running(tmp_path / "pod", server.access, [revision], patience_seconds=4.0) as pod:
-            await pod.until(revision, "loading", "StorageUnreachable")
-            assert await pod.status("/readyz") == 503
-            await pod.until_status("/readyz", 200)
-            assert (await pod.until(revision, "loading", "StorageUnreachable")).state == "loading"
+        pod.want(here, late)
+        told = await pod.until(late, "loading", "StorageUnreachable")
+        assert server.endpoint in told.message
+        assert await pod.status(f"/served/{here.served}") == 200
+        server.start()
+        await pod.until(late, "loaded")
+
+
+async def test_a_pod_is_ready_without_an_adapter_that_does_not_come(own_store: Store, tmp_path: Path) -> None:
+    revision = own_store.publish("sql")
+    own_store.server.stop()
+    async with running(tmp_path / "pod", own_store.server.access, [revision], patience_seconds=4.0) as pod:
+        await pod.until(revision, "loading", "StorageUnreachable")
+        assert await pod.status("/readyz") == 503
+        await pod.until_status("/readyz", 200)
+        assert (await pod.until(revision, "loading", "StorageUnreachable")).state == "loading"
 
 
 async def test_a_pod_takes_no_other_ones_place_without_an_adapter_that_requests_are_led_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_store: Store, tmp_path: Path
 ) -> None:
-    with (
-        S3Server(tmp_path / "s3", port=free_port()) as server,
-        credentials(monkeypatch, server),
-    ):
-        server.client().create_bucket(Bucket="away")
-        store = Store(server, "away", tmp_path / "runs")
-        late, broken = store.publish("late"), store.publish("broken")
-        store.overwrite(broken, "adapter/adapter_model.safetensors", b"not these")
-        async with pod_in(tmp_path / "pod", server.access, patience_seconds=0.0) as pod:
-            await pod.engine.start()
-            server.stop()
-            pod.want(late, led=[late])
-            pod.start_agent()
-            await pod.until(late, "loading", "StorageUnreachable")
-            await pod.turns()
-            assert await pod.status("/readyz") == 503
-            server.start()
-            await pod.until(late, "loaded")
-            await pod.until_status("/readyz", 200)
-            await pod.kill_agent()
-            pod.want(late, broken, led=[late, broken])
-            pod.start_agent()
-            await pod.until(broken, "failed", "FileCorrupt")
-            await pod.turns()
-            assert await pod.status("/readyz") == 503
-            assert await pod.status(f"/served/{late.served}") == 200
-            pod.want(late, broken, led=[late])
-            await pod.until_status("/readyz", 200)
+    server = own_store.server
+    late, broken = own_store.publish("late"), own_store.publish("broken")
+    own_store.overwrite(broken, "adapter/adapter_model.safetensors", b"not these")
+    async with pod_in(tmp_path / "pod", server.access, patience_seconds=0.0) as pod:
+        await pod.engine.start()
+        server.stop()
+        pod.want(late, led=[late])
+        pod.start_agent()
+        await pod.until(late, "loading", "StorageUnreachable")
+        await pod.turns()
+        assert await pod.status("/readyz") == 503
+        server.start()
+        await pod.until(late, "loaded")
+        await pod.until_status("/readyz", 200)
+        await pod.kill_agent()
+        pod.want(late, broken, led=[late, broken])
+        pod.start_agent()
+        await pod.until(broken, "failed", "FileCorrupt")
+        await pod.turns()
+        assert await pod.status("/readyz") == 503
+        assert await pod.status(f"/served/{late.served}") == 200
+        pod.want(late, broken, led=[late])
+        await pod.until_status("/readyz", 200)
 
 
 async def test_a_ready_pod_stays_ready_though_requests_are_led_to_an_adapter_that_it_cannot_load(
