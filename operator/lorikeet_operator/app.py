@@ -36,7 +36,7 @@ from lorikeet_operator.kube.writer import Writer
 from lorikeet_operator.progress.board import Board
 from lorikeet_operator.progress.endpoint import Endpoint
 from lorikeet_operator.serving.reconcile import ModelDeploymentController
-from lorikeet_operator.serving.setup import Images
+from lorikeet_operator.serving.setup import Installation
 from lorikeet_operator.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -69,8 +69,10 @@ def controllers(kube: Kube, settings: Settings, certificate: Certificate | None)
     )
     if not settings.agent_image:
         return [finetune]
-    images = Images(settings.agent_image, settings.vllm_image, settings.router_image, settings.network_policies)
-    serving = ModelDeploymentController(kube, images, settings.agent_memory)
+    installed = Installation(
+        settings.agent_image, settings.vllm_image, settings.router_image, settings.network_policies
+    )
+    serving = ModelDeploymentController(kube, installed, settings.agent_memory)
     metrics.phase_gauge("lorikeet_modeldeployments", "ModelDeployments by phase", serving.phases)
     metrics.read_gauge(
         "lorikeet_modeldeployment_phase",

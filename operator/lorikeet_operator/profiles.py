@@ -28,6 +28,19 @@ def overlay(*layers: M) -> M:
     return type(layers[0])(**merged)
 
 
+def asked(usual: P, of_profile: P, of_request: P) -> P:
+    """Return what a pod asks for: the request's word goes before the profile's, and that before what is usual.
+
+    GPUs and their class are one word: who asks for no GPU is not given the profile's class, nor who names a class the
+    profile's `gpus: 0`.
+    """
+    if of_request.gpus == 0:
+        of_profile = of_profile.model_copy(update={"gpu_class": None})
+    if of_request.gpu_class is not None and of_profile.gpus == 0:
+        of_profile = of_profile.model_copy(update={"gpus": None})
+    return overlay(usual, of_profile, of_request)
+
+
 def gpu_class(settings: PodSettings, profile: TuningProfile) -> GpuClass:
     """Return the GPU class that the settings name, or the usual one. Raises Refused."""
     if settings.gpu_class is None:

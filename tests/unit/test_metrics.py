@@ -11,7 +11,7 @@ from lorikeet_operator.kinds import FINETUNEJOB, MODELDEPLOYMENT
 from lorikeet_operator.kube.cache import Cache
 from lorikeet_operator.kube.controller import Kube
 from lorikeet_operator.serving.reconcile import ModelDeploymentController
-from lorikeet_operator.serving.setup import Images
+from lorikeet_operator.serving.setup import Installation
 from tests.resources import deployment_body, job_body
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -75,5 +75,5 @@ def test_each_modeldeployment_stands_in_its_phase(cache: Cache) -> None:
         body = deployment_body("chat", namespace)
         body["metadata"] |= {"uid": f"uid-{namespace}", "resourceVersion": "1"}
         cache.put(MODELDEPLOYMENT, body | status)
-    controller = ModelDeploymentController(Kube(cache, NOBODY, NOBODY, NOBODY), Images("", "", ""), "1Gi")
+    controller = ModelDeploymentController(Kube(cache, NOBODY, NOBODY, NOBODY), Installation("", "", ""), "1Gi")
     assert controller.standing() == {("a", "chat", "Degraded"): 1, ("b", "chat", "Pending"): 1}

@@ -8,7 +8,7 @@ from lorikeet_api.defaults import DEFAULTS, unusual
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
 from lorikeet_api.training import Training
 from lorikeet_api.tuningprofile import TuningProfile
-from lorikeet_operator.profiles import Refused, gpu_class, overlay, placed
+from lorikeet_operator.profiles import Refused, asked, gpu_class, overlay, placed
 
 LARGEST_AUTOMATIC_MICRO_BATCH: Final = 4
 GRACE_PERIOD_SECONDS: Final = 120
@@ -33,7 +33,7 @@ def resolve(job: FineTuneJob, profile: TuningProfile, trainer_image: str) -> Res
     """
     spec = job.spec
     training = _training(job, profile)
-    compute = overlay(COMPUTE_DEFAULTS, profile.spec.defaults.compute, spec.compute)
+    compute = asked(COMPUTE_DEFAULTS, profile.spec.defaults.compute, spec.compute)
     of_class = gpu_class(compute, profile)
     compute = placed(compute, of_class, profile)
     image = compute.image or profile.spec.images.trainer or trainer_image

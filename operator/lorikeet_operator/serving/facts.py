@@ -9,7 +9,7 @@ from lorikeet_api.serving import AgentState
 from lorikeet_operator.kube.kinds import Object
 from lorikeet_operator.serving.finding import Finding
 from lorikeet_operator.serving.plan import Plan
-from lorikeet_operator.serving.rollout import Replica, RouterReplica
+from lorikeet_operator.serving.rollout import EngineReplica, RouterReplica
 from lorikeet_operator.serving.trouble import is_going, refusal, trouble
 
 
@@ -19,7 +19,7 @@ class Facts:
 
     plan: Plan
     routes: Sequence[RouteStatus] = ()
-    replicas: Sequence[Replica] = ()
+    replicas: Sequence[EngineReplica] = ()
     routers: Sequence[RouterReplica] = ()
     available: int = 0
     """Replicas of the engine that are available, as its Deployment says."""
@@ -45,9 +45,10 @@ def gather(
     routes: Sequence[RouteStatus],
     made: Mapping[str, Object],
     pods: Mapping[str, Sequence[Object]],
-    replicas: Sequence[Replica],
+    replicas: Sequence[EngineReplica],
     routers: Sequence[RouterReplica],
     routed: str,
+    unprepared: Finding | None = None,
     *,
     url: str,
     pin: str,
@@ -63,6 +64,7 @@ def gather(
         replicas: what the agents of engines say.
         routers: what the agents of routers say.
         routed: fingerprint of what the routers are to do.
+        unprepared: what a node says that prepares a pod in vain.
         url: where clients reach it.
         pin: what the base model is.
     """
@@ -77,6 +79,7 @@ def gather(
             for pod in pods[component]
             if not is_going(pod)
         ),
+        unprepared,
     ]
     return Facts(
         plan=plan,

@@ -12,7 +12,7 @@ from lorikeet_api.base import Model
 from lorikeet_api.serving import AGENT_PORT, AgentState, RouterState
 from lorikeet_operator.finetune.patience import age
 from lorikeet_operator.kube.kinds import Object, uid_of
-from lorikeet_operator.serving.rollout import Replica, RouterReplica
+from lorikeet_operator.serving.rollout import EngineReplica, RouterReplica
 from lorikeet_operator.serving.trouble import is_going, is_ready
 
 SECONDS: Final = 2.0
@@ -33,12 +33,12 @@ class Poller:
         self._silent: dict[str, tuple[datetime, datetime]] = {}
         """By uid of a ready pod that does not answer: since when, and when it was asked last."""
 
-    async def engines(self, pods: Sequence[Object]) -> list[Replica]:
+    async def engines(self, pods: Sequence[Object]) -> list[EngineReplica]:
         """Return the engine's pods that are to stay, with what their agents say."""
         kept = [pod for pod in pods if not is_going(pod)]
         states = await self._ask(kept, AgentState)
         return [
-            Replica(pod["metadata"]["name"], is_ready(pod), said, self._silence(pod, said))
+            EngineReplica(pod["metadata"]["name"], is_ready(pod), said, self._silence(pod, said))
             for pod, said in zip(kept, states, strict=True)
         ]
 

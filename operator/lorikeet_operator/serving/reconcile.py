@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from pydantic import ValidationError
@@ -26,8 +26,8 @@ from lorikeet_api.training import ModelSource
 from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_engines import ENGINES
 from lorikeet_operator import watched
-from lorikeet_operator.finetune.evidence import Evidence, unexplained
-from lorikeet_operator.finetune.observe import CHECKING, checking, observe
+from lorikeet_operator.finetune.evidence import Ask, Evidence, unexplained
+from lorikeet_operator.finetune.observe import CHECKING, UNPREPARED, checking, newest, observe
 from lorikeet_operator.kinds import FINETUNEJOB, MODELDEPLOYMENT, TUNINGPROFILE
 from lorikeet_operator.kube.cache import by_label
 from lorikeet_operator.kube.controller import Kube, Watch
@@ -60,13 +60,15 @@ from lorikeet_operator.serving.lookup import lookup_job, said
 from lorikeet_operator.serving.pace import STARTING, Pace
 from lorikeet_operator.serving.plan import Plan, origin, plan
 from lorikeet_operator.serving.poll import Poller
-from lorikeet_operator.serving.rollout import Replica, RouterReplica, Told, lead, to_hold, to_start_with
-from lorikeet_operator.serving.setup import Images, Setup, settle
-from lorikeet_operator.serving.trouble import is_going, trouble
+from lorikeet_operator.serving.rollout import EngineReplica, RouterReplica, Told, lead, to_hold, to_start_with
+from lorikeet_operator.serving.setup import Installation, Setup, settle
+from lorikeet_operator.serving.trouble import is_being_prepared, is_going, trouble, unprepared
 
 QUIET: Final = 30.0
 """Seconds between two looks while nothing is on its way."""
 REFUSED_AGAIN: Final = 30.0
+SAID_AGAIN: Final = timedelta(minutes=4)
+"""A node that cannot prepare a pod tries again, and says so again, at least every two minutes."""
 HURRY_AGAIN: Final = 5.0
 """Seconds after which a kubelet that has brought nothing is told again."""
 APPLIED: Final = {kind.kind: kind for kind in (CONFIG_MAP, SERVICE, DEPLOYMENT, DISRUPTION_BUDGET, NETWORK_POLICY)}
@@ -90,13 +92,13 @@ class ModelDeploymentController:
     def __init__(
         self,
         kube: Kube,
-        images: Images,
+        installed: Installation,
         agent_memory: str,
         poller: Poller | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._kube = kube
-        self._images = images
+        self._installed = installed
         self._agent_memory = agent_memory
         self._poller = poller or Poller()
         self._now = now
@@ -159,7 +161,7 @@ class ModelDeploymentController:
             raise Refused("ProfileNotFound", f"there is no TuningProfile {name!r}: create it, or name another one")
         try:
             profile = TuningProfile.parse(held)
-            return settle(deployment, profile, self._images)
+            return settle(deployment, profile, self._installed)
         except ValidationError as error:
             raise Refused("InvalidSpec", f"TuningProfile {name!r} does not fit: {_sentence(error)}") from error
 
@@ -211,6 +213,7 @@ class ModelDeploymentController:
             replicas,
             router_replicas,
             to_do,
+            await self._unprepared(pods),
             url=router_pods.url(deployment),
             pin=pin,
         )
@@ -246,8 +249,8 @@ class ModelDeploymentController:
             pin = pin or answer.pin or None
             # What keeps a pod from its work keeps it from each of its adapters.
             why = Found(name="", reason=answer.reason, message=answer.message[:320])
-            told = answer.adapters or [why.model_copy(update={"name": each.name}) for each in ask.adapters]
-            found |= {origins[each.name]: each for each in told if each.name in origins}
+            answers = answer.adapters or [why.model_copy(update={"name": each.name}) for each in ask.adapters]
+            found |= {origins[each.name]: each for each in answers if each.name in origins}
         return wrong, pin
 
     async def _answer(self, deployment: ModelDeployment, setup: Setup, ask: ResolveContract) -> ResolveRecord | None:
@@ -292,8 +295,16 @@ class ModelDeploymentController:
     async def _apply(self, desired: Object) -> Object:
         return await self._kube.writer.apply(APPLIED[desired["kind"]], desired)
 
+    async def _unprepared(self, pods: Sequence[Object]) -> Finding | None:
+        """Return what a node says that prepares a pod in vain: the newest one, which tells of the others, too."""
+        pod = newest([each for each in pods if is_being_prepared(each)])
+        if pod is None:
+            return None
+        said = await self._evidence.told(Ask(pod, UNPREPARED, timestamp(self._now() - SAID_AGAIN)), pod)
+        return None if said is None else unprepared(pod, said)
+
     async def _hurry(
-        self, pods: Sequence[Object], fingerprint: str, replicas: Sequence[Replica | RouterReplica]
+        self, pods: Sequence[Object], fingerprint: str, replicas: Sequence[EngineReplica | RouterReplica]
     ) -> None:
         """Have kubelets bring a changed ConfigMap to its pods now, and not within a minute.
 
@@ -303,9 +314,9 @@ class ModelDeploymentController:
         read = {each.name: each.state.wanted for each in replicas if each.state is not None}
         mark = f"{fingerprint}.{int(self._now().timestamp() // HURRY_AGAIN)}"
         for pod in pods:
-            told = (pod["metadata"].get("annotations") or {}).get(names.ANNOTATION_WANTED, "")
+            marked = (pod["metadata"].get("annotations") or {}).get(names.ANNOTATION_WANTED, "")
             there = read.get(pod["metadata"]["name"], fingerprint) == fingerprint
-            if is_going(pod) or (told.startswith(fingerprint) and there):
+            if is_going(pod) or (marked.startswith(fingerprint) and there):
                 continue
             try:
                 patch = {"metadata": {"annotations": {names.ANNOTATION_WANTED: mark}}}

@@ -6,34 +6,29 @@ have a request on the way to it. Nothing is remembered but what status, ConfigMa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from lorikeet_api.modeldeployment import ModelDeployment, ModelRoute, RouteStatus, VariantStatus
 from lorikeet_api.serving import AdapterRevision, AgentState, RouterState, WantedAdapters
 from lorikeet_operator.serving.plan import Target, routes
 
+S = TypeVar("S", AgentState, RouterState)
+
 
 @dataclass(frozen=True)
-class Replica:
+class Replica(Generic[S]):
     """One pod of the engine or of the router, and what its agent says."""
 
     name: str
     ready: bool
-    state: AgentState | None = None
+    state: S | None = None
     """None: it does not answer."""
     silent: float = 0.0
     """Seconds for which it has not answered though the pod is ready."""
 
 
-@dataclass(frozen=True)
-class RouterReplica:
-    """One pod of the router, and what its agent says."""
-
-    name: str
-    ready: bool
-    state: RouterState | None = None
-    """None: it does not answer."""
-    silent: float = 0.0
-    """Seconds for which it has not answered though the pod is ready."""
+EngineReplica = Replica[AgentState]
+RouterReplica = Replica[RouterState]
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class Told:
     """Fingerprint of the routers' file."""
 
 
-def is_loaded(served: str, replicas: Sequence[Replica], wanted: str) -> bool:
+def is_loaded(served: str, replicas: Sequence[EngineReplica], wanted: str) -> bool:
     """Return whether every replica that can answer requests can answer for `served`, and one can.
 
     One that has not read `wanted` yet may be about to unload it.
@@ -65,7 +60,7 @@ def holds(served: str, state: AgentState) -> bool:
 
 
 def lead(
-    deployment: ModelDeployment, base: str, targets: Mapping[str, Target], replicas: Sequence[Replica], told: Told
+    deployment: ModelDeployment, base: str, targets: Mapping[str, Target], replicas: Sequence[EngineReplica], told: Told
 ) -> list[RouteStatus]:
     """Return where requests are to be led now.
 

@@ -8,7 +8,7 @@ from lorikeet_api.compute import EngineCompute, Resources
 from lorikeet_api.contract import StorageAccess
 from lorikeet_api.modeldeployment import ModelDeployment
 from lorikeet_api.tuningprofile import TuningProfile
-from lorikeet_operator.profiles import Refused, gpu_class, overlay, placed
+from lorikeet_operator.profiles import Refused, asked, gpu_class, placed
 
 DRAIN_SECONDS: Final = 300
 COMPUTE_DEFAULTS: Final = EngineCompute(
@@ -20,7 +20,7 @@ COMPUTE_DEFAULTS: Final = EngineCompute(
 
 
 @dataclass(frozen=True)
-class Images:
+class Installation:
     """What the operator was installed with: images, and a word on the network."""
 
     agent: str
@@ -50,9 +50,9 @@ class Setup:
     """Whether there is to be a NetworkPolicy for the engines."""
 
 
-def settle(deployment: ModelDeployment, profile: TuningProfile, images: Images) -> Setup:
+def settle(deployment: ModelDeployment, profile: TuningProfile, installed: Installation) -> Setup:
     """Return the setup of a ModelDeployment. Raises Refused if request and profile do not fit together."""
-    compute = overlay(COMPUTE_DEFAULTS, profile.spec.defaults.engine_compute, deployment.spec.compute)
+    compute = asked(COMPUTE_DEFAULTS, profile.spec.defaults.engine_compute, deployment.spec.compute)
     of_class = gpu_class(compute, profile)
     of_profile = profile.spec.images
     storage = profile.spec.storage
@@ -60,14 +60,14 @@ def settle(deployment: ModelDeployment, profile: TuningProfile, images: Images) 
     return Setup(
         compute=placed(compute, of_class, profile),
         gpu_resource=of_class.resource_name,
-        engine_image=_known(deployment.spec.engine.image or of_profile.vllm or images.vllm, "engine", "vllm"),
-        router_image=_known(of_profile.router or images.router, "router", "router"),
-        agent_image=_known(images.agent, "agent", ""),
+        engine_image=_known(deployment.spec.engine.image or of_profile.vllm or installed.vllm, "engine", "vllm"),
+        router_image=_known(of_profile.router or installed.router, "router", "router"),
+        agent_image=_known(installed.agent, "agent", ""),
         storage=StorageAccess(endpoint=storage.endpoint, region=storage.region),
         secret=storage.secret_name,
         ca=storage.ca_config_map_name,
         cache=cache.persistent_volume_claim if cache is not None else None,
-        network_policies=images.network_policies,
+        network_policies=installed.network_policies,
     )
 
 

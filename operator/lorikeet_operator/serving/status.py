@@ -18,7 +18,7 @@ from lorikeet_api.serving import AGENT_PORT, AgentState
 from lorikeet_operator.serving.facts import Facts
 from lorikeet_operator.serving.finding import Finding
 from lorikeet_operator.serving.plan import Target, routes
-from lorikeet_operator.serving.rollout import Replica, RouterReplica, holds
+from lorikeet_operator.serving.rollout import EngineReplica, RouterReplica, holds
 
 SILENT: Final = 75.0
 """Seconds after which a ready pod that does not answer is not just busy, nor on a node that has just been lost."""
@@ -85,7 +85,7 @@ def told(deployment: ModelDeployment, facts: Facts, now: str) -> ModelDeployment
     return status.model_copy(update={"phase": phase, "message": (bad[0] if bad else ready).message[:4096]})
 
 
-def _adapter(target: Target, replicas: Sequence[Replica]) -> AdapterStatus:
+def _adapter(target: Target, replicas: Sequence[EngineReplica]) -> AdapterStatus:
     return AdapterStatus(
         name=target.name,
         origin=target.origin,
@@ -97,7 +97,7 @@ def _adapter(target: Target, replicas: Sequence[Replica]) -> AdapterStatus:
     )
 
 
-def _everywhere(adapters: Sequence[AdapterStatus], replicas: Sequence[Replica]) -> int:
+def _everywhere(adapters: Sequence[AdapterStatus], replicas: Sequence[EngineReplica]) -> int:
     return sum(bool(replicas) and adapter.ready_replicas >= len(replicas) for adapter in adapters)
 
 
@@ -147,7 +147,7 @@ def _unloaded(target: Target, pod: str, state: AgentState) -> Finding:
     )
 
 
-def _unheard(replicas: Sequence[Replica | RouterReplica]) -> Finding | None:
+def _unheard(replicas: Sequence[EngineReplica | RouterReplica]) -> Finding | None:
     """Return that the agent of a ready pod does not answer the operator."""
     for each in replicas:
         if each.silent >= SILENT:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from lorikeet_api import names
-from lorikeet_operator.finetune.observe import CONFIG_PROBLEMS, IMAGE_PROBLEMS
+from lorikeet_operator.finetune.observe import CONFIG_PROBLEMS, IMAGE_PROBLEMS, PULLING
 from lorikeet_operator.serving.finding import Finding
 
 _MORE_MEMORY: Final = {
@@ -29,6 +29,20 @@ def is_going(pod: Mapping[str, Any]) -> bool:
         "Succeeded",
         "Failed",
     )
+
+
+def is_being_prepared(pod: Mapping[str, Any]) -> bool:
+    """Return whether a pod has a node on which nothing of it has run yet: only its Events tell what that waits for."""
+    states = [state for _, state, _ in _containers(pod.get("status", {}))]
+    bound = bool(pod.get("spec", {}).get("nodeName")) and not is_going(pod) and not is_ready(pod)
+    return bound and all(not state or (state.get("waiting") or {}).get("reason") in PULLING for state in states)
+
+
+def unprepared(pod: Mapping[str, Any], said: str) -> Finding:
+    """Return that a node cannot prepare a pod, in the words of an Event."""
+    name = pod["metadata"]["name"]
+    message = f"the node cannot prepare pod {name} ({said}): make what it names; the pod then starts by itself"
+    return Finding(True, "PodNotPrepared", message)
 
 
 def refusal(deployment: Mapping[str, Any]) -> Finding | None:

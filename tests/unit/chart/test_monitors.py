@@ -17,7 +17,7 @@ from e2e.prometheus import Prometheus, configuration, running
 from lorikeet_api.serving import WantedAdapters
 from lorikeet_operator.serving.engine_pods import engine_objects
 from lorikeet_operator.serving.router_pods import router_objects
-from lorikeet_operator.serving.setup import Images, settle
+from lorikeet_operator.serving.setup import Installation, settle
 from tests.resources import deployment, profile
 from tests.unit.chart.helm import NAMESPACE, objects, of_kind
 
@@ -45,7 +45,7 @@ def pod_of(made: list[dict[str, Any]], name: str) -> dict[str, Any]:
 def served_pods() -> list[dict[str, Any]]:
     """Return an engine and a router of the ModelDeployment `assistant`."""
     asked = deployment()
-    setup = settle(asked, profile(), Images("agent:1", "vllm:1", "envoy:1"))
+    setup = settle(asked, profile(), Installation("agent:1", "vllm:1", "envoy:1"))
     engines, routers = engine_objects(asked, setup, "0" * 64, WantedAdapters()), router_objects(asked, setup, b"{}")
     return [pod_of(engines, "engine-0"), pod_of(routers, "router-0")]
 
@@ -141,8 +141,8 @@ def test_the_operator_tells_of_the_namespaces_of_others(found: Prometheus) -> No
 
 def test_the_policy_of_engines_lets_prometheus_in() -> None:
     asked = deployment()
-    images = Images("agent:1", "vllm:1", "envoy:1")
-    made = engine_objects(asked, settle(asked, profile(), images), "0" * 64, WantedAdapters())
+    installed = Installation("agent:1", "vllm:1", "envoy:1")
+    made = engine_objects(asked, settle(asked, profile(), installed), "0" * 64, WantedAdapters())
     (policy,) = of_kind(made, "NetworkPolicy")
     open_to_all = {port["port"] for rule in policy["spec"]["ingress"] if "from" not in rule for port in rule["ports"]}
     pod = pod_of(made, "engine-0")["spec"]

@@ -54,6 +54,12 @@ def test_a_gpu_class_brings_its_resource_and_its_nodes() -> None:
     assert [toleration.key for toleration in resolved.compute.tolerations or []] == ["gpu"]
 
 
+def test_who_trains_on_the_cpu_is_not_given_the_profiles_gpu_class() -> None:
+    usual = profile(gpuClasses=[{"name": "a100"}], defaults={"compute": {"gpuClass": "a100"}})
+    resolved = resolve(job(compute={"gpus": 0}), usual, IMAGE)
+    assert (resolved.compute.gpus, resolved.compute.gpu_class) == (0, None)
+
+
 def test_an_unknown_gpu_class_is_refused_with_the_known_ones() -> None:
     with pytest.raises(Refused, match=r"h100.*known: a100") as refused:
         resolve(job(compute={"gpuClass": "h100"}), profile(gpuClasses=[{"name": "a100"}]), IMAGE)

@@ -35,7 +35,7 @@ from lorikeet_operator.serving.router_pods import router_objects
 from lorikeet_operator.serving.setup import settle
 from tests.golden import check_golden
 from tests.resources import deployment, profile
-from tests.unit.serving.test_setup import IMAGES
+from tests.unit.serving.test_setup import INSTALLED
 
 PIN = "12345678" + "0" * 56
 SQL = AdapterRevision(served="sql-aaaaaaaa", uri="s3://adapters/team-a/sql/0f1e", sha256="a" * 64)
@@ -123,7 +123,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[AdapterRevision]]] =
 def objects(
     asks: ModelDeployment, by: TuningProfile | None = None, adapters: list[AdapterRevision] | None = None
 ) -> list[dict[str, Any]]:
-    setup = settle(asks, by or profile(), IMAGES)
+    setup = settle(asks, by or profile(), INSTALLED)
     return engine_objects(asks, setup, PIN, WantedAdapters(adapters=adapters or []))
 
 
@@ -270,7 +270,7 @@ def test_the_fingerprint_is_that_of_the_adapters_wherever_requests_are_led() -> 
 def test_fetcher_and_agent_read_the_contract(name: str) -> None:
     spec, of_profile, adapters = CASES[name]
     asks = deployment(**spec)
-    setup = settle(asks, profile(**of_profile), IMAGES)
+    setup = settle(asks, profile(**of_profile), INSTALLED)
     template = template_of(case(name))
     assert contract_of(template) == contract(asks, setup, PIN, WantedAdapters(adapters=adapters))
     folder, _, file = ENGINE_CONTRACT.rpartition("/")
@@ -374,7 +374,7 @@ def labels_of(made: list[dict[str, Any]]) -> dict[str, str]:
 
 def routers(asks: ModelDeployment) -> dict[str, str]:
     """Return the labels of the router pods of a ModelDeployment."""
-    return labels_of(router_objects(asks, settle(asks, profile(), IMAGES), b"{}"))
+    return labels_of(router_objects(asks, settle(asks, profile(), INSTALLED), b"{}"))
 
 
 def ports_for(policy: dict[str, Any], namespace: str, labels: Mapping[str, str]) -> set[int]:
@@ -407,13 +407,13 @@ def test_an_engine_is_reached_by_its_own_routers_alone_and_its_agent_by_everybod
 def test_a_platform_may_have_no_policy_made() -> None:
     asks = deployment()
     without = engine_objects(
-        asks, settle(asks, profile(), replace(IMAGES, network_policies=False)), PIN, WantedAdapters()
+        asks, settle(asks, profile(), replace(INSTALLED, network_policies=False)), PIN, WantedAdapters()
     )
     assert without == [each for each in objects(asks) if each["kind"] != "NetworkPolicy"]
 
 
 def test_no_policy_limits_who_uses_a_router() -> None:
-    made = router_objects(deployment(), settle(deployment(), profile(), IMAGES), b"{}")
+    made = router_objects(deployment(), settle(deployment(), profile(), INSTALLED), b"{}")
     assert "NetworkPolicy" not in {each["kind"] for each in made}
     policy = one(objects(deployment()), "NetworkPolicy")
     assert not policy["spec"]["podSelector"]["matchLabels"].items() <= labels_of(made).items()

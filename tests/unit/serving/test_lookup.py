@@ -13,7 +13,7 @@ from tests.golden import check_golden
 from tests.resources import deployment, profile
 from tests.unit.finetune.test_job import files_of
 from tests.unit.serving.test_engine_pods import EVERYTHING, EVERYTHING_PROFILE, is_restricted
-from tests.unit.serving.test_setup import IMAGES
+from tests.unit.serving.test_setup import INSTALLED
 
 ASK = ResolveContract(
     model=deployment().spec.model, adapters=[Unresolved(name="sql", uri="s3://adapters/$(AWS_SECRET_ACCESS_KEY)")]
@@ -22,14 +22,14 @@ ASK = ResolveContract(
 
 def made(ask: ResolveContract = ASK, name: str = "assistant", setup: Setup | None = None, **spec: Any) -> Any:
     asks = deployment(name, **spec)
-    return lookup_job(asks, setup or settle(asks, profile(), IMAGES), ask, "1Gi")
+    return lookup_job(asks, setup or settle(asks, profile(), INSTALLED), ask, "1Gi")
 
 
 @pytest.mark.parametrize("case", ["minimal", "everything"])
 def test_the_job_that_looks_up_uris_is_the_golden_one(case: str) -> None:
     everything = case == "everything"
     asks = deployment(**EVERYTHING) if everything else deployment()
-    setup = settle(asks, profile(**EVERYTHING_PROFILE) if everything else profile(), IMAGES)
+    setup = settle(asks, profile(**EVERYTHING_PROFILE) if everything else profile(), INSTALLED)
     check_golden(f"serving/lookup-{case}.yaml", [lookup_job(asks, setup, ASK, "1Gi")])
 
 
@@ -52,7 +52,7 @@ def test_the_name_of_the_longest_deployment_fits() -> None:
 def test_it_does_not_go_where_the_gpus_are() -> None:
     classes = [{"name": "a100", "nodeSelector": {"gpu": "a100"}}]
     asks = deployment(compute={"gpuClass": "a100", "runtimeClassName": "nvidia"})
-    pod = made(setup=settle(asks, profile(gpuClasses=classes), IMAGES))["spec"]["template"]["spec"]
+    pod = made(setup=settle(asks, profile(gpuClasses=classes), INSTALLED))["spec"]["template"]["spec"]
     assert not pod.keys() & {"nodeSelector", "affinity", "runtimeClassName"}
     assert "nvidia.com/gpu" not in json.dumps(pod)
 

@@ -23,11 +23,13 @@ from lorikeet_operator.kube.kinds import (
     controller_uid,
 )
 from lorikeet_operator.kube.queue import Requeue
+from lorikeet_operator.kube.times import timestamp
 from lorikeet_operator.serving.pace import SHIFTING, STARTING
 from lorikeet_operator.serving.reconcile import (
     HURRY_AGAIN,
     QUIET,
     REFUSED_AGAIN,
+    SAID_AGAIN,
 )
 from tests.resources import UID, profile_body
 from tests.unit.kube.api import _failure
@@ -418,6 +420,23 @@ async def test_a_replica_that_finds_no_room_beside_those_it_is_to_replace_is_tol
     await serving.reconcile()
     assert (serving.status["phase"], serving.condition("Degraded")) == ("Degraded", ("True", "WaitsForSurge"))
     assert serving.led()["support"]["a"] == (OLD, 90), "the two that are there serve on"
+
+
+async def test_what_a_node_says_that_prepares_a_pod_in_vain_is_told_for_as_long_as_it_says_so(world: World) -> None:
+    world.put(MODELDEPLOYMENT, request())
+    await world.reconcile()
+    world.answers()
+    await world.reconcile()
+    pod = world.pod(names.ENGINE, 0, ready=False, phase="Pending", podIP="")
+    about = {"uid": pod["metadata"]["uid"]}
+    event = {"involvedObject": about, "reason": "FailedMount", "message": 'configmap "company-ca" not found'}
+    began = world.now
+    world.put(EVENT, {**event, "metadata": {"name": "e1", "namespace": "team-a"}, "lastTimestamp": timestamp(began)})
+    await world.reconcile(seconds=STARTING)
+    assert (world.status["phase"], world.condition("Ready")) == ("Failed", ("False", "PodNotPrepared"))
+    assert 'configmap "company-ca" not found' in world.status["message"]
+    await world.reconcile(seconds=SAID_AGAIN.total_seconds())
+    assert (world.status["phase"], world.condition("Ready")) == ("Progressing", ("False", "Starting"))
 
 
 async def test_a_quota_that_keeps_a_replica_from_having_a_pod_is_told(serving: World) -> None:

@@ -9,7 +9,7 @@ from lorikeet_api.modeldeployment import ModelDeployment, RouteStatus
 from lorikeet_api.serving import AdapterState, AgentState, RouterState, WantedAdapters
 from lorikeet_operator.serving.plan import Target
 from lorikeet_operator.serving.rollout import (
-    Replica,
+    EngineReplica,
     RouterReplica,
     Told,
     is_loaded,
@@ -44,23 +44,23 @@ def replica(
     ready: bool = True,
     failed: Sequence[Target] = (),
     read: str = READ,
-) -> Replica:
+) -> EngineReplica:
     """Return a replica whose agent answers."""
     states: list[tuple[Target, Literal["loaded", "failed"]]] = [(each, "loaded") for each in loaded]
     states += [(each, "failed") for each in failed]
     adapters = [AdapterState(served=each.served, state=state) for each, state in states]
-    return Replica(name, ready, AgentState(wanted=read, engine=engine, draining=False, adapters=adapters))
+    return EngineReplica(name, ready, AgentState(wanted=read, engine=engine, draining=False, adapters=adapters))
 
 
-def silent(name: str, *, ready: bool) -> Replica:
+def silent(name: str, *, ready: bool) -> EngineReplica:
     """Return a replica whose agent does not answer."""
-    return Replica(name, ready)
+    return EngineReplica(name, ready)
 
 
-def loading(name: str, which: Target) -> Replica:
+def loading(name: str, which: Target) -> EngineReplica:
     """Return a replica that has not loaded an adapter yet."""
     state = AdapterState(served=which.served, state="loading")
-    return Replica(name, True, AgentState(wanted=READ, engine=True, draining=False, adapters=[state]))
+    return EngineReplica(name, True, AgentState(wanted=READ, engine=True, draining=False, adapters=[state]))
 
 
 def leading_to(*served: str, **weights: int) -> dict[str, Any]:
@@ -88,7 +88,7 @@ A_SQL = {"name": "a", "adapter": "sql", "weight": 9}
 B_DPO = {"name": "b", "adapter": "dpo", "weight": 1}
 B_BASE = {"name": "b", "weight": 1}
 
-EVERYWHERE: dict[str, list[Replica]] = {
+EVERYWHERE: dict[str, list[EngineReplica]] = {
     "one replica has it": [replica("p0", NEW)],
     "both replicas have it": [replica("p0", OLD, NEW), replica("p1", NEW)],
     "the other's engine does not answer: it is starting": [
@@ -99,7 +99,7 @@ EVERYWHERE: dict[str, list[Replica]] = {
     "a surge pod waits for a GPU": [replica("p0", NEW), replica("p1", NEW), silent("p2", ready=False)],
     "a pod has it before it is ready": [replica("p0", NEW, ready=False)],
 }
-NOT_EVERYWHERE: dict[str, list[Replica]] = {
+NOT_EVERYWHERE: dict[str, list[EngineReplica]] = {
     "there is no replica": [],
     "no engine answers": [replica("p0", NEW, engine=False)],
     "no agent answers": [silent("p0", ready=False)],
@@ -115,14 +115,14 @@ NOT_EVERYWHERE: dict[str, list[Replica]] = {
 
 
 @pytest.mark.parametrize("replicas", EVERYWHERE.values(), ids=EVERYWHERE)
-def test_a_variant_is_led_to_its_new_revision_once_all_that_answer_have_it(replicas: list[Replica]) -> None:
+def test_a_variant_is_led_to_its_new_revision_once_all_that_answer_have_it(replicas: list[EngineReplica]) -> None:
     assert is_loaded(NEW.served, replicas, READ)
     wanted = support(A_SQL, status=leading_to(OLD.served))
     assert led(lead(wanted, BASE, {"sql": NEW}, replicas, TOLD)) == {"support": {"a": (NEW.served, 9)}}
 
 
 @pytest.mark.parametrize("replicas", NOT_EVERYWHERE.values(), ids=NOT_EVERYWHERE)
-def test_a_variant_keeps_its_revision_until_the_new_one_is_loaded_everywhere(replicas: list[Replica]) -> None:
+def test_a_variant_keeps_its_revision_until_the_new_one_is_loaded_everywhere(replicas: list[EngineReplica]) -> None:
     assert not is_loaded(NEW.served, replicas, READ)
     wanted = support(A_SQL, status=leading_to(OLD.served))
     assert led(lead(wanted, BASE, {"sql": NEW}, replicas, TOLD)) == {"support": {"a": (OLD.served, 9)}}
@@ -130,14 +130,14 @@ def test_a_variant_keeps_its_revision_until_the_new_one_is_loaded_everywhere(rep
 
 @pytest.mark.parametrize("replicas", NOT_EVERYWHERE.values(), ids=NOT_EVERYWHERE)
 def test_a_variant_that_has_never_been_loaded_is_left_out_so_that_its_siblings_answer(
-    replicas: list[Replica],
+    replicas: list[EngineReplica],
 ) -> None:
     found = lead(support(A_SQL, B_BASE), BASE, {"sql": NEW}, replicas, TOLD)
     assert led(found) == {"support": {"b": (BASE, 1)}}
 
 
 @pytest.mark.parametrize("replicas", NOT_EVERYWHERE.values(), ids=NOT_EVERYWHERE)
-def test_a_variant_stays_where_it_is_though_a_replica_has_lost_its_revision(replicas: list[Replica]) -> None:
+def test_a_variant_stays_where_it_is_though_a_replica_has_lost_its_revision(replicas: list[EngineReplica]) -> None:
     wanted = support(A_SQL, status=leading_to(NEW.served))
     assert led(lead(wanted, BASE, {"sql": NEW}, replicas, TOLD)) == {"support": {"a": (NEW.served, 9)}}
 
@@ -181,7 +181,7 @@ def test_who_goes_back_before_the_new_revision_was_loaded_has_never_left_the_old
 @pytest.mark.parametrize("replicas", NOT_EVERYWHERE.values(), ids=NOT_EVERYWHERE)
 @pytest.mark.parametrize("now", [OLD, NEW], ids=["of the revision that is served", "of another one"])
 def test_a_variant_or_model_under_a_new_name_begins_with_the_revision_of_its_adapter(
-    replicas: list[Replica], now: Target
+    replicas: list[EngineReplica], now: Target
 ) -> None:
     status = leading_to(OLD.served)
     status["routes"][0]["variants"][0]["adapter"] = "sql"

@@ -14,7 +14,7 @@ import pytest
 
 from lorikeet_api.modeldeployment import ModelDeployment
 from lorikeet_api.serving import AdapterState, AgentState, RouterState
-from lorikeet_operator.serving.rollout import Replica, RouterReplica, Told, lead, to_hold
+from lorikeet_operator.serving.rollout import EngineReplica, RouterReplica, Told, lead, to_hold
 from tests.resources import deployment
 from tests.unit.serving.test_rollout import BASE, NEW, OLD, SQL
 
@@ -99,7 +99,7 @@ def decide(seen: World) -> tuple[tuple[str, str | Names], ...]:
     router = RouterState(wanted="", routed=str(seen.led), served=sorted(seen.clusters))
     held = [TARGETS[each].revision for each in sorted(seen.held)]
     told = Told(held, wanted=str(sorted(seen.held)), routed=str(seen.route))
-    led = lead(asks, BASE, targets, [Replica("p0", True, engine)], told)
+    led = lead(asks, BASE, targets, [EngineReplica("p0", True, engine)], told)
     route = "".join(each.served_name for each in led[0].variants)
     wanted = to_hold(asks, led, targets, told, [RouterReplica("r0", True, router)], route)
     return ("route", route), ("held", frozenset(each.served for each in wanted.adapters)), ("status", route)

@@ -34,7 +34,7 @@ from tests.unit.serving.test_engine_pods import (
     template_of,
 )
 from tests.unit.serving.test_rollout import TOLD, replica
-from tests.unit.serving.test_setup import IMAGES
+from tests.unit.serving.test_setup import INSTALLED
 
 BASE = served_base(PIN)
 TARGETS = {
@@ -55,7 +55,7 @@ def live(asks: ModelDeployment) -> list[RouteStatus]:
 def objects(
     asks: ModelDeployment, by: TuningProfile | None = None, routes: Sequence[RouteStatus] | None = None
 ) -> list[dict[str, Any]]:
-    setup = settle(asks, by or profile(), IMAGES)
+    setup = settle(asks, by or profile(), INSTALLED)
     return router_objects(asks, setup, wanted_bytes(asks, live(asks) if routes is None else routes))
 
 
@@ -110,7 +110,7 @@ def test_all_children_go_with_the_deployment_and_services_and_budgets_find_its_p
 
 def test_routers_and_engines_share_no_name_and_no_pods() -> None:
     asks = deployment()
-    engines = engine_objects(asks, settle(asks, profile(), IMAGES), PIN, WantedAdapters())
+    engines = engine_objects(asks, settle(asks, profile(), INSTALLED), PIN, WantedAdapters())
     both = [(each["kind"], each["metadata"]["name"]) for each in [*case("minimal"), *engines]]
     assert len(set(both)) == len(both)
     selected = one(case("minimal"), "Service")["spec"]["selector"].items()
@@ -208,7 +208,7 @@ def test_a_cluster_is_needed_for_as_long_as_a_request_may_take_to_arrive() -> No
 
 def test_engines_are_found_by_the_names_of_their_service_and_their_agent() -> None:
     asks = deployment()
-    service = one(engine_objects(asks, settle(asks, profile(), IMAGES), PIN, WantedAdapters()), "Service")
+    service = one(engine_objects(asks, settle(asks, profile(), INSTALLED), PIN, WantedAdapters()), "Service")
     ports = {each["name"]: each["port"] for each in service["spec"]["ports"]}
     (cluster,) = files_of(objects(asks))["wanted.json"]["clusters"]["resources"]
     (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]

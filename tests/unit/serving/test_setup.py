@@ -3,17 +3,16 @@
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from lorikeet_operator.profiles import Refused
-from lorikeet_operator.serving.setup import Images, Setup, settle
+from lorikeet_operator.serving.setup import Installation, Setup, settle
 from tests.resources import deployment, profile
 
-IMAGES = Images(agent="agent:test", vllm="vllm:test", router="router:test")
+INSTALLED = Installation(agent="agent:test", vllm="vllm:test", router="router:test")
 
 
-def settled(of_profile: dict[str, Any] | None = None, images: Images = IMAGES, **spec: Any) -> Setup:
-    return settle(deployment(**spec), profile(**(of_profile or {})), images)
+def settled(of_profile: dict[str, Any] | None = None, installed: Installation = INSTALLED, **spec: Any) -> Setup:
+    return settle(deployment(**spec), profile(**(of_profile or {})), installed)
 
 
 def test_a_short_request_gets_the_usual_pod() -> None:
@@ -56,17 +55,17 @@ def test_the_profiles_router_goes_before_the_installations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "where"),
+    ("installed", "where"),
     [
-        (Images("agent:test", "", "router:test"), "set images.vllm of the TuningProfile, or engine.image of"),
-        (Images("agent:test", "vllm:test", ""), "set images.router of the TuningProfile, or router.image of"),
-        (Images("", "vllm:test", "router:test"), "set agent.image of"),
+        (Installation("agent:test", "", "router:test"), "set images.vllm of the TuningProfile, or engine.image of"),
+        (Installation("agent:test", "vllm:test", ""), "set images.router of the TuningProfile, or router.image of"),
+        (Installation("", "vllm:test", "router:test"), "set agent.image of"),
     ],
     ids=["engine", "router", "agent"],
 )
-def test_an_image_that_nobody_knows_is_asked_for_where_it_can_be_set(images: Images, where: str) -> None:
+def test_an_image_that_nobody_knows_is_asked_for_where_it_can_be_set(installed: Installation, where: str) -> None:
     with pytest.raises(Refused, match=where) as refused:
-        settled(images=images)
+        settled(installed=installed)
     assert refused.value.reason == "InvalidSpec"
 
 
@@ -98,10 +97,16 @@ def test_an_unknown_gpu_class_is_refused_with_the_known_ones() -> None:
     assert refused.value.reason == "GpuClassUnknown"
 
 
-def test_who_serves_on_the_cpu_is_refused_a_gpu_class_also_the_profiles() -> None:
+def test_who_serves_on_the_cpu_is_not_given_the_profiles_gpu_class() -> None:
     defaults = {"engineCompute": {"gpuClass": "a100"}}
-    with pytest.raises(ValidationError, match="gpuClass has no meaning with gpus 0"):
-        settled({"gpuClasses": CLASSES, "defaults": defaults}, compute={"gpus": 0})
+    made = settled({"gpuClasses": CLASSES, "defaults": defaults}, compute={"gpus": 0})
+    assert (made.compute.gpus, made.compute.gpu_class, made.compute.node_selector) == (0, None, None)
+
+
+def test_who_names_a_gpu_class_gets_a_gpu_where_the_profile_has_pods_without() -> None:
+    defaults = {"engineCompute": {"gpus": 0}}
+    made = settled({"gpuClasses": CLASSES, "defaults": defaults}, compute={"gpuClass": "a100"})
+    assert (made.compute.gpus, made.gpu_resource) == (1, "nvidia.com/mig-1g.10gb")
 
 
 def test_who_serves_on_the_cpu_may_do_so_where_there_are_gpu_classes() -> None:

@@ -17,7 +17,7 @@ from lorikeet_api.serving import AdapterReason, AdapterState, AgentState, Router
 from lorikeet_operator.serving.facts import Facts
 from lorikeet_operator.serving.finding import Finding
 from lorikeet_operator.serving.plan import Plan, Target
-from lorikeet_operator.serving.rollout import Replica, RouterReplica, lead
+from lorikeet_operator.serving.rollout import EngineReplica, RouterReplica, lead
 from lorikeet_operator.serving.status import WAITING, refused, told
 from tests.resources import deployment
 from tests.unit.serving.test_rollout import (
@@ -79,9 +79,9 @@ def after(asks: ModelDeployment, status: ModelDeploymentStatus) -> ModelDeployme
     return ModelDeployment.parse({**asks.to_wire(), "status": status.to_wire()})
 
 
-def failing(reason: AdapterReason, which: Target = NEW) -> Replica:
+def failing(reason: AdapterReason, which: Target = NEW) -> EngineReplica:
     state = AdapterState(served=which.served, state="failed", reason=reason, message="the cause: the next step")
-    return Replica("p0", True, AgentState(wanted="w", engine=True, draining=False, adapters=[state]))
+    return EngineReplica("p0", True, AgentState(wanted="w", engine=True, draining=False, adapters=[state]))
 
 
 def test_one_that_serves_all_is_available() -> None:
@@ -250,7 +250,7 @@ def test_a_configuration_that_an_envoy_refuses_is_told() -> None:
 
 def test_a_ready_pod_that_the_operator_cannot_reach_is_told_once_it_is_not_just_busy() -> None:
     asks = deployment(adapters=[SQL])
-    engine, router = Replica("p0", True, None, silent=75.0), RouterReplica("r0", True, None, silent=75.0)
+    engine, router = EngineReplica("p0", True, None, silent=75.0), RouterReplica("r0", True, None, silent=75.0)
     served = well(asks, NEW)
     engine_unheard = replace(served, replicas=[engine])
     router_unheard = replace(served, routers=[router], settled=False)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lorikeet_operator.serving.finding import Finding
-from lorikeet_operator.serving.trouble import is_going, is_ready, refusal, trouble
+from lorikeet_operator.serving.trouble import is_being_prepared, is_going, is_ready, refusal, trouble
 
 NO_ROOM = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "3 Insufficient gpu."}
 
@@ -64,6 +64,25 @@ def found(*containers: dict[str, Any], surge: bool = False, **of: Any) -> Findin
 )
 def test_a_pod_that_is_under_way_is_no_trouble(state: dict[str, Any]) -> None:
     assert trouble(state, surge=False) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (pod(), True),
+        (pod(container(waiting("PodInitializing"))), True),
+        (pod(container(waiting("ContainerCreating"))), True),
+        (pod(node=""), False),
+        (pod(container(waiting("PodInitializing")), initContainerStatuses=[container({"running": {}})]), False),
+        (pod(container(waiting("PodInitializing")), initContainerStatuses=[container(ended(0))]), False),
+        (pod(container(waiting("CrashLoopBackOff"))), False),
+        ({**pod(), "metadata": {"name": "p0", "deletionTimestamp": "2026-11-23T10:00:00Z"}}, False),
+        (pod(conditions=[{"type": "Ready", "status": "True"}]), False),
+    ],
+    ids=["bound", "initialises", "is made", "has no node", "one runs", "one has run", "fell over", "goes", "is ready"],
+)
+def test_a_pod_is_prepared_on_its_node_until_something_of_it_runs(state: dict[str, Any], expected: bool) -> None:
+    assert is_being_prepared(state) == expected
 
 
 def test_a_ready_pod_is_no_trouble_whatever_became_of_its_containers_before() -> None:

@@ -48,7 +48,7 @@ from lorikeet_operator.kube.throttle import TokenBucket
 from lorikeet_operator.kube.writer import Writer
 from lorikeet_operator.serving.poll import Poller
 from lorikeet_operator.serving.reconcile import QUIET, ModelDeploymentController
-from lorikeet_operator.serving.setup import Images
+from lorikeet_operator.serving.setup import Installation
 from tests.golden import FOLDER
 from tests.resources import UID, deployment_body, job_body, profile_body
 from tests.unit.kube.api import Api, Seen, configuration_for, serve
@@ -77,7 +77,7 @@ ADDRESSES: Final = {names.ENGINE: 2, names.ROUTER: 12}
 """By component: the last part of the loopback address of its first pod."""
 RIGHTS: Final = FOLDER / "chart" / "rbac.yaml"
 OPERATOR_ROLE: Final = "lorikeet-system:lorikeet"
-SETUP: Final = (Images("agent:test", "vllm:test", "envoy:test"), "1Gi")
+SETUP: Final = (Installation("agent:test", "vllm:test", "envoy:test"), "1Gi")
 
 FROM_JOB: Final[dict[str, Any]] = {"name": "sql", "from": {"fineTuneJobRef": {"name": "sql-v1"}}}
 FROM_URI: Final[dict[str, Any]] = {"name": "dpo", "from": {"uri": "s3://adapters/dpo"}}
