@@ -15,11 +15,11 @@ from pathlib import Path
 
 from e2e import colours
 from e2e.colours import MODEL, NAME
-from e2e.deploy import deploy
+from e2e.deploy import install
 from e2e.load import Load, load
 from e2e.serving import served, steer, wait_for
 from e2e.target import target
-from e2e.workspace import Workspace, install_profile
+from e2e.workspace import Workspace
 
 ANSWERS = 500
 COLOURS = ("red", "blue", "green")
@@ -89,8 +89,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="edits, and revisions, that are measured")
     rounds = parser.parse_args().rounds
     found = target()
-    deploy(found)
-    install_profile(found)
+    install(found)
     workspace = Workspace(found, f"bench-{secrets.token_hex(3)}")
     workspace.create()
     try:

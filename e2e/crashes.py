@@ -29,10 +29,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from e2e.deploy import NAMESPACE, RELEASE, deploy
+from e2e.deploy import NAMESPACE, RELEASE, install
 from e2e.small import request, upload_model, upload_rows
 from e2e.target import Target, development
-from e2e.workspace import FINAL, Workspace, install_profile
+from e2e.workspace import FINAL, Workspace
 from tests.trainer import tiny
 
 LIFE_SECONDS = 240
@@ -276,8 +276,7 @@ def main() -> int:
     parser.add_argument("numbers", nargs="*", type=int, help="writes to be killed at; default: every one")
     given = parser.parse_args()
     found = development()
-    deploy(found)  # for its resources; the operator that dies is another one
-    install_profile(found)
+    install(found)  # for its resources; the operator that dies is another one
     replicas = ("-n", NAMESPACE, "scale", f"deployment/{RELEASE}")
     found.kubectl(*replicas, "--replicas=0")
     try:

@@ -14,10 +14,10 @@ from typing import Any
 
 from e2e.cluster.paths import CHECKOUT, cache_dir
 from e2e.demo_serving import serve
-from e2e.deploy import deploy
+from e2e.deploy import install
 from e2e.steps import EXAMPLES, apply, finish, step
 from e2e.target import Target, TargetError, target
-from e2e.workspace import Workspace, install_profile
+from e2e.workspace import Workspace
 
 MODEL = ("models", "smollm2-135m-instruct")
 DATA = ("datasets", "text-to-sql")
@@ -84,17 +84,16 @@ def report(workspace: Workspace, job: dict[str, Any], result: dict[str, Any], ma
 def demo(found: Target) -> int:
     """Run a job in a fresh namespace, serve what comes out, and print it."""
     workspace = Workspace(found, f"demo-{secrets.token_hex(3)}")
-    with step("installing Lorikeet by its Helm chart"):
-        deploy(found)
+    with step("installing Lorikeet by its Helm chart, and the cluster's TuningProfile"):
+        install(found)
     with tempfile.TemporaryDirectory(prefix="lorikeet-demo-") as temporary:
         with step("putting the base model (SmolLM2-135M-Instruct) and the data into S3"):
             model, data = material(Path(temporary))
             workspace.upload_folder(model, *MODEL)
             workspace.upload_folder(data, *DATA)
             workspace.bucket("adapters")
-        with step(f"namespace {workspace.namespace}: S3 credentials; and the cluster's TuningProfile"):
+        with step(f"namespace {workspace.namespace}, with S3 credentials"):
             workspace.create()
-            install_profile(found)
         with step(f"kubectl apply -n {workspace.namespace} -f examples/finetune.yaml"):
             apply(workspace, "finetune.yaml")
             job = finish(workspace, NAME)

@@ -9,6 +9,7 @@ from typing import Any
 
 from e2e.cluster.paths import CHECKOUT
 from e2e.target import Target, TargetError, target
+from e2e.workspace import profile, refuse_others_profile
 
 NAMESPACE = "lorikeet-system"
 RELEASE = "lorikeet"
@@ -48,6 +49,13 @@ def deploy(found: Target) -> float:
         *("--wait", "--timeout", "5m"),
     )
     return time.monotonic() - began
+
+
+def install(found: Target) -> None:
+    """Install the release and the TuningProfile of demo and scenarios. Raises TargetError where that one is taken."""
+    refuse_others_profile(found)
+    deploy(found)
+    found.apply([profile(found)])
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SECRET = "s3-credentials"
 PROFILE = "default"
+PROFILES = "tuningprofiles.lorikeet.dev"
 FINAL = ("Succeeded", "Failed")
 OURS = {"app.kubernetes.io/part-of": "lorikeet-demo"}
 """Labels of the profile that the demo and the scenarios make."""
@@ -183,12 +184,13 @@ def profile(target: Target, name: str = PROFILE, storage: str = "s3://adapters")
     }
 
 
-def install_profile(target: Target) -> None:
-    """Make the profile that jobs use by default, unless somebody else has made one."""
-    held = target.kubectl("get", "tuningprofile", PROFILE, "--ignore-not-found", "-o", "json")
+def refuse_others_profile(target: Target) -> None:
+    """Raise TargetError if the cluster has a profile for jobs without one that neither demo nor scenarios have made."""
+    if not target.kubectl("get", "customresourcedefinition", PROFILES, "--ignore-not-found"):
+        return
+    held = target.kubectl("get", PROFILES, PROFILE, "--ignore-not-found", "-o", "json")
     if held and not OURS.items() <= (json.loads(held)["metadata"].get("labels") or {}).items():
         raise TargetError(
             f"the cluster has a TuningProfile {PROFILE!r} that is not ours, and what jobs do by default hangs on it:"
             " use another cluster, or delete it"
         )
-    target.apply([profile(target)])

@@ -7,11 +7,11 @@ import pytest
 
 from e2e import colours
 from e2e.demo import DATA, MODEL, material
-from e2e.deploy import deploy
+from e2e.deploy import install
 from e2e.serving import wait_for
 from e2e.small import upload_model
 from e2e.target import Target, TargetError, target
-from e2e.workspace import Workspace, install_profile
+from e2e.workspace import Workspace
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -29,9 +29,8 @@ def lorikeet(tmp_path_factory: pytest.TempPathFactory) -> Target:
         found = target()
     except TargetError as error:
         pytest.fail(str(error))
-    deploy(found)
+    install(found)
     _pull_agent(found)
-    install_profile(found)
     shared = Workspace(found, "default")
     model, data = material(tmp_path_factory.mktemp("material"))
     shared.upload_folder(model, *MODEL)

@@ -11,7 +11,9 @@ import pytest
 
 from e2e.cluster.config import CONTEXT
 from e2e.cluster.paths import CHECKOUT
+from e2e.deploy import NAMESPACE
 from e2e.target import NEEDED, Target, as_existing
+from e2e.workspace import PROFILE, PROFILES, profile
 
 pytestmark = [
     pytest.mark.e2e,
@@ -56,6 +58,21 @@ def test_the_scenarios_run_in_the_context_that_is_named(existing: dict[str, str]
     run = make(existing, "e2e", "SCENARIOS=e2e/scenarios/test_bad_input.py -k missing_profile")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "1 passed" in run.stdout
+
+
+def test_the_demo_touches_nothing_where_somebody_else_has_the_default_profile(
+    lorikeet: Target, existing: dict[str, str]
+) -> None:
+    release = ("list", "--namespace", NAMESPACE, "--output", "json")
+    before = lorikeet.helm(*release)
+    lorikeet.kubectl("label", PROFILES, PROFILE, "app.kubernetes.io/part-of=somebody-elses", "--overwrite")
+    try:
+        refused = make(existing, "demo")
+    finally:
+        lorikeet.apply([profile(lorikeet)])
+    assert refused.returncode != 0
+    assert f"the cluster has a TuningProfile '{PROFILE}' that is not ours" in refused.stderr
+    assert lorikeet.helm(*release) == before
 
 
 def test_a_context_that_does_not_exist_is_told(existing: dict[str, str]) -> None:
