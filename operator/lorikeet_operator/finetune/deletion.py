@@ -208,8 +208,11 @@ class _Run:
 
     def is_served_by(self, deployment: Object) -> bool:
         """Return whether a ModelDeployment names the run, leads requests to what it has written, or is to hold that."""
-        if any(self._is_named_by(key_of(deployment), each) for each in deployment["spec"].get("adapters") or []):
+        spec = deployment["spec"]
+        if any(self._is_named_by(key_of(deployment), each) for each in spec.get("adapters") or []):
             return True
+        if str(spec["model"]["uri"]).startswith(f"{self.folder}/"):
+            return True  # a full fine-tune is a base model
         status = deployment.get("status") or {}
         led = {
             each["servedName"]: each["adapter"]

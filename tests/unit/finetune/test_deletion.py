@@ -342,6 +342,13 @@ async def test_what_a_deployment_names_is_not_deleted_before_its_status_says_any
     assert CLEANUP_JOB not in published.api.objects
 
 
+async def test_a_full_fine_tune_is_not_deleted_while_it_is_served_as_a_base_model(published: World) -> None:
+    published.put(MODELDEPLOYMENT, deployment_body(model={"uri": its_adapter(published)["uri"] + "/model"}))
+    deleted(published)
+    assert await published.reconcile() == Requeue(SERVED_AGAIN)
+    assert CLEANUP_JOB not in published.api.objects
+
+
 async def test_a_served_copy_does_not_hold_the_original(published: World) -> None:
     copy = {**its_adapter(published), "uri": "s3://production/sql/run"}
     served(published, adapters=[copy], routes=leads_to(SHA256))
