@@ -237,6 +237,21 @@ class Servable(Model):
     """Why not."""
 
 
+def servable(method: Method) -> Servable:
+    """Return whether engines take what a method makes as a LoRA adapter on the original base, and why not."""
+    adapter = method.adapter
+    if method.full is not None:
+        return Servable(lora=False, reason="it is a whole model, to be served as one")
+    if adapter is None:
+        return Servable(lora=False, reason=f"it was trained with {method.name}, whose modules no engine loads")
+    if adapter.dora:
+        return Servable(lora=False, reason="it was trained with dora, whose magnitudes no engine loads")
+    if adapter.modules_to_save:
+        whole = ", ".join(adapter.modules_to_save)
+        return Servable(lora=False, reason=f"it has whole layers ({whole}; modulesToSave), which no engine loads")
+    return Servable(lora=True)
+
+
 class Template(Model):
     """The chat template that the examples were rendered with."""
 
@@ -252,7 +267,7 @@ class Manifest(Model):
     version: Literal["v1"] = "v1"
     """Version of this layout."""
     kind: Literal["adapter", "model"]
-    """adapter (LoRA, QLoRA) or model (full)."""
+    """adapter (LoRA, QLoRA, bottleneck) or model (full)."""
     run_id: str
     """The run's address."""
     base_model: SourceDigest

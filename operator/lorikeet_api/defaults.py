@@ -24,6 +24,7 @@ _COMMON: Final = Training(
 DEFAULTS: Final[dict[tuple[MethodName, ObjectiveName], Training]] = {
     ("lora", "sft"): _COMMON.model_copy(update={"learning_rate": 2e-4}),
     ("qlora", "sft"): _COMMON.model_copy(update={"learning_rate": 2e-4}),
+    ("bottleneck", "sft"): _COMMON.model_copy(update={"learning_rate": 1e-4}),
     ("full", "sft"): _COMMON.model_copy(update={"learning_rate": 1e-5}),
 }
 """Every field that a run needs, by (method, objective)."""

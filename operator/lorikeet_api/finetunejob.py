@@ -58,7 +58,7 @@ class FineTuneJobSpec(Model):
     dataset: Dataset
     """Training and evaluation data."""
     method: Method = Method(qlora=QLora())
-    """How the weights are changed: exactly one of full, lora and qlora."""
+    """How the weights are changed: exactly one of full, lora, qlora and bottleneck."""
     objective: Objective = Objective(sft=Sft())
     """What the run optimises."""
     training: Training = Training()

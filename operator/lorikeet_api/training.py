@@ -3,13 +3,13 @@
 These models stand in a FineTuneJob's spec and, resolved, in the trainer's contract.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
 from lorikeet_api.base import Model, NameReference, SourceUri, cel, listed
 
-MethodName = Literal["full", "lora", "qlora"]
+MethodName = Literal["full", "lora", "qlora", "bottleneck"]
 ObjectiveName = Literal["sft"]
 DataFormat = Literal["auto", "instruction", "chat", "completion", "text"]
 TrainOn = Literal["completion", "assistant", "lastTurn", "all"]
@@ -19,6 +19,10 @@ Scheduler = Literal["cosine", "linear", "constant"]
 Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", min_length=1, max_length=128)]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$", min_length=1, max_length=128)]
+ALL_LINEAR: Final = "all-linear"
+TargetName = Annotated[
+    str, StringConstraints(pattern=rf"^([A-Za-z0-9_.]+|{ALL_LINEAR})$", min_length=1, max_length=128)
+]
 
 
 HUB = "hf://"
@@ -170,7 +174,14 @@ class Full(Model):
     """Train every weight of the model."""
 
 
-class Lora(Model):
+_ALL_AND_MORE: Final = f"targetModules {ALL_LINEAR} has all others in it: leave it alone there, or remove it"
+_TARGETED_TWICE: Final = (
+    "a module is in targetModules and in modulesToSave: it is trained by one of them, remove the other"
+)
+_INIT_AND_DORA: Final = "dora begins at the base's own weights, which init takes apart: remove one of them"
+
+
+class Adapter(Model):
     """Train low-rank adapters beside frozen weights (LoRA, arXiv:2106.09685)."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 16
@@ -179,17 +190,92 @@ class Lora(Model):
     """Scaling numerator: the update is scaled by alpha / rank (PEFT: `lora_alpha`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Dropout on the adapters' input while training (PEFT: `lora_dropout`)."""
-    target_modules: Annotated[list[ModuleName], listed(1, 64)] = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    """Names of the linear layers that get an adapter (PEFT: `target_modules`)."""
+    target_modules: Annotated[list[TargetName], listed(1, 64)] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    """Names of the linear layers that get an adapter (PEFT: `target_modules`); `[all-linear]`: all but the output."""
+    rs_lora: bool = False
+    """Scale the update by alpha / sqrt(rank), so that a high rank learns as fast as a low one (rsLoRA,
+    arXiv:2312.03732; PEFT: `use_rslora`)."""
+    dora: bool = False
+    """Train a magnitude of each output beside the update's direction (DoRA, arXiv:2402.09353; PEFT: `use_dora`).
+    Slower; no engine serves it as an adapter."""
+    lora_plus_ratio: Annotated[float, Field(ge=1, le=1000)] | None = None
+    """How much higher the learning rate of the second matrix is than that of the first (LoRA+, arXiv:2402.12354;
+    PEFT: `loraplus_lr_ratio`). Absent: equal."""
+    modules_to_save: Annotated[list[ModuleName], listed(0, 16)] = []
+    """Names of layers, such as embed_tokens, that are trained and published whole beside the adapters (PEFT:
+    `modules_to_save`). No engine serves the result as an adapter."""
+
+    @model_validator(mode="after")
+    def _modules_fit(self) -> Self:
+        if ALL_LINEAR in self.target_modules and len(self.target_modules) > 1:
+            raise ValueError(_ALL_AND_MORE)
+        if set(self.target_modules) & set(self.modules_to_save):
+            raise ValueError(_TARGETED_TWICE)
+        return self
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rules of `_modules_fit` for the API server."""
+        alone = f"!has(self.targetModules) || size(self.targetModules) == 1 || !('{ALL_LINEAR}' in self.targetModules)"
+        both = "has(self.targetModules) && has(self.modulesToSave)"
+        apart = f"!({both}) || !self.modulesToSave.exists(m, m in self.targetModules)"
+        return [
+            cel(alone, _ALL_AND_MORE, fieldPath=".targetModules"),
+            cel(apart, _TARGETED_TWICE, fieldPath=".modulesToSave"),
+        ]
+
+    @property
+    def published_rank(self) -> int:
+        """LoRA rank of what is published."""
+        return self.rank
 
 
-class QLora(Lora):
+class Lora(Adapter):
+    """LoRA over a base model in 16 bits."""
+
+    init: Literal["default", "pissa", "olora"] = "default"
+    """What the adapter begins with (PEFT: `init_lora_weights`): `default`, nothing; `pissa`, the base's principal
+    components (arXiv:2404.02948); `olora`, an orthonormal basis (arXiv:2406.01775). The latter two are trained in the
+    base's place; the adapter is published for the untouched base, with twice the rank."""
+
+    @model_validator(mode="after")
+    def _init_fits(self) -> Self:
+        if self.dora and self.init != "default":
+            raise ValueError(_INIT_AND_DORA)
+        return self
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rules of `Adapter`, and that of `_init_fits`."""
+        fits = "!has(self.init) || self.init == 'default' || !has(self.dora) || !self.dora"
+        return [*Adapter.cel_rules(), cel(fits, _INIT_AND_DORA, fieldPath=".init")]
+
+    @property
+    def published_rank(self) -> int:
+        """LoRA rank of what is published."""
+        return self.rank if self.init == "default" else 2 * self.rank
+
+
+class QLora(Adapter):
     """LoRA over a base model held in 4 bits (QLoRA, arXiv:2305.14314)."""
 
     quant_type: Literal["nf4", "fp4"] = "nf4"
     """4-bit data type (bitsandbytes: `bnb_4bit_quant_type`)."""
     double_quant: bool = True
     """Quantise the quantisation constants too (bitsandbytes: `bnb_4bit_use_double_quant`)."""
+
+
+class Bottleneck(Model):
+    """Train small modules behind the parts of each block, which narrow what comes in and widen it again (adapters of
+    Houlsby et al., arXiv:1902.00751). No engine serves them; what is published is loaded by Lorikeet's trainer package.
+    """
+
+    reduction_factor: Annotated[int, Field(ge=2, le=1024)] = 16
+    """How many times narrower than the model the modules are: 16 trains about 1 % of a model's parameters, with
+    `houlsby` about 2 %."""
+    placement: Literal["pfeiffer", "houlsby"] = "pfeiffer"
+    """Behind which parts: `pfeiffer`, the feed-forward part of each block (arXiv:2005.00247); `houlsby`, its attention,
+    too."""
 
 
 def _exactly_one(model: type[Model], what: str) -> dict[str, str]:
@@ -199,7 +285,7 @@ def _exactly_one(model: type[Model], what: str) -> dict[str, str]:
 
 
 class Method(Model):
-    """How the weights are changed: exactly one of full, lora and qlora."""
+    """How the weights are changed: exactly one of full, lora, qlora and bottleneck."""
 
     full: Full | None = None
     """Train every weight."""
@@ -207,6 +293,8 @@ class Method(Model):
     """Train low-rank adapters on the base model in 16 bits."""
     qlora: QLora | None = None
     """Train low-rank adapters on the base model in 4 bits."""
+    bottleneck: Bottleneck | None = None
+    """Train small modules between the base model's layers, in 16 bits."""
 
     @model_validator(mode="after")
     def _one_arm(self) -> Self:
@@ -217,11 +305,12 @@ class Method(Model):
     @property
     def name(self) -> MethodName:
         """The chosen arm's name."""
-        return "full" if self.full is not None else "lora" if self.lora is not None else "qlora"
+        names: tuple[MethodName, ...] = get_args(MethodName)
+        return next(name for name in names if getattr(self, name) is not None)
 
     @property
-    def adapter(self) -> Lora | None:
-        """The adapter's settings; None for a full fine-tune."""
+    def adapter(self) -> Lora | QLora | None:
+        """The settings of a LoRA adapter; None for other methods."""
         return self.lora or self.qlora
 
     @staticmethod

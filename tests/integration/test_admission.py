@@ -33,12 +33,31 @@ def answer(server: Target, body: dict[str, Any], *arguments: str) -> str:
 TRAIN = {"train": [{"uri": "s3://datasets/sql/train.jsonl"}]}
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "two methods": ({"method": {"lora": {}, "qlora": {}}}, r"spec\.method.*give exactly one method: full, lora, qlora"),
+    "two methods": (
+        {"method": {"lora": {}, "qlora": {}}},
+        r"spec\.method.*give exactly one method: full, lora, qlora, bottleneck",
+    ),
     "no method": ({"method": {}}, r"spec\.method.*give exactly one method"),
     "no objective": ({"objective": {}}, r"spec\.objective.*give exactly one objective"),
     "an unknown field": ({"modle": {}}, r'unknown field "spec\.modle"'),
     "an unknown field inside a union": ({"method": {"full": {"rank": 8}}}, r'unknown field "spec\.method\.full\.rank"'),
     "rank 0": ({"method": {"lora": {"rank": 0}}}, r"spec\.method\.lora\.rank.*greater than or equal to 1"),
+    "all linear layers and one more": (
+        {"method": {"lora": {"targetModules": ["all-linear", "q_proj"]}}},
+        r"spec\.method\.lora\.targetModules.*all-linear has all others in it",
+    ),
+    "a layer that is trained twice": (
+        {"method": {"qlora": {"targetModules": ["up_proj"], "modulesToSave": ["up_proj"]}}},
+        r"spec\.method\.qlora\.modulesToSave.*trained by one of them",
+    ),
+    "dora on parts of the base": (
+        {"method": {"lora": {"init": "pissa", "dora": True}}},
+        r"spec\.method\.lora\.init.*dora begins at the base's own weights",
+    ),
+    "parts of a base in 4 bits": (
+        {"method": {"qlora": {"init": "pissa"}}},
+        r'unknown field "spec\.method\.qlora\.init"',
+    ),
     "a negative learning rate": ({"training": {"learningRate": -1}}, r"spec\.training\.learningRate.*greater than 0"),
     "no epochs": ({"training": {"epochs": 0}}, r"spec\.training\.epochs.*greater than 0"),
     "a micro batch that does not divide": (
@@ -137,6 +156,9 @@ def test_the_servers_defaults_are_the_models(server: Target, namespace: str) -> 
         "alpha": 32,
         "dropout": 0.05,
         "targetModules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "rsLora": False,
+        "dora": False,
+        "modulesToSave": [],
         "quantType": "nf4",
         "doubleQuant": True,
     }
@@ -162,7 +184,7 @@ def test_a_wrong_profile_is_refused_by_name(server: Target, spec: dict[str, Any]
 
 def test_explain_tells_the_defaults(server: Target) -> None:
     said = " ".join(server.kubectl("explain", "finetunejob.spec.training.learningRate").split())
-    assert "Default: 0.0002 (lora sft, qlora sft), 1e-05 (full sft)." in said
+    assert "Default: 0.0002 (lora sft, qlora sft), 0.0001 (bottleneck sft), 1e-05 (full sft)." in said
 
 
 ADAPTER: dict[str, Any] = {"name": "sql", "from": {"fineTuneJobRef": {"name": "sql-v1"}}}

@@ -29,7 +29,7 @@ from tests.trainer import tiny
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTER: dict[str, Any] = {"rank": 8, "alpha": 32, "dropout": 0.0, "targetModules": ALL_LINEAR}
 METHODS: dict[str, dict[str, Any]] = {"lora": {"lora": ADAPTER}, "qlora": {"qlora": ADAPTER}, "full": {"full": {}}}
-RATES = {"lora": 1e-2, "qlora": 1e-2, "full": 1e-3}
+RATES = {"lora": 1e-2, "qlora": 1e-2, "bottleneck": 1e-2, "full": 1e-3}
 _numbers = count(1)
 
 

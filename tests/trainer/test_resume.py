@@ -23,7 +23,15 @@ pytestmark = pytest.mark.trainer
 MODEL, TRAIN = "s3://models/small", "s3://datasets/train.jsonl"
 HELD_OUT = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
 RANDOM = {**ADAPTER, "dropout": 0.05}
-METHODS: dict[str, Any] = {"lora": {"lora": RANDOM}, "qlora": {"qlora": RANDOM}, "full": "full", "experts": "full"}
+METHODS: dict[str, Any] = {
+    "lora": {"lora": RANDOM},
+    "qlora": {"qlora": RANDOM},
+    "full": "full",
+    "experts": "full",
+    "bottleneck": {"bottleneck": {"reductionFactor": 4, "placement": "houlsby"}},
+    "pissa": {"lora": {**RANDOM, "init": "pissa"}},
+    "variants": {"qlora": {**RANDOM, "dora": True, "loraPlusRatio": 4.0, "modulesToSave": ["embed_tokens"]}},
+}
 STEPS = {"maxSteps": 14, "batchSize": 8, "microBatchSize": 4, "loggingSteps": 3}
 """Of 60 rows: 8 steps an epoch, the last one with half a batch."""
 

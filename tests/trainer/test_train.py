@@ -2,23 +2,20 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from lorikeet_api.contract import Metrics, RunContract, RunRecord
+from lorikeet_api.contract import RunContract
 from lorikeet_run.render import OWN_TEMPLATE
-from lorikeet_trainer import device, model, train
+from lorikeet_trainer import model, train
 from lorikeet_trainer.evaluate import Evaluation
 from lorikeet_trainer.lifecycle import STAGES
 from lorikeet_trainer.progress import Reporter
@@ -27,6 +24,7 @@ from lorikeet_trainer.state import StageResult
 from tests.s3 import S3Server
 from tests.trainer import tiny
 from tests.trainer.lab import ALL_LINEAR, Lab, open_lab
+from tests.trainer.probe import Run, read_back, run_and_probe
 
 pytestmark = pytest.mark.trainer
 
@@ -43,45 +41,6 @@ def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 MODEL, BARE, TRAIN = "s3://models/pretrained", "s3://models/bare", "s3://datasets/train.jsonl"
 HELD_OUT = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
-PROBE = torch.tensor([[5, 60, 61, 62, 7, 70, 71]])
-
-
-@dataclass
-class Run:
-    """One run with what it left."""
-
-    contract: RunContract
-    result: StageResult
-    logits: torch.Tensor
-    """Of the trained model on PROBE, as it was in the trainer's memory."""
-
-    @property
-    def record(self) -> RunRecord:
-        assert self.result.record is not None
-        assert self.result.exit_code == 0, self.result.record.message
-        return self.result.record
-
-    @property
-    def metrics(self) -> Metrics:
-        assert self.record.metrics is not None
-        return self.record.metrics
-
-
-def run_and_probe(lab: Lab, contract: RunContract) -> Run:
-    found: list[torch.Tensor] = []
-    save = train.save
-
-    def probe(session: Any, trainable: Any, tokenizer: Any) -> None:
-        trainable.model.eval()
-        with torch.inference_mode():
-            found.append(trainable.model(input_ids=PROBE).logits.float())
-        save(session, trainable, tokenizer)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "save", probe)
-        result = lab.run(contract)
-    assert result.record is not None
-    return Run(contract, result, found[0] if found else torch.empty(0))
 
 
 def losses(lab: Lab, contract: RunContract) -> list[float]:
@@ -92,20 +51,6 @@ def losses(lab: Lab, contract: RunContract) -> list[float]:
         assert result.exit_code == 0, result.record
     curve = json.loads((layout.output / "metrics.json").read_text())["curve"]
     return [point["loss"] for point in curve if "loss" in point]
-
-
-@pytest.fixture
-def float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A CPU without bfloat16; accelerate keeps the precision of a process's first run otherwise."""
-    monkeypatch.setattr(device, "_cpu_flags", set)
-    _forget_precision()
-    yield
-    _forget_precision()
-
-
-def _forget_precision() -> None:
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
 
 
 @pytest.fixture(scope="module", params=["lora", "qlora", "full"])
@@ -136,37 +81,10 @@ def test_shuffled_answers_do_not_reach_it(lab: Lab, learned: Run) -> None:
     assert learned.metrics.eval_loss < 0.6 * shuffled.eval_loss
 
 
-READ_BACK = """
-import sys, torch
-from pathlib import Path
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-base, published, method, out = sys.argv[1:]
-four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                          bnb_4bit_compute_dtype=torch.bfloat16)
-if method == "full":
-    model = AutoModelForCausalLM.from_pretrained(published + "/model")
-else:
-    more = {"quantization_config": four} if method == "qlora" else {}
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, **more)
-    model = PeftModel.from_pretrained(model, published + "/adapter", autocast_adapter_dtype=False)
-model.eval()
-# accelerate wraps the forward pass of a float32 fine-tune so.
-with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=method == "full"):
-    logits = model(input_ids=torch.tensor(%r)).logits.float()
-torch.save(logits, out)
-"""
-
-
 def test_a_stranger_reads_the_same_model_from_s3(lab: Lab, learned: Run, tmp_path: Path) -> None:
-    for name in lab.published(learned.contract):
-        path = tmp_path / "published" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(lab.fetch(learned.contract, name))
-    out, method = tmp_path / "logits.pt", learned.contract.method.name
-    arguments = [str(lab.root / "pretrained"), str(tmp_path / "published"), method, str(out)]
-    subprocess.run([sys.executable, "-c", READ_BACK % PROBE.tolist(), *arguments], check=True, timeout=120)
-    torch.testing.assert_close(torch.load(out), learned.logits, rtol=0, atol=0.02 if method == "qlora" else 0)
+    tolerance = 0.02 if learned.contract.method.name == "qlora" else 0
+    read = read_back(lab, learned.contract, lab.root / "pretrained", tmp_path)
+    torch.testing.assert_close(read, learned.logits, rtol=0, atol=tolerance)
 
 
 def test_what_is_published(lab: Lab, learned: Run) -> None:

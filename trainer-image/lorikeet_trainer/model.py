@@ -1,13 +1,11 @@
-"""The base model: inspected before its weights are read, loaded in the precision that we say, made trainable."""
+"""The base model: its shape, known before its weights are read; loaded in the precision that we say."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -17,7 +15,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from lorikeet_api.training import Lora, Method, QLora
+from lorikeet_api.training import Method, QLora
 from lorikeet_run.errors import RunError
 from lorikeet_run.tokenizer import SAFE, UNREADABLE, first_line
 from lorikeet_trainer.device import Compute
@@ -32,67 +30,23 @@ class Quantized:
     """Share of the base model's parameters."""
 
 
-@dataclass
-class Trainable:
-    """A model ready to be trained."""
+def shape(folder: Path) -> PreTrainedModel:
+    """Return the model without its weights, of which none is read.
 
-    model: PreTrainedModel | PeftModel
-    dtype: torch.dtype
-    """Of every trained parameter."""
-    trained: int
-    """Trained parameters."""
-    total: int
-    """All parameters."""
-    quantized: Quantized | None
-
-
-def inspect(folder: Path, method: Method) -> None:
-    """Check that `method` fits the model, by its shape alone: no weight is read.
-
-    Raises RunError: ModelInvalid for an architecture that would need code from its repository or that transformers
-    does not know, MethodNotApplicable for modules that are not there and for QLoRA on a mixture of experts.
+    Raises RunError (ModelInvalid) for an architecture that would need code from its repository or that transformers
+    does not know.
     """
     try:
         config = AutoConfig.from_pretrained(folder, **SAFE)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except UNREADABLE as error:
         raise RunError(
             "ModelInvalid",
             f"the base model cannot be built: {first_line(error)}; only architectures of transformers itself are"
             " loaded, no code out of a model's repository",
         ) from error
-    if method.adapter is not None:
-        _check_targets(model, method.adapter)
-    if method.qlora is not None and (experts := list(_fused_experts(model))):
-        raise RunError(
-            "MethodNotApplicable",
-            f"qlora is not applicable: {type(model).__name__} is a mixture of experts whose weights ({experts[0]}, …)"
-            " are not linear layers and would stay in 16 bits; choose lora",
-        )
-
-
-def _check_targets(model: PreTrainedModel, adapter: Lora) -> None:
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    linear = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
-    ]
-    unknown = [t for t in adapter.target_modules if not any(name == t or name.endswith(f".{t}") for name in linear)]
-    if unknown:
-        known = sorted({name.rpartition(".")[2] for name in linear})
-        raise RunError(
-            "MethodNotApplicable",
-            f"targetModules {', '.join(unknown)}: the base model has no such linear layers; it has {', '.join(known)}"
-            " (its output layer takes no adapter)",
-        )
-
-
-def _fused_experts(model: nn.Module) -> Iterator[str]:
-    """Yield the names of weights of three dimensions: experts, which bitsandbytes leaves as they are."""
-    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    for name, module in model.named_modules():
-        if not isinstance(module, convolutions):
-            yield from (f"{name}.{key}" for key, value in module.named_parameters(recurse=False) if value.ndim == 3)
+    return model
 
 
 def load(folder: Path, method: Method, compute: Compute) -> PreTrainedModel:
@@ -160,31 +114,7 @@ def quantized(model: PreTrainedModel) -> Quantized:
             f"qlora is not applicable: {len(whole)} linear layers of the base model stay in 16 bits"
             f" ({', '.join(whole[:3])}), {len(packed)} are held in 4; choose lora",
         )
-    return Quantized(len(packed), 100.0 * sum(packed.values()) / _count(model))
-
-
-def make_trainable(model: PreTrainedModel, method: Method, compute: Compute) -> Trainable:
-    """Return the model with its trained parameters: adapters of `compute.dtype`, or all weights for `full`."""
-    four_bits = quantized(model) if method.qlora is not None else None
-    total = _count(model)
-    adapter = method.adapter
-    if adapter is None:
-        model.requires_grad_(True)
-        return Trainable(model, torch.float32, total, total, None)
-    config = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=adapter.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    # peft would train in float32 here and, after a resume of a quantised base, in another type than before.
-    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
-    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.data = parameter.data.to(compute.dtype)
-    count = sum(parameter.numel() for parameter in trained)
-    return Trainable(adapted, compute.dtype, count, total + count, four_bits)
+    return Quantized(len(packed), 100.0 * sum(packed.values()) / count(model))
 
 
 def _packed(model: nn.Module) -> dict[int, int]:
@@ -196,6 +126,7 @@ def _packed(model: nn.Module) -> dict[int, int]:
     return {id(layer.weight): int(layer.in_features) * int(layer.out_features) for layer in layers}
 
 
-def _count(model: nn.Module) -> int:
+def count(model: nn.Module) -> int:
+    """Return the number of a model's parameters, those in 4 bits among them."""
     packed = _packed(model)
     return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())

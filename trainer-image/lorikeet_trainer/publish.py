@@ -1,14 +1,12 @@
 """The last stage: what was trained goes to the output, the manifest last."""
 
-from lorikeet_api.contract import Manifest, RunContract, RunRecord, Servable
+from lorikeet_api.contract import Manifest, RunContract, RunRecord, servable
 from lorikeet_run import log
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.patience import PUBLISH_SECONDS, patiently
 from lorikeet_storage import Checkpoints, StorageError
 from lorikeet_storage import publish as publish_files
 from lorikeet_trainer.state import Layout, Prepared, Trained
-
-_NO_ADAPTER = "it is a whole model, to be served as one"
 
 
 def publish(contract: RunContract, layout: Layout) -> RunRecord:
@@ -40,15 +38,15 @@ def manifest(contract: RunContract, prepared: Prepared, trained: Trained) -> Man
     """Return the run's manifest; storage fills in the files."""
     adapter = contract.method.adapter
     return Manifest(
-        kind="model" if adapter is None else "adapter",
+        kind="model" if contract.method.full is not None else "adapter",
         run_id=contract.run_id,
         base_model=prepared.model,
         data=prepared.data,
         contract=contract,
         files=[],
         template=trained.template,
-        rank=None if adapter is None else adapter.rank,
-        servable=Servable(lora=False, reason=_NO_ADAPTER) if adapter is None else Servable(lora=True),
+        rank=None if adapter is None else adapter.published_rank,
+        servable=servable(contract.method),
         metrics=trained.metrics,
         libraries=trained.libraries,
     )

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from peft import PeftModel
-from safetensors.torch import load_model as load_weights
-from safetensors.torch import save_model as save_weights
+from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -21,14 +21,31 @@ from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.render import Tokens
 from lorikeet_trainer.checkpoints import Keeper
 from lorikeet_trainer.device import Compute
-from lorikeet_trainer.model import Trainable
+from lorikeet_trainer.methods import Trainable
+from lorikeet_trainer.methods.trainable import cast_trained
 from lorikeet_trainer.stop import STOP
-
-_WEIGHTS = "model.safetensors"
 
 
 class Sft(SFTTrainer):
     """trl's trainer that stops at the first loss that is no number; transformers logs it as 0."""
+
+    trainable: Trainable
+    lora_plus_ratio: float | None
+    """Learning rate of the second matrix of each adapter over that of the first; None: equal."""
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Make the optimiser, where LoRA+ is wanted with two learning rates."""
+        if self.lora_plus_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, cast(Any, self.model))
+        self.optimizer = create_loraplus_optimizer(
+            cast(PeftModel, self.model if model is None else model),
+            kind,
+            loraplus_lr_ratio=self.lora_plus_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **settings,
+        )
+        return self.optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Make one micro step and return its loss. Raises RunError (LossNotFinite)."""
@@ -47,21 +64,10 @@ class Sft(SFTTrainer):
         """Save the weights alone: the base's folder has the tokenizer, and nobody reads a pickle of the arguments."""
         if not self.args.should_save or output_dir is None:
             return
-        if isinstance(self.model, PeftModel):
-            self.model.save_pretrained(output_dir, save_embedding_layers=False)
-            (Path(output_dir) / "README.md").unlink(missing_ok=True)
-        elif self.model is not None:
-            # As they are in memory: transformers would convert some architectures' weights for others to read, and
-            # check a generation config that nobody trains.
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-            save_weights(self.model, str(Path(output_dir) / _WEIGHTS))
+        self.trainable.save_checkpoint(Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the weights in the type in which they are trained: peft would cast an adapter to float32."""
-        if isinstance(self.model, PeftModel):
-            self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True, autocast_adapter_dtype=False)
-        elif self.model is not None:
-            load_weights(self.model, Path(resume_from_checkpoint) / _WEIGHTS, strict=True)
+        self.trainable.load_checkpoint(Path(resume_from_checkpoint))
 
 
 @dataclass(frozen=True)
@@ -117,14 +123,20 @@ def configuration(hyper: Hyperparameters, compute: Compute, *, quantised: bool, 
     )
 
 
-def build(trainable: Trainable, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens], config: SFTConfig) -> Sft:
+def build(
+    trainable: Trainable,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Tokens],
+    config: SFTConfig,
+    lora_plus_ratio: float | None = None,
+) -> Sft:
     """Return the trainer, without callbacks of ours."""
     dataset = Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
     trainer = Sft(model=trainable.model, processing_class=tokenizer, args=config, train_dataset=dataset)
+    trainer.trainable, trainer.lora_plus_ratio = trainable, lora_plus_ratio
     trainer.remove_callback(PrinterCallback)
     # trl casts the adapters of a quantised base to bfloat16, also where the hardware computes in float32.
-    for parameter in trained_parameters(trainable.model):
-        parameter.data = parameter.data.to(trainable.dtype)
+    cast_trained(trainable.model, trainable.dtype)
     return trainer
 
 

@@ -11,8 +11,6 @@ from typing import Final
 
 import torch
 import transformers
-from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 
@@ -23,9 +21,10 @@ from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import mix
 from lorikeet_run.render import Rendered, Renderer, Tokens, check_stops, choose_template
 from lorikeet_run.tokenizer import limits, load_tokenizer
-from lorikeet_trainer import artifacts, device, model, sft
+from lorikeet_trainer import device, methods, model, sft
 from lorikeet_trainer.checkpoints import COURSE, Keeper
 from lorikeet_trainer.evaluate import Evaluation, evaluate
+from lorikeet_trainer.methods import Trainable
 from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.report import Report
@@ -73,7 +72,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     session = Session(
         contract, layout, Prepared.read(layout.prepared), Hyperparameters.of(contract), device.choose(contract)
     )
-    model.inspect(layout.model, contract.method)
+    methods.check(model.shape(layout.model), contract.method)
     tokenizer = load_tokenizer(layout.model)
     with session.part("render"):
         examples = render(session, tokenizer)
@@ -86,7 +85,14 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         session.hyper.eval_steps,
         reporter,
     )
-    trainer = sft.build(trainable, tokenizer, examples.train, configuration(session, trainable, examples))
+    adapter = contract.method.adapter
+    trainer = sft.build(
+        trainable,
+        tokenizer,
+        examples.train,
+        configuration(session, trainable, examples),
+        lora_plus_ratio=None if adapter is None else adapter.lora_plus_ratio,
+    )
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
     base = resumed.base_eval_loss if resumed else base_loss(session, report)
     keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
@@ -94,9 +100,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     trainer.add_callback(report)
     with session.part("train"):
         outcome = sft.fit(trainer, trainable, keeper, session.hyper.ranks)
-    if contract.method.full is not None:
-        # From here on it is what will be published: the last evaluation is of that.
-        _cast(trainable.model, artifacts.published_dtype(layout.model))
+    trainable.finish()
     reporter.stage("evaluate")
     with session.part("eval"):
         final = report.evaluate and report.evaluate()
@@ -185,13 +189,14 @@ def _check_left(what: str, rendered: list[Rendered], max_length: int) -> None:
         )
 
 
-def load(session: Session) -> model.Trainable:
+def load(session: Session) -> Trainable:
     """Return the base model with what is trained of it. Raises RunError."""
     contract, compute = session.contract, session.compute
     # The adapters' first weights are drawn at random.
     transformers.set_seed(session.hyper.seed)
     base = model.load(session.layout.model, contract.method, compute)
-    trainable = model.make_trainable(base, contract.method, compute)
+    layout = session.layout
+    trainable = methods.make_trainable(base, contract.method, compute, layout.model, layout.scratch)
     log.event(
         "model",
         method=contract.method.name,
@@ -204,7 +209,7 @@ def load(session: Session) -> model.Trainable:
     return trainable
 
 
-def configuration(session: Session, trainable: model.Trainable, examples: Examples) -> SFTConfig:
+def configuration(session: Session, trainable: Trainable, examples: Examples) -> SFTConfig:
     """Return trl's configuration of this run."""
     return sft.configuration(
         session.hyper,
@@ -215,14 +220,8 @@ def configuration(session: Session, trainable: model.Trainable, examples: Exampl
     )
 
 
-def _cast(trained: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the parameters alone: `Module.to` would cast the rotary frequencies too, which are never published."""
-    for parameter in trained.parameters():
-        parameter.data = parameter.data.to(dtype)
-
-
 def held_out_loss(
-    session: Session, trainable: model.Trainable, tokenizer: PreTrainedTokenizerBase, examples: Examples
+    session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase, examples: Examples
 ) -> Evaluation:
     """Return the model's loss on the held-out examples, computed as training computes."""
     autocast = session.compute.dtype if session.compute.dtype == torch.bfloat16 else None
@@ -230,19 +229,15 @@ def held_out_loss(
     return evaluate(trainable.model, examples.held_out, session.hyper.micro_batch_size, pad_id, autocast)
 
 
-def save(session: Session, trainable: model.Trainable, tokenizer: PreTrainedTokenizerBase) -> None:
+def save(session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the adapter or the model to the output folder."""
-    output = session.layout.output
-    if isinstance(trainable.model, PeftModel):
-        artifacts.save_adapter(trainable.model, tokenizer, session.prepared.model, output / "adapter")
-    else:
-        artifacts.save_model(trainable.model, tokenizer, session.layout.model, output / "model")
+    trainable.publish(session.layout.output, session.prepared.model, tokenizer)
 
 
 def figures(
     session: Session,
     examples: Examples,
-    trainable: model.Trainable,
+    trainable: Trainable,
     outcome: sft.TrainingOutcome,
     base: float | None,
     final: Evaluation | None,

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from lorikeet_api import names
+from lorikeet_api.contract import servable
 from lorikeet_api.modeldeployment import (
     AdapterOrigin,
     AdapterStatus,
@@ -13,6 +16,7 @@ from lorikeet_api.modeldeployment import (
     RouteVariant,
 )
 from lorikeet_api.serving import AdapterRevision, Found, Unresolved
+from lorikeet_api.training import Method
 from lorikeet_operator.serving.finding import Finding
 
 
@@ -133,6 +137,9 @@ def _to_resolve(adapter: DeployedAdapter) -> Unresolved:
 def _of_job(adapter: DeployedAdapter, text: str, job: dict[str, object] | None) -> Target | Finding:
     if job is None:
         return Finding(True, "JobNotFound", f"there is no {text} in this namespace: create it, or correct the name")
+    why = _unservable(job)
+    if why is not None:
+        return Finding(True, "NotServable", f"{text} makes no adapter for engines ({why}): name a job of lora or qlora")
     status = job.get("status")
     status = status if isinstance(status, dict) else {}
     phase, artifacts = status.get("phase") or "Pending", status.get("artifacts")
@@ -142,3 +149,13 @@ def _of_job(adapter: DeployedAdapter, text: str, job: dict[str, object] | None) 
         message = f"{text} has published nothing ({status.get('message', phase)}): name another one"
         return Finding(True, "JobFailed", message)
     return Finding(False, "JobNotFinished", f"{text} is {phase}: its adapter is served as soon as it has succeeded")
+
+
+def _unservable(job: dict[str, object]) -> str | None:
+    """Return why engines will not take what a job makes, which its method tells before it has made it."""
+    spec = job.get("spec")
+    method = spec.get("method") if isinstance(spec, dict) else None
+    try:
+        return None if method is None else servable(Method.model_validate(method)).reason
+    except ValidationError:
+        return None  # of another version: its manifest will tell

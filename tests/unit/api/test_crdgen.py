@@ -54,7 +54,7 @@ def test_every_list_and_string_of_a_spec_is_bounded(kind: str, bound: str) -> No
 
 def test_defaults_that_depend_on_the_method_are_told() -> None:
     told = dict(EVERY)["FineTuneJob.spec.training.learningRate"]["description"]
-    assert told.endswith("Default: 0.0002 (lora sft, qlora sft), 1e-05 (full sft).")
+    assert told.endswith("Default: 0.0002 (lora sft, qlora sft), 0.0001 (bottleneck sft), 1e-05 (full sft).")
 
 
 def test_status_has_neither_defaults_nor_rules() -> None:

@@ -55,8 +55,22 @@ def test_what_a_finished_job_has_published_is_served() -> None:
         (job("Suspended"), "JobNotFinished", False),
         (job("Failed", message="line 37: not JSON"), "JobFailed", True),
         (job("Succeeded"), "JobFailed", True),
+        ({**job("Running"), "spec": {"method": {"bottleneck": {}}}}, "NotServable", True),
+        ({**job("Pending"), "spec": {"method": {"lora": {"dora": True}}}}, "NotServable", True),
+        ({**job("Running"), "spec": {"method": {"lora": {"rsLora": True}}}}, "JobNotFinished", False),
     ],
-    ids=["none", "just made", "running", "published, not done", "suspended", "failed", "without artifacts"],
+    ids=[
+        "none",
+        "just made",
+        "running",
+        "published, not done",
+        "suspended",
+        "failed",
+        "without artifacts",
+        "bottleneck",
+        "dora",
+        "rsLora",
+    ],
 )
 def test_why_a_job_gives_no_adapter_is_told(found: dict[str, object] | None, reason: str, fault: bool) -> None:
     made = planned(OF_JOB, jobs={} if found is None else {"sql-v1": found})

@@ -1,0 +1,92 @@
+"""What a trained model says to one prompt: in the trainer's memory, and as a stranger reads it from the store."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from lorikeet_api.contract import Metrics, RunContract, RunRecord
+from lorikeet_trainer import train
+from lorikeet_trainer.state import StageResult
+from tests.trainer.lab import Lab
+
+PROBE = torch.tensor([[5, 60, 61, 62, 7, 70, 71]])
+
+
+@dataclass
+class Run:
+    """One run with what it left."""
+
+    contract: RunContract
+    result: StageResult
+    logits: torch.Tensor
+    """Of the trained model on PROBE, as it was in the trainer's memory."""
+
+    @property
+    def record(self) -> RunRecord:
+        assert self.result.record is not None
+        assert self.result.exit_code == 0, self.result.record.message
+        return self.result.record
+
+    @property
+    def metrics(self) -> Metrics:
+        assert self.record.metrics is not None
+        return self.record.metrics
+
+
+def run_and_probe(lab: Lab, contract: RunContract) -> Run:
+    found: list[torch.Tensor] = []
+    save = train.save
+
+    def probe(session: Any, trainable: Any, tokenizer: Any) -> None:
+        trainable.model.eval()
+        with torch.inference_mode():
+            found.append(trainable.model(input_ids=PROBE).logits.float())
+        save(session, trainable, tokenizer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "save", probe)
+        result = lab.run(contract)
+    assert result.record is not None
+    return Run(contract, result, found[0] if found else torch.empty(0))
+
+
+READ_BACK = """
+import sys, torch
+from pathlib import Path
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+base, published, method, out, dtype = sys.argv[1:]
+four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                          bnb_4bit_compute_dtype=torch.bfloat16)
+if method == "full":
+    model = AutoModelForCausalLM.from_pretrained(published + "/model")
+else:
+    more = {"quantization_config": four} if method == "qlora" else {}
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), **more)
+    model = PeftModel.from_pretrained(model, published + "/adapter", autocast_adapter_dtype=False)
+model.eval()
+# accelerate wraps the forward pass of a float32 fine-tune so.
+with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=method == "full"):
+    logits = model(input_ids=torch.tensor(%r)).logits.float()
+torch.save(logits, out)
+"""
+
+
+def read_back(
+    lab: Lab, contract: RunContract, base: Path, folder: Path, dtype: Literal["bfloat16", "float32"] = "bfloat16"
+) -> torch.Tensor:
+    """Return what another process computes on PROBE with what a run has published and the base in its folder."""
+    for name in lab.published(contract):
+        path = folder / "published" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(lab.fetch(contract, name))
+    out = folder / "logits.pt"
+    arguments = [str(base), str(folder / "published"), contract.method.name, str(out), dtype]
+    subprocess.run([sys.executable, "-c", READ_BACK % PROBE.tolist(), *arguments], check=True, timeout=120)
+    read: torch.Tensor = torch.load(out)
+    return read

@@ -1,0 +1,37 @@
+"""How the weights are changed, one file each: what is added to the base, how it is kept on the way and published."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from lorikeet_api.training import Method
+from lorikeet_trainer.device import Compute
+from lorikeet_trainer.methods import bottleneck, full, lora
+from lorikeet_trainer.methods.trainable import Trainable
+
+__all__ = ["Trainable", "check", "make_trainable"]
+
+
+def check(model: PreTrainedModel, method: Method) -> None:
+    """Raise RunError (MethodNotApplicable) if a method does not fit a model, of which the shape is enough."""
+    if method.bottleneck is not None:
+        bottleneck.check(model, method.bottleneck)
+    elif method.adapter is not None:
+        lora.check(model, method)
+
+
+def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, folder: Path, scratch: Path) -> Trainable:
+    """Return the base model with what is trained of it. Raises RunError (MethodNotApplicable).
+
+    Args:
+        model: the base model, loaded.
+        method: what is trained of it.
+        compute: where, and in which precision.
+        folder: where the base model came from.
+        scratch: for files that are of use until the run has ended.
+    """
+    if method.bottleneck is not None:
+        return bottleneck.make_trainable(model, method.bottleneck, compute)
+    if method.adapter is not None:
+        return lora.make_trainable(model, method, compute, scratch)
+    return full.Full(model, folder)

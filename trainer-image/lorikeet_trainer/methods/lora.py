@@ -1,0 +1,180 @@
+"""LoRA and its variants by peft, over a base of 16 or 4 bits; a LoRA adapter for the untouched base is published."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from lorikeet_api.contract import SourceDigest
+from lorikeet_api.training import ALL_LINEAR, Adapter, Method
+from lorikeet_run.errors import RunError
+from lorikeet_trainer.device import Compute
+from lorikeet_trainer.methods.trainable import Trainable, base_name, cast_trained, tensor_names
+from lorikeet_trainer.model import Quantized, quantized
+
+
+class Lora(Trainable):
+    """Low-rank adapters beside frozen weights."""
+
+    model: PeftModel
+
+    def __init__(self, model: PeftModel, compute: Compute, four_bits: Quantized | None, initial: Path | None) -> None:
+        """Take a model with adapters.
+
+        `initial`: folder with the adapter as it was at first, where it is trained in the place of a part of the base.
+        """
+        cast_trained(model, compute.dtype)
+        super().__init__(model, compute.dtype, four_bits)
+        self._initial = initial
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write the adapter as peft does."""
+        # "auto" would ask the hub about the base.
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Read it in the type in which it is trained: peft would cast it to float32."""
+        self.model.load_adapter(str(folder), "default", is_trainable=True, autocast_adapter_dtype=False)
+
+    def publish(self, output: Path, base: SourceDigest, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write the adapter in peft's layout, for the base as it is published.
+
+        Where it was trained in the place of a part of the base, what is written is the difference: a LoRA adapter of
+        twice the rank. Raises RunError (InternalError) if it would hold anything but what its configuration says.
+        """
+        folder = output / "adapter"
+        config: Any = self.model.peft_config["default"]
+        config.base_model_name_or_path, config.revision = base_name(base)
+        # peft keeps a set, whose order changes from process to process; equal runs publish equal bytes.
+        config.target_modules = sorted(config.target_modules)
+        less = None if self._initial is None else str(self._initial)
+        # "auto" could put whole embeddings into the adapter, which engines refuse.
+        self.model.save_pretrained(
+            str(folder), save_embedding_layers=False, path_initial_model_for_weight_conversion=less
+        )
+        (folder / "README.md").unlink(missing_ok=True)
+        tokenizer.save_pretrained(folder)
+        keys = tensor_names(folder / "adapter_model.safetensors")
+        known = _keys(config)
+        foreign = [key for key in keys if not known.search(key)]
+        if foreign or not keys:
+            raise RunError("InternalError", f"the adapter would hold {foreign[:3] or 'nothing'}, which nobody loads")
+
+
+def check(model: PreTrainedModel, method: Method) -> None:
+    """Raise RunError (MethodNotApplicable) if adapters do not fit a model, of which the shape is enough."""
+    adapter = method.adapter
+    assert adapter is not None  # noqa: S101 - who calls knows
+    _check_targets(model, adapter)
+    _check_saved(model, method)
+    if method.qlora is not None and (experts := list(_fused_experts(model))):
+        raise RunError(
+            "MethodNotApplicable",
+            f"qlora is not applicable: {type(model).__name__} is a mixture of experts whose weights ({experts[0]}, …)"
+            " are not linear layers and would stay in 16 bits; choose lora",
+        )
+
+
+def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, scratch: Path) -> Lora:
+    """Return the base model with adapters of `compute.dtype`. Raises RunError (MethodNotApplicable)."""
+    adapter = method.adapter
+    assert adapter is not None  # noqa: S101 - who calls knows
+    four_bits = quantized(model) if method.qlora is not None else None
+    first = _first_weights(method)
+    everywhere = adapter.target_modules == [ALL_LINEAR]
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        # Not peft's "all-linear", of which it publishes each layer's full name.
+        target_modules=_last_names(_linear(model)) if everywhere else adapter.target_modules,
+        use_rslora=adapter.rs_lora,
+        use_dora=adapter.dora,
+        modules_to_save=adapter.modules_to_save or None,
+        init_lora_weights=first,
+        task_type="CAUSAL_LM",
+    )
+    # peft would train in float32 here and, after a resume of a quantised base, in another type than before.
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    initial = None if first is True else scratch / "initial"
+    if initial is not None:
+        adapted.save_pretrained(str(initial), save_embedding_layers=False)
+    return Lora(adapted, compute, four_bits, initial)
+
+
+def _check_targets(model: PreTrainedModel, adapter: Adapter) -> None:
+    if adapter.target_modules == [ALL_LINEAR]:
+        return
+    linear = _linear(model)
+    unknown = [target for target in adapter.target_modules if not any(_is_named(name, target) for name in linear)]
+    if unknown:
+        raise RunError(
+            "MethodNotApplicable",
+            f"targetModules {', '.join(unknown)}: the base model has no such linear layers; it has"
+            f" {', '.join(_last_names(linear))} (its output layer takes no adapter)",
+        )
+
+
+def _linear(model: PreTrainedModel) -> list[str]:
+    """Return the names of a model's linear layers, but its output."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+
+
+def _last_names(names: Iterable[str]) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name in names})
+
+
+def _check_saved(model: PreTrainedModel, method: Method) -> None:
+    """Check that the layers which are to be trained whole are there, and have weights that can be trained."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    adapter = method.adapter
+    for saved in adapter.modules_to_save if adapter is not None else []:
+        found = [module for name, module in model.named_modules() if _is_named(name, saved)]
+        if not any(any(True for _ in module.parameters()) for module in found):
+            raise RunError(
+                "MethodNotApplicable",
+                f"modulesToSave {saved}: the base model has no such layer with weights of its own; name one as"
+                " embed_tokens, lm_head or norm is named in it",
+            )
+        packed = [module for each in found for module in each.modules() if isinstance(module, nn.Linear | Conv1D)]
+        if method.qlora is not None and any(module is not head for module in packed):
+            raise RunError(
+                "MethodNotApplicable",
+                f"modulesToSave {saved}: qlora holds it in 4 bits, in which nothing can be trained whole; choose lora",
+            )
+
+
+def _is_named(name: str, wanted: str) -> bool:
+    return name == wanted or name.endswith(f".{wanted}")
+
+
+def _fused_experts(model: nn.Module) -> Iterator[str]:
+    """Yield the names of weights of three dimensions: experts, which bitsandbytes leaves as they are."""
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    for name, module in model.named_modules():
+        if not isinstance(module, convolutions):
+            yield from (f"{name}.{key}" for key, value in module.named_parameters(recurse=False) if value.ndim == 3)
+
+
+def _first_weights(method: Method) -> Literal[True, "pissa", "olora"]:
+    """Return what the adapters begin with, in peft's words."""
+    init = "default" if method.lora is None else method.lora.init
+    return True if init == "default" else init
+
+
+def _keys(config: Any) -> re.Pattern[str]:
+    """Return what the names of an adapter's tensors look like, by its configuration."""
+    kinds = [r"\.lora_[AB]\.weight$"]
+    if config.use_dora:
+        kinds.append(r"\.lora_magnitude_vector$")
+    kinds += [rf"\.{re.escape(name)}\." for name in config.modules_to_save or []]
+    return re.compile("|".join(kinds))
