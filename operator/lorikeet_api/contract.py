@@ -237,6 +237,10 @@ class Servable(Model):
     """Why not."""
 
 
+MAX_SERVED_RANK: Final = 512
+"""The highest LoRA rank that any engine serves (vLLM's `--max-lora-rank`)."""
+
+
 def servable(method: Method) -> Servable:
     """Return whether engines take what a method makes as a LoRA adapter on the original base, and why not."""
     adapter = method.adapter
@@ -246,6 +250,10 @@ def servable(method: Method) -> Servable:
         return Servable(lora=False, reason=f"it was trained with {method.name}, whose modules no engine loads")
     if adapter.dora:
         return Servable(lora=False, reason="it was trained with dora, whose magnitudes no engine loads")
+    if adapter.published_rank > MAX_SERVED_RANK:
+        return Servable(
+            lora=False, reason=f"it has rank {adapter.published_rank}, engines take {MAX_SERVED_RANK} at most"
+        )
     if adapter.modules_to_save:
         whole = ", ".join(adapter.modules_to_save)
         return Servable(lora=False, reason=f"it has whole layers ({whole}; modulesToSave), which no engine loads")

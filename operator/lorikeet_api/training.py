@@ -179,6 +179,10 @@ _TARGETED_TWICE: Final = (
     "a module is in targetModules and in modulesToSave: it is trained by one of them, remove the other"
 )
 _INIT_AND_DORA: Final = "dora begins at the base's own weights, which init takes apart: remove one of them"
+_INIT_AND_SAVED: Final = "init publishes a difference, in which whole layers have no place: remove modulesToSave"
+_INIT_AND_DROPOUT: Final = (
+    "init trains a part of the base itself, which dropout would leave out by chance: set dropout to 0"
+)
 
 
 class Adapter(Model):
@@ -236,19 +240,31 @@ class Lora(Adapter):
     init: Literal["default", "pissa", "olora"] = "default"
     """What the adapter begins with (PEFT: `init_lora_weights`): `default`, nothing; `pissa`, the base's principal
     components (arXiv:2404.02948); `olora`, an orthonormal basis (arXiv:2406.01775). The latter two are trained in the
-    base's place; the adapter is published for the untouched base, with twice the rank."""
+    base's place, without dropout; the adapter is published for the untouched base, with twice the rank. `pissa` takes
+    each layer apart at each start, which takes minutes for a large model."""
 
     @model_validator(mode="after")
     def _init_fits(self) -> Self:
-        if self.dora and self.init != "default":
+        if self.init == "default":
+            return self
+        if self.dora:
             raise ValueError(_INIT_AND_DORA)
+        if self.modules_to_save:
+            raise ValueError(_INIT_AND_SAVED)
+        if self.dropout:
+            raise ValueError(_INIT_AND_DROPOUT)
         return self
 
     @staticmethod
     def cel_rules() -> list[dict[str, str]]:
         """Return the rules of `Adapter`, and that of `_init_fits`."""
-        fits = "!has(self.init) || self.init == 'default' || !has(self.dora) || !self.dora"
-        return [*Adapter.cel_rules(), cel(fits, _INIT_AND_DORA, fieldPath=".init")]
+        usual = "!has(self.init) || self.init == 'default'"
+        return [
+            *Adapter.cel_rules(),
+            cel(f"{usual} || !has(self.dora) || !self.dora", _INIT_AND_DORA, fieldPath=".init"),
+            cel(f"{usual} || !has(self.modulesToSave) || size(self.modulesToSave) == 0", _INIT_AND_SAVED),
+            cel(f"{usual} || (has(self.dropout) && self.dropout == 0.0)", _INIT_AND_DROPOUT, fieldPath=".dropout"),
+        ]
 
     @property
     def published_rank(self) -> int:

@@ -51,8 +51,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         r"spec\.method\.qlora\.modulesToSave.*trained by one of them",
     ),
     "dora on parts of the base": (
-        {"method": {"lora": {"init": "pissa", "dora": True}}},
+        {"method": {"lora": {"init": "pissa", "dropout": 0, "dora": True}}},
         r"spec\.method\.lora\.init.*dora begins at the base's own weights",
+    ),
+    "dropout of parts of the base": (
+        {"method": {"lora": {"init": "olora"}}},
+        r"spec\.method\.lora\.dropout.*set dropout to 0",
+    ),
+    "whole layers beside a difference": (
+        {"method": {"lora": {"init": "olora", "dropout": 0, "modulesToSave": ["norm"]}}},
+        r"spec\.method\.lora.*whole layers",
     ),
     "parts of a base in 4 bits": (
         {"method": {"qlora": {"init": "pissa"}}},

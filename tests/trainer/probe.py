@@ -70,8 +70,8 @@ else:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), **more)
     model = PeftModel.from_pretrained(model, published + "/adapter", autocast_adapter_dtype=False)
 model.eval()
-# accelerate wraps the forward pass of a float32 fine-tune so.
-with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=method == "full"):
+# accelerate wraps the forward pass so.
+with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
     logits = model(input_ids=torch.tensor(%r)).logits.float()
 torch.save(logits, out)
 """

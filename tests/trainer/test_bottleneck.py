@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lorikeet_api.training import Bottleneck
 from lorikeet_trainer.methods.bottleneck import attach, load_adapter
-from lorikeet_trainer.methods.trainable import cast_trained
 from tests.s3 import S3Server
 from tests.trainer import tiny
 from tests.trainer.lab import Lab, open_lab
@@ -79,7 +78,9 @@ def test_one_call_reads_back_the_model_that_was_trained(lab: Lab, learned: Run, 
     model = base(lab.root / "pretrained")
     with torch.inference_mode():
         before = model(input_ids=PROBE).logits.float()
-        after = load_adapter(model, published)(input_ids=PROBE).logits.float()
+        adapted = load_adapter(model, published)
+        with torch.autocast("cpu", torch.bfloat16):  # as accelerate wraps it
+            after = adapted(input_ids=PROBE).logits.float()
     torch.testing.assert_close(after, learned.logits, rtol=0, atol=0)
     assert not torch.equal(before, after)
 
@@ -89,7 +90,6 @@ def test_untrained_adapters_change_nothing(lab: Lab) -> None:
     with torch.inference_mode():
         before = model(input_ids=PROBE).logits
         attach(model, Bottleneck(placement="houlsby"))
-        cast_trained(model, torch.bfloat16)
         assert torch.equal(model(input_ids=PROBE).logits, before)
 
 
@@ -103,6 +103,18 @@ def test_a_sixteenth_of_the_width_trains_about_one_percent(placement: Any, low: 
         attach(model, Bottleneck(placement=placement))
     added = sum(each.numel() for each in model.parameters()) - total
     assert low < 100 * added / total < high
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_read_in_the_type_of_the_base(lab: Lab, published: Path, learned: Run, dtype: torch.dtype) -> None:
+    model = load_adapter(AutoModelForCausalLM.from_pretrained(lab.root / "pretrained", dtype=dtype), published)
+    with torch.inference_mode():
+        read = model(input_ids=PROBE).logits
+    assert read.dtype == dtype
+    torch.testing.assert_close(read.float(), learned.logits, rtol=0, atol=0.3)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    with pytest.raises(ValueError, match="it has such adapters already"):
+        load_adapter(model, published)
 
 
 def test_an_adapter_of_another_model_is_refused(lab: Lab, published: Path, tmp_path: Path) -> None:

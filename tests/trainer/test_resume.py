@@ -29,7 +29,7 @@ METHODS: dict[str, Any] = {
     "full": "full",
     "experts": "full",
     "bottleneck": {"bottleneck": {"reductionFactor": 4, "placement": "houlsby"}},
-    "pissa": {"lora": {**RANDOM, "init": "pissa"}},
+    "pissa": {"lora": {**ADAPTER, "init": "pissa"}},
     "variants": {"qlora": {**RANDOM, "dora": True, "loraPlusRatio": 4.0, "modulesToSave": ["embed_tokens"]}},
 }
 STEPS = {"maxSteps": 14, "batchSize": 8, "microBatchSize": 4, "loggingSteps": 3}

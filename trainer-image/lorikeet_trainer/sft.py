@@ -8,8 +8,6 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
-from peft import PeftModel
-from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
@@ -34,18 +32,22 @@ class Sft(SFTTrainer):
     """Learning rate of the second matrix of each adapter over that of the first; None: equal."""
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Make the optimiser, where LoRA+ is wanted with two learning rates."""
-        if self.lora_plus_ratio is None or self.optimizer is not None:
-            return super().create_optimizer(model)
-        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, cast(Any, self.model))
-        self.optimizer = create_loraplus_optimizer(
-            cast(PeftModel, self.model if model is None else model),
-            kind,
-            loraplus_lr_ratio=self.lora_plus_ratio,
-            loraplus_weight_decay=self.args.weight_decay,
-            **settings,
-        )
-        return self.optimizer
+        """Make the optimiser, where LoRA+ is wanted with a higher learning rate for adapters' second matrices.
+
+        peft's own would give it to all vectors, too, and decay norms.
+        """
+        is_new = self.optimizer is None
+        optimizer: Optimizer = super().create_optimizer(model)
+        if is_new and self.lora_plus_ratio is not None:
+            named = cast(nn.Module, self.model).named_parameters()
+            second = {id(parameter) for name, parameter in named if ".lora_B." in name}
+            for group in list(optimizer.param_groups):
+                faster = [each for each in group["params"] if id(each) in second]
+                if faster:
+                    group["params"] = [each for each in group["params"] if id(each) not in second]
+                    rate = group["lr"] * self.lora_plus_ratio
+                    optimizer.add_param_group({**group, "params": faster, "lr": rate})
+        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Make one micro step and return its loss. Raises RunError (LossNotFinite)."""

@@ -139,7 +139,7 @@ def _of_job(adapter: DeployedAdapter, text: str, job: dict[str, object] | None) 
         return Finding(True, "JobNotFound", f"there is no {text} in this namespace: create it, or correct the name")
     why = _unservable(job)
     if why is not None:
-        return Finding(True, "NotServable", f"{text} makes no adapter for engines ({why}): name a job of lora or qlora")
+        return Finding(True, "NotServable", f"{text} makes no adapter for engines ({why}): name another one")
     status = job.get("status")
     status = status if isinstance(status, dict) else {}
     phase, artifacts = status.get("phase") or "Pending", status.get("artifacts")

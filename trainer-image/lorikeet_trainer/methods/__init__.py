@@ -31,7 +31,7 @@ def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, fol
         scratch: for files that are of use until the run has ended.
     """
     if method.bottleneck is not None:
-        return bottleneck.make_trainable(model, method.bottleneck, compute)
+        return bottleneck.Bottlenecked(model, method.bottleneck)
     if method.adapter is not None:
         return lora.make_trainable(model, method, compute, scratch)
     return full.Full(model, folder)

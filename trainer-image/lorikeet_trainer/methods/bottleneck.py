@@ -17,8 +17,7 @@ from lorikeet_api.base import Model
 from lorikeet_api.contract import SourceDigest
 from lorikeet_api.training import Bottleneck
 from lorikeet_run.errors import RunError
-from lorikeet_trainer.device import Compute
-from lorikeet_trainer.methods.trainable import Trainable, base_name, cast_trained
+from lorikeet_trainer.methods.trainable import Trainable, base_name
 
 CONFIG: Final = "bottleneck_config.json"
 WEIGHTS: Final = "bottleneck.safetensors"
@@ -69,8 +68,8 @@ class Narrow(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Return (batch, length, width) of the same."""
-        change: Tensor = self.up(torch.relu(self.down(states)))
-        return states + change
+        change: Tensor = self.up(torch.relu(self.down(states.to(self.down.weight.dtype))))
+        return states + change.to(states.dtype)
 
 
 class Bottlenecked(Trainable):
@@ -78,12 +77,11 @@ class Bottlenecked(Trainable):
 
     model: PreTrainedModel
 
-    def __init__(self, model: PreTrainedModel, settings: Bottleneck, compute: Compute) -> None:
-        """Take a base model, and add the adapters."""
+    def __init__(self, model: PreTrainedModel, settings: Bottleneck) -> None:
+        """Take a base model, and add the adapters, in float32: usual steps would vanish in bfloat16's eight bits."""
         model.requires_grad_(False)
         attach(model, settings)
-        cast_trained(model, compute.dtype)
-        super().__init__(model, compute.dtype)
+        super().__init__(model, torch.float32)
         self._settings = settings
 
     def save_checkpoint(self, folder: Path) -> None:
@@ -104,11 +102,6 @@ class Bottlenecked(Trainable):
         tokenizer.save_pretrained(folder)
 
 
-def make_trainable(model: PreTrainedModel, settings: Bottleneck, compute: Compute) -> Bottlenecked:
-    """Return the base model with adapters. Raises RunError (MethodNotApplicable)."""
-    return Bottlenecked(model, settings, compute)
-
-
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """Add a published adapter to the base model that it was trained on, and return the model.
 
@@ -117,7 +110,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
         folder: the folder `adapter/` of a run, with its two files.
 
     Raises:
-        ValueError: if the folder has no adapter, or one of another model.
+        ValueError: if the folder has no adapter, or one of another model, or the model has one already.
     """
     folder = Path(folder)
     try:
@@ -129,16 +122,24 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
         attach(model, config.settings)
     except RunError as error:
         raise ValueError(error.message) from error
-    cast_to = next(model.parameters())
-    for name, parameter in _parameters(model):
-        parameter.requires_grad_(False)
-        parameter.data = parameter.data.to(cast_to.device, weights[name].dtype if name in weights else cast_to.dtype)
     _put(model, weights)
+    for _, parameter in _parameters(model):
+        parameter.requires_grad_(False)
+    for block in _blocks(model):
+        own = next(parameter for name, parameter in block.named_parameters() if _PREFIX not in name)
+        for name, module in block.named_children():
+            if name.startswith(_PREFIX):
+                module.to(own.device, own.dtype)
     return model
 
 
 def attach(model: PreTrainedModel, settings: Bottleneck) -> None:
-    """Add untrained adapters behind the parts that `settings` names. Raises RunError (MethodNotApplicable)."""
+    """Add untrained adapters behind the parts that `settings` names, in float32.
+
+    Raises RunError (MethodNotApplicable) if the model has no place for them, or has some already.
+    """
+    if any(True for _ in _parameters(model)):
+        raise _not_applicable(model, "it has such adapters already")
     width = int(model.config.hidden_size)
     device = next(model.parameters()).device
     for block, part in list(_places(model, settings)):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,13 +24,13 @@ class Lora(Trainable):
 
     model: PeftModel
 
-    def __init__(self, model: PeftModel, compute: Compute, four_bits: Quantized | None, initial: Path | None) -> None:
-        """Take a model with adapters.
+    def __init__(self, model: PeftModel, dtype: torch.dtype, four_bits: Quantized | None, initial: Path | None) -> None:
+        """Take a model with adapters, which are to be of type `dtype`.
 
         `initial`: folder with the adapter as it was at first, where it is trained in the place of a part of the base.
         """
-        cast_trained(model, compute.dtype)
-        super().__init__(model, compute.dtype, four_bits)
+        cast_trained(model, dtype)
+        super().__init__(model, dtype, four_bits)
         self._initial = initial
 
     def save_checkpoint(self, folder: Path) -> None:
@@ -63,8 +64,10 @@ class Lora(Trainable):
         keys = tensor_names(folder / "adapter_model.safetensors")
         known = _keys(config)
         foreign = [key for key in keys if not known.search(key)]
-        if foreign or not keys:
-            raise RunError("InternalError", f"the adapter would hold {foreign[:3] or 'nothing'}, which nobody loads")
+        absent = [name for name in config.modules_to_save or [] if not any(f".{name}." in key for key in keys)]
+        if foreign or absent or not keys:
+            what = f"{foreign[:3]}, which nobody loads" if foreign else f"nothing of {', '.join(absent) or 'the run'}"
+            raise RunError("InternalError", f"the adapter would hold {what}")
 
 
 def check(model: PreTrainedModel, method: Method) -> None:
@@ -72,6 +75,7 @@ def check(model: PreTrainedModel, method: Method) -> None:
     adapter = method.adapter
     assert adapter is not None  # noqa: S101 - who calls knows
     _check_targets(model, adapter)
+    _check_parts(model, method)
     _check_saved(model, method)
     if method.qlora is not None and (experts := list(_fused_experts(model))):
         raise RunError(
@@ -82,7 +86,11 @@ def check(model: PreTrainedModel, method: Method) -> None:
 
 
 def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, scratch: Path) -> Lora:
-    """Return the base model with adapters of `compute.dtype`. Raises RunError (MethodNotApplicable)."""
+    """Return the base model with adapters. Raises RunError (MethodNotApplicable).
+
+    They are of `compute.dtype`, but of float32 where what is trained is as large as the base's own weights (DoRA's
+    magnitudes, whole layers, parts of the base): usual steps would vanish in bfloat16's eight bits there.
+    """
     adapter = method.adapter
     assert adapter is not None  # noqa: S101 - who calls knows
     four_bits = quantized(model) if method.qlora is not None else None
@@ -96,7 +104,8 @@ def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, scr
         target_modules=_last_names(_linear(model)) if everywhere else adapter.target_modules,
         use_rslora=adapter.rs_lora,
         use_dora=adapter.dora,
-        modules_to_save=adapter.modules_to_save or None,
+        # By their full names: peft takes each layer whose name ends so.
+        modules_to_save=[name for saved in adapter.modules_to_save for name in _named(model, saved)] or None,
         init_lora_weights=first,
         task_type="CAUSAL_LM",
     )
@@ -104,8 +113,9 @@ def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, scr
     adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     initial = None if first is True else scratch / "initial"
     if initial is not None:
-        adapted.save_pretrained(str(initial), save_embedding_layers=False)
-    return Lora(adapted, compute, four_bits, initial)
+        adapted.save_pretrained(str(initial), save_embedding_layers=False, is_main_process=compute.rank == 0)
+    large = adapter.dora or bool(adapter.modules_to_save) or initial is not None
+    return Lora(adapted, torch.float32 if large else compute.dtype, four_bits, initial)
 
 
 def _check_targets(model: PreTrainedModel, adapter: Adapter) -> None:
@@ -121,36 +131,83 @@ def _check_targets(model: PreTrainedModel, adapter: Adapter) -> None:
         )
 
 
-def _linear(model: PreTrainedModel) -> list[str]:
-    """Return the names of a model's linear layers, but its output."""
+def _linear(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
+    """Return a model's linear layers by name, but its output."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
-    ]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+
+
+def _targeted(model: PreTrainedModel, adapter: Adapter) -> dict[str, nn.Linear | Conv1D]:
+    """Return the layers that get an adapter, by name."""
+    everywhere = adapter.target_modules == [ALL_LINEAR]
+    return {
+        name: module
+        for name, module in _linear(model).items()
+        if everywhere or any(_is_named(name, target) for target in adapter.target_modules)
+    }
 
 
 def _last_names(names: Iterable[str]) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in names})
 
 
+def _check_parts(model: PreTrainedModel, method: Method) -> None:
+    """Check that each layer has as many parts as an adapter is to take its place in."""
+    lora = method.lora
+    if lora is None or lora.init == "default":
+        return
+    layers = _targeted(model, lora)
+    small = [name for name, layer in layers.items() if min(layer.weight.shape) < lora.rank]
+    if small:
+        least = min(min(layers[name].weight.shape) for name in small)
+        raise RunError(
+            "MethodNotApplicable",
+            f"init {lora.init} with rank {lora.rank}: {', '.join(_last_names(small))} of the base model have only"
+            f" {least} dimensions: lower the rank, or leave them out of targetModules",
+        )
+    transposed = [name for name, layer in layers.items() if isinstance(layer, Conv1D)]
+    if transposed and lora.init == "olora":
+        raise RunError(
+            "MethodNotApplicable",
+            f"init olora: {', '.join(_last_names(transposed))} of the base model hold their weights transposed, which"
+            " it does not take: choose pissa, or leave init out",
+        )
+
+
 def _check_saved(model: PreTrainedModel, method: Method) -> None:
-    """Check that the layers which are to be trained whole are there, and have weights that can be trained."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    """Check that the layers which are to be trained whole are there, and can be."""
     adapter = method.adapter
-    for saved in adapter.modules_to_save if adapter is not None else []:
-        found = [module for name, module in model.named_modules() if _is_named(name, saved)]
-        if not any(any(True for _ in module.parameters()) for module in found):
-            raise RunError(
-                "MethodNotApplicable",
-                f"modulesToSave {saved}: the base model has no such layer with weights of its own; name one as"
-                " embed_tokens, lm_head or norm is named in it",
-            )
-        packed = [module for each in found for module in each.modules() if isinstance(module, nn.Linear | Conv1D)]
-        if method.qlora is not None and any(module is not head for module in packed):
-            raise RunError(
-                "MethodNotApplicable",
-                f"modulesToSave {saved}: qlora holds it in 4 bits, in which nothing can be trained whole; choose lora",
-            )
+    if adapter is None or not adapter.modules_to_save:
+        return
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    modules = dict(model.named_modules())
+    targeted = _targeted(model, adapter)
+    for saved in adapter.modules_to_save:
+        found = {name: modules[name] for name in _named(model, saved)}
+        why = None
+        if not any(any(True for _ in module.parameters()) for module in found.values()):
+            why = "the base model has no such layer with weights of its own; name one as embed_tokens, lm_head or norm"
+        elif any(isinstance(module, nn.ModuleList | nn.ModuleDict) for module in found.values()):
+            why = "it is a list of layers; name those that are meant"
+        elif inside := [each for each in targeted for name in found if f"{each}.".startswith(f"{name}.")]:
+            why = f"{inside[0]} in it gets an adapter; leave that out of targetModules"
+        elif method.qlora is not None and any(
+            isinstance(each, nn.Linear | Conv1D) and each is not head
+            for module in found.values()
+            for each in module.modules()
+        ):
+            why = "qlora holds it in 4 bits, in which nothing can be trained whole; choose lora"
+        if why is not None:
+            raise RunError("MethodNotApplicable", f"modulesToSave {saved}: {why}")
+
+
+def _named(model: PreTrainedModel, wanted: str) -> list[str]:
+    """Return the full names of the layers that are meant by a name."""
+    return [name for name, _ in model.named_modules() if name and _is_named(name, wanted)]
 
 
 def _is_named(name: str, wanted: str) -> bool:
