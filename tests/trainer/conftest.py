@@ -6,9 +6,19 @@ import pytest
 from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
 
 from lorikeet_trainer import device
-from tests.s3 import bucket, s3, s3_server
+from tests.s3 import S3Server, bucket, s3, s3_server
+from tests.trainer import tiny
+from tests.trainer.lab import Lab, open_lab
 
 __all__ = ["bucket", "s3", "s3_server"]
+
+
+@pytest.fixture(scope="module")
+def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A model that knows the wrong answers, and the right ones."""
+    with open_lab(s3_server, tmp_path_factory.mktemp("lab")) as made:
+        made.put_folder(tiny.write_model(made.root / "pretrained", pretrained=True), "pretrained")
+        yield made
 
 
 @pytest.fixture

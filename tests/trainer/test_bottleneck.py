@@ -1,7 +1,6 @@
 """Bottleneck adapters: small, trained alone, read back by one call; no engine is offered them."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lorikeet_api.training import Bottleneck
 from lorikeet_trainer.methods.bottleneck import attach, load_adapter
-from tests.s3 import S3Server
 from tests.trainer import tiny
-from tests.trainer.lab import Lab, open_lab
+from tests.trainer.lab import Lab
 from tests.trainer.probe import PROBE, Run, run_and_probe
 
 pytestmark = pytest.mark.trainer
 
 MODEL, TRAIN = "s3://models/pretrained", "s3://datasets/train.jsonl"
 HELD_OUT = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
-
-
-@pytest.fixture(scope="module")
-def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A model that knows the wrong answers, and the right ones."""
-    with open_lab(s3_server, tmp_path_factory.mktemp("lab")) as made:
-        made.put_folder(tiny.write_model(made.root / "pretrained", pretrained=True), "pretrained")
-        yield made
 
 
 @pytest.fixture(scope="module", params=["pfeiffer", "houlsby"])

@@ -1,7 +1,6 @@
 """LoRA's variants: each learns, is published for the untouched base, and says whether an engine can serve it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from lorikeet_trainer import sft
-from tests.s3 import S3Server
-from tests.trainer import tiny
-from tests.trainer.lab import ADAPTER, ALL_LINEAR, Lab, open_lab
+from tests.trainer.lab import ADAPTER, ALL_LINEAR, Lab
 from tests.trainer.probe import read_back, run_and_probe
 
 pytestmark = pytest.mark.trainer
@@ -87,14 +84,6 @@ VARIANTS = {
         tolerance=0.3,
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A model that knows the wrong answers, and the right ones."""
-    with open_lab(s3_server, tmp_path_factory.mktemp("lab")) as made:
-        made.put_folder(tiny.write_model(made.root / "pretrained", pretrained=True), "pretrained")
-        yield made
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=list(VARIANTS))

@@ -20,7 +20,7 @@ from lorikeet_run.render import Tokens
 from lorikeet_trainer.checkpoints import Keeper
 from lorikeet_trainer.device import Compute
 from lorikeet_trainer.methods import Trainable
-from lorikeet_trainer.methods.trainable import cast_trained
+from lorikeet_trainer.methods.trainable import cast_trained, trained_parameters
 from lorikeet_trainer.stop import STOP
 
 
@@ -28,25 +28,13 @@ class Sft(SFTTrainer):
     """trl's trainer that stops at the first loss that is no number; transformers logs it as 0."""
 
     trainable: Trainable
-    lora_plus_ratio: float | None
-    """Learning rate of the second matrix of each adapter over that of the first; None: equal."""
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Make the optimiser, where LoRA+ is wanted with a higher learning rate for adapters' second matrices.
-
-        peft's own would give it to all vectors, too, and decay norms.
-        """
+        """Make the optimiser, with the learning rates of the method."""
         is_new = self.optimizer is None
         optimizer: Optimizer = super().create_optimizer(model)
-        if is_new and self.lora_plus_ratio is not None:
-            named = cast(nn.Module, self.model).named_parameters()
-            second = {id(parameter) for name, parameter in named if ".lora_B." in name}
-            for group in list(optimizer.param_groups):
-                faster = [each for each in group["params"] if id(each) in second]
-                if faster:
-                    group["params"] = [each for each in group["params"] if id(each) not in second]
-                    rate = group["lr"] * self.lora_plus_ratio
-                    optimizer.add_param_group({**group, "params": faster, "lr": rate})
+        if is_new:
+            self.trainable.tune(optimizer)
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -125,17 +113,11 @@ def configuration(hyper: Hyperparameters, compute: Compute, *, quantised: bool, 
     )
 
 
-def build(
-    trainable: Trainable,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Tokens],
-    config: SFTConfig,
-    lora_plus_ratio: float | None = None,
-) -> Sft:
+def build(trainable: Trainable, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens], config: SFTConfig) -> Sft:
     """Return the trainer, without callbacks of ours."""
     dataset = Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
     trainer = Sft(model=trainable.model, processing_class=tokenizer, args=config, train_dataset=dataset)
-    trainer.trainable, trainer.lora_plus_ratio = trainable, lora_plus_ratio
+    trainer.trainable = trainable
     trainer.remove_callback(PrinterCallback)
     # trl casts the adapters of a quantised base to bfloat16, also where the hardware computes in float32.
     cast_trained(trainable.model, trainable.dtype)
@@ -151,11 +133,6 @@ def assert_sound(trainer: Sft, trainable: Trainable, ranks: int) -> None:
     types = {parameter.dtype for parameter in trained_parameters(trainable.model)}
     if types != {trainable.dtype}:
         raise RunError("InternalError", f"parameters of {types} would be trained, not of {trainable.dtype}")
-
-
-def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that training changes."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def is_finite(model: nn.Module) -> bool:

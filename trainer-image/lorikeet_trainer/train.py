@@ -85,14 +85,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         session.hyper.eval_steps,
         reporter,
     )
-    adapter = contract.method.adapter
-    trainer = sft.build(
-        trainable,
-        tokenizer,
-        examples.train,
-        configuration(session, trainable, examples),
-        lora_plus_ratio=None if adapter is None else adapter.lora_plus_ratio,
-    )
+    trainer = sft.build(trainable, tokenizer, examples.train, configuration(session, trainable, examples))
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
     base = resumed.base_eval_loss if resumed else base_loss(session, report)
     keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)

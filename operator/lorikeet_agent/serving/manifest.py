@@ -73,9 +73,7 @@ def check_fit(manifest: Manifest, revision: AdapterRevision, contract: EngineCon
     """Raise AdapterError unless the engine can take the adapter: NotServable, RankTooHigh, BaseModelDiffers."""
     if manifest.kind != "adapter" or not manifest.servable.lora:
         why = manifest.servable.reason or f"it is a {manifest.kind}, no LoRA adapter"
-        raise AdapterError(
-            "NotServable", f"{revision.uri} cannot be served on a base model ({why}): name a run of lora or qlora"
-        )
+        raise AdapterError("NotServable", f"{revision.uri} cannot be served on a base model ({why}): name another run")
     if manifest.rank is not None and manifest.rank > contract.max_lora_rank:
         raise AdapterError(
             "RankTooHigh",

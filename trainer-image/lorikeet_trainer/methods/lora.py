@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
@@ -24,19 +25,49 @@ class Lora(Trainable):
 
     model: PeftModel
 
-    def __init__(self, model: PeftModel, dtype: torch.dtype, four_bits: Quantized | None, initial: Path | None) -> None:
+    def __init__(
+        self,
+        model: PeftModel,
+        dtype: torch.dtype,
+        four_bits: Quantized | None,
+        initial: Path | None,
+        lora_plus_ratio: float | None,
+    ) -> None:
         """Take a model with adapters, which are to be of type `dtype`.
 
         `initial`: folder with the adapter as it was at first, where it is trained in the place of a part of the base.
+        `lora_plus_ratio`: learning rate of the second matrix of each adapter over that of the first; None: equal.
         """
         cast_trained(model, dtype)
         super().__init__(model, dtype, four_bits)
         self._initial = initial
+        self._lora_plus_ratio = lora_plus_ratio
+
+    def tune(self, optimizer: Optimizer) -> None:
+        """Give adapters' second matrices the higher learning rate of LoRA+, if it is wanted.
+
+        peft's own would give it to all vectors, too, and decay norms.
+        """
+        if self._lora_plus_ratio is None:
+            return
+        second = {id(parameter) for name, parameter in self.model.named_parameters() if ".lora_B." in name}
+        for group in list(optimizer.param_groups):
+            faster = [each for each in group["params"] if id(each) in second]
+            if faster:
+                group["params"] = [each for each in group["params"] if id(each) not in second]
+                rate = group["lr"] * self._lora_plus_ratio
+                optimizer.add_param_group({**group, "params": faster, "lr": rate})
 
     def save_checkpoint(self, folder: Path) -> None:
         """Write the adapter as peft does."""
-        # "auto" would ask the hub about the base.
-        self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        self._write(folder)
+
+    def _write(self, folder: Path, initial: str | None = None) -> None:
+        """Write the adapter, or by how much it differs from the one in the folder `initial`."""
+        # "auto" would ask the hub about the base, and could put whole embeddings into the adapter.
+        self.model.save_pretrained(
+            str(folder), save_embedding_layers=False, path_initial_model_for_weight_conversion=initial
+        )
         (folder / "README.md").unlink(missing_ok=True)
 
     def load_checkpoint(self, folder: Path) -> None:
@@ -55,11 +86,7 @@ class Lora(Trainable):
         # peft keeps a set, whose order changes from process to process; equal runs publish equal bytes.
         config.target_modules = sorted(config.target_modules)
         less = None if self._initial is None else str(self._initial)
-        # "auto" could put whole embeddings into the adapter, which engines refuse.
-        self.model.save_pretrained(
-            str(folder), save_embedding_layers=False, path_initial_model_for_weight_conversion=less
-        )
-        (folder / "README.md").unlink(missing_ok=True)
+        self._write(folder, less)
         tokenizer.save_pretrained(folder)
         keys = tensor_names(folder / "adapter_model.safetensors")
         known = _keys(config)
@@ -115,7 +142,8 @@ def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, scr
     if initial is not None:
         adapted.save_pretrained(str(initial), save_embedding_layers=False, is_main_process=compute.rank == 0)
     large = adapter.dora or bool(adapter.modules_to_save) or initial is not None
-    return Lora(adapted, torch.float32 if large else compute.dtype, four_bits, initial)
+    dtype = torch.float32 if large else compute.dtype
+    return Lora(adapted, dtype, four_bits, initial, adapter.lora_plus_ratio)
 
 
 def _check_targets(model: PreTrainedModel, adapter: Adapter) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorikeet_api.contract import SourceDigest
@@ -24,10 +26,13 @@ class Trainable(ABC):
         """Of every trained parameter."""
         self.quantized = quantized
         """How much of the base is held in 4 bits."""
-        self.trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        self.trained = sum(parameter.numel() for parameter in trained_parameters(model))
         """Trained parameters."""
         self.total = count(model)
         """All parameters."""
+
+    def tune(self, optimizer: Optimizer) -> None:  # noqa: B027 - most methods have one learning rate
+        """Give trained parameters learning rates of their own, in the optimiser as it is before the first step."""
 
     @abstractmethod
     def save_checkpoint(self, folder: Path) -> None:
@@ -51,11 +56,15 @@ def base_name(base: SourceDigest) -> tuple[str, str | None]:
     return base.uri.removeprefix("hf://").rstrip("/"), base.revision
 
 
-def cast_trained(model: torch.nn.Module, dtype: torch.dtype) -> None:
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that training changes."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def cast_trained(model: nn.Module, dtype: torch.dtype) -> None:
     """Bring all trained parameters into one type."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+    for parameter in trained_parameters(model):
+        parameter.data = parameter.data.to(dtype)
 
 
 def tensor_names(path: Path) -> list[str]:
