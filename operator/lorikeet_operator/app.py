@@ -162,6 +162,7 @@ class Operator:
         ended = await asyncio.gather(*(queue.stop(grace) for queue in self.queues))
         if not all(ended):
             _log.warning("reconciles were cancelled: they did not end within %.0f s", grace)
+        _log.info("this replica works no more")
 
 
 async def run(settings: Settings, make: Make = controllers) -> None:
