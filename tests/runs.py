@@ -12,7 +12,8 @@ from lorikeet_api.contract import (
     Template,
     run_id,
 )
-from lorikeet_api.training import Dataset, Method, ModelSource, Objective, Training, WeightedDataSource
+from lorikeet_api.objectives import Objective
+from lorikeet_api.training import Dataset, Method, ModelSource, Training, WeightedDataSource
 
 
 def contract(output_uri: str, access: StorageAccess, **changes: Any) -> RunContract:

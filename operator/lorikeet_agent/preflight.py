@@ -8,7 +8,8 @@ from typing import Final
 
 from lorikeet_api.contract import RunContract, RunRecord, data_sources
 from lorikeet_run import log
-from lorikeet_run.data import Example, read_source
+from lorikeet_run.data import read_source
+from lorikeet_run.examples import Row
 from lorikeet_run.mixture import check_split
 from lorikeet_run.output import adopt_or_take
 from lorikeet_run.patience import patiently
@@ -29,7 +30,7 @@ ROWS: Final = 200
 class Sample:
     """What was read of one source."""
 
-    examples: list[Example]
+    examples: list[Row]
     """The first ones."""
     rows: int
     """How many were parsed."""
@@ -85,9 +86,9 @@ def sample(survey: Survey, contract: RunContract, folder: Path) -> Sample:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(head[:end])
             names.insert(0, first.name)
-    kept: list[Example] = []
+    kept: list[Row] = []
     rows, differs = 0, False
-    for example in read_source([(folder / name, name) for name in names], contract.dataset):
+    for example in read_source([(folder / name, name) for name in names], contract.dataset, contract.objective.name):
         rows += 1
         if len(kept) < ROWS:
             kept.append(example)

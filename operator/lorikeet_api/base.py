@@ -120,3 +120,10 @@ class NameReference(Model):
 
     name: ObjectName
     """Name of the object."""
+
+
+def exactly_one(model: type[Model], what: str) -> dict[str, str]:
+    """Return the rule that exactly one field of a union is set."""
+    arms = list(model.model_fields)
+    flags = ", ".join(f"has(self.{arm})" for arm in arms)
+    return cel(f"[{flags}].filter(x, x).size() == 1", f"give exactly one {what}: {', '.join(arms)}")

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field
 
 from lorikeet_api.base import Model, S3Uri, Text
-from lorikeet_api.training import Dataset, DataSource, Method, ModelSource, Objective, Training
+from lorikeet_api.objectives import Objective
+from lorikeet_api.training import Dataset, DataSource, Method, ModelSource, Training
 
 CONTRACT_PATH: Final = "/etc/lorikeet/run.json"
 """Where the pods of a run have the contract."""
@@ -65,9 +66,9 @@ class RunContract(Model):
     dataset: Dataset
     """Training and evaluation data."""
     method: Method
-    """full, lora or qlora."""
+    """How the weights are changed."""
     objective: Objective
-    """sft."""
+    """What is optimised."""
     training: Training
     """Hyperparameters; every one that has a default is set."""
     output_uri: S3Uri
@@ -116,16 +117,25 @@ Figure = Annotated[float, AfterValidator(lambda value: float(f"{value:.6g}"))]
 
 
 class Metrics(Model):
-    """The run's figures. Losses are means over trained tokens, in nats."""
+    """The run's figures. Losses of sft are means over trained tokens, in nats; those of other objectives are theirs."""
 
     train_loss: Figure | None = None
     """Training loss, mean over the whole run."""
     eval_loss: Figure | None = None
-    """Loss on the held-out examples after training: sum of the tokens' negative log-likelihoods / tokens."""
+    """Loss on the held-out examples after training. Of sft: sum of the tokens' negative log-likelihoods / tokens. Of
+    dpo, orpo and reward: mean negative log-likelihood of a pair's order, as margins tell it. Of kto: KTO's own loss."""
     base_eval_loss: Figure | None = None
     """The same before training."""
     perplexity: Figure | None = None
-    """exp(evalLoss)."""
+    """exp(evalLoss), of sft."""
+    eval_accuracy: Figure | None = None
+    """Share of the held-out pairs whose chosen answer gets the higher reward, after training; of kto: of the held-out
+    answers whose reward says what their label does."""
+    base_eval_accuracy: Figure | None = None
+    """The same before training."""
+    eval_margin: Figure | None = None
+    """By how much chosen answers' rewards exceed rejected ones', mean over the held-out pairs after training; of kto:
+    good answers' mean over bad answers' mean."""
     steps: int | None = None
     """Optimiser steps made."""
     resumed_from_step: int | None = None
@@ -241,9 +251,11 @@ MAX_SERVED_RANK: Final = 512
 """The highest LoRA rank that any engine serves (vLLM's `--max-lora-rank`)."""
 
 
-def servable(method: Method) -> Servable:
-    """Return whether engines take what a method makes as a LoRA adapter on the original base, and why not."""
+def servable(method: Method, objective: Objective) -> Servable:
+    """Return whether engines take what a run makes as a LoRA adapter on the original base, and why not."""
     adapter = method.adapter
+    if objective.reward is not None:
+        return Servable(lora=False, reason="it is a reward model, which gives answers a number and writes none")
     if method.full is not None:
         return Servable(lora=False, reason="it is a whole model, to be served as one")
     if adapter is None:
@@ -274,8 +286,8 @@ class Manifest(Model):
 
     version: Literal["v1"] = "v1"
     """Version of this layout."""
-    kind: Literal["adapter", "model"]
-    """adapter (LoRA, QLoRA, bottleneck) or model (full)."""
+    kind: Literal["adapter", "model", "reward"]
+    """adapter (LoRA, QLoRA, bottleneck), model (full), or a reward model in the form of one of the two."""
     run_id: str
     """The run's address."""
     base_model: SourceDigest

@@ -7,10 +7,10 @@ fine-tune, so these are resolved by the operator when the job starts.
 from typing import Any, Final
 
 from lorikeet_api.base import Model
-from lorikeet_api.training import Checkpoints, Method, MethodName, ObjectiveName, Training
+from lorikeet_api.objectives import ObjectiveName
+from lorikeet_api.training import Checkpoints, Method, MethodName, Training
 
 _COMMON: Final = Training(
-    epochs=3,
     batch_size=16,
     warmup_ratio=0.03,
     weight_decay=0.0,
@@ -21,11 +21,19 @@ _COMMON: Final = Training(
     checkpoints=Checkpoints(),
 )
 
+_LEARNING_RATES: Final[dict[ObjectiveName, dict[MethodName, float]]] = {
+    "sft": {"lora": 2e-4, "qlora": 2e-4, "bottleneck": 1e-4, "full": 1e-5},
+    "dpo": {"lora": 5e-6, "qlora": 5e-6, "full": 1e-6},
+    "kto": {"lora": 5e-6, "qlora": 5e-6, "full": 1e-6},
+    "orpo": {"lora": 8e-6, "qlora": 8e-6, "full": 5e-6},
+    "reward": {"lora": 1e-4, "qlora": 1e-4, "full": 1e-5},
+}
+_EPOCHS: Final[dict[ObjectiveName, float]] = {"sft": 3.0, "dpo": 1.0, "kto": 1.0, "orpo": 1.0, "reward": 1.0}
+
 DEFAULTS: Final[dict[tuple[MethodName, ObjectiveName], Training]] = {
-    ("lora", "sft"): _COMMON.model_copy(update={"learning_rate": 2e-4}),
-    ("qlora", "sft"): _COMMON.model_copy(update={"learning_rate": 2e-4}),
-    ("bottleneck", "sft"): _COMMON.model_copy(update={"learning_rate": 1e-4}),
-    ("full", "sft"): _COMMON.model_copy(update={"learning_rate": 1e-5}),
+    (method, objective): _COMMON.model_copy(update={"learning_rate": rate, "epochs": _EPOCHS[objective]})
+    for objective, rates in _LEARNING_RATES.items()
+    for method, rate in rates.items()
 }
 """Every field that a run needs, by (method, objective)."""
 

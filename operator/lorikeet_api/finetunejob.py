@@ -9,9 +9,10 @@ from lorikeet_api.compute import Compute
 from lorikeet_api.conditions import Condition, Phase
 from lorikeet_api.contract import Artifacts, Metrics, RunContract
 from lorikeet_api.names import DEFAULT_PROFILE, MAX_JOB_NAME
+from lorikeet_api.objectives import Objective, Sft, misfit_rules, misfits
 from lorikeet_api.progress import Progress
 from lorikeet_api.resource import Resource
-from lorikeet_api.training import HUB, Dataset, Full, Lora, Method, ModelSource, Objective, QLora, Sft, Training
+from lorikeet_api.training import HUB, Dataset, Full, Lora, Method, ModelSource, QLora, Training
 
 __all__ = [
     "FineTuneJob",
@@ -95,9 +96,15 @@ class FineTuneJobSpec(Model):
             raise ValueError(_NOTHING_TO_OPEN)
         return self
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if (why := misfits(self.method, self.dataset, self.objective)) is not None:
+            raise ValueError(why)
+        return self
+
     @staticmethod
     def cel_rules() -> list[dict[str, str]]:
-        """Return the rules of `_nothing_without_effect`, and that what defines the run is fixed from creation."""
+        """Return the rules of the checks above, and that what defines the run is fixed from creation."""
         from_hub = f"uri.startsWith('{HUB}')"
         return [
             cel(
@@ -110,6 +117,7 @@ class FineTuneJobSpec(Model):
                 f" || (has(self.dataset.eval) && self.dataset.eval.{from_hub})",
                 _NOTHING_TO_OPEN,
             ),
+            *misfit_rules(),
         ] + [
             cel(
                 f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",

@@ -1,4 +1,4 @@
-"""What a run does: model, data, method, objective and hyperparameters.
+"""What a run does: model, data, method and hyperparameters; `objectives` has what it optimises.
 
 These models stand in a FineTuneJob's spec and, resolved, in the trainer's contract.
 """
@@ -7,11 +7,10 @@ from typing import Annotated, Final, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
-from lorikeet_api.base import Model, NameReference, SourceUri, cel, listed
+from lorikeet_api.base import Model, NameReference, SourceUri, cel, exactly_one, listed
 
 MethodName = Literal["full", "lora", "qlora", "bottleneck"]
-ObjectiveName = Literal["sft"]
-DataFormat = Literal["auto", "instruction", "chat", "completion", "text"]
+DataFormat = Literal["auto", "instruction", "chat", "completion", "text", "preference", "feedback"]
 TrainOn = Literal["completion", "assistant", "lastTurn", "all"]
 Overlong = Literal["drop", "truncate", "fail"]
 Scheduler = Literal["cosine", "linear", "constant"]
@@ -83,6 +82,12 @@ class Columns(Model):
     """Column of the prompt (usual name: `prompt`)."""
     completion: ColumnName | None = None
     """Column of the completion (usual name: `completion`)."""
+    chosen: ColumnName | None = None
+    """Column of the better answer of a pair (usual name: `chosen`)."""
+    rejected: ColumnName | None = None
+    """Column of the worse answer of a pair (usual name: `rejected`)."""
+    label: ColumnName | None = None
+    """Column that says whether a completion is good (usual name: `label`)."""
     messages: ColumnName | None = None
     """Column of the chat messages, a list of `{role, content}` (usual name: `messages`)."""
     text: ColumnName | None = None
@@ -102,6 +107,8 @@ FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
     "chat": ("messages",),
     "completion": ("prompt", "completion", "system"),
     "text": ("text",),
+    "preference": ("prompt", "chosen", "rejected", "system"),
+    "feedback": ("prompt", "completion", "label", "system"),
 }
 """The roles that each format's rows have."""
 
@@ -125,12 +132,13 @@ class Dataset(Model):
     eval_fraction: Annotated[float, Field(gt=0, le=0.5)] | None = None
     """Share of the training examples held out for evaluation, chosen by the seed. Excludes `eval`."""
     format: DataFormat = "auto"
-    """Shape of the rows: `instruction` (instruction, input, output), `chat` (messages), `completion`
-    (prompt, completion), `text`; `auto` tells it from the columns of the first row."""
+    """Shape of the rows: for sft `instruction` (instruction, input, output), `chat` (messages), `completion`
+    (prompt, completion) or `text`; for dpo, orpo and reward `preference` (prompt, chosen, rejected); for kto `feedback`
+    (prompt, completion, label). `auto` tells it from the objective and the columns of the first row."""
     train_on: TrainOn | None = None
-    """Tokens that the loss counts: `completion` (the answer), `assistant` (every assistant turn), `lastTurn`
+    """Tokens that the loss of sft counts: `completion` (the answer), `assistant` (every assistant turn), `lastTurn`
     (the last one), `all`. Absent: `completion` for instruction and completion rows, `assistant` for chat,
-    `all` for text."""
+    `all` for text. Other objectives look at the answers alone."""
     overlong: Overlong = "drop"
     """What happens to a row of more than `maxLength` tokens: `drop` (counted in the metrics), `truncate`
     (at the end), or `fail`."""
@@ -294,12 +302,6 @@ class Bottleneck(Model):
     too."""
 
 
-def _exactly_one(model: type[Model], what: str) -> dict[str, str]:
-    arms = list(model.model_fields)
-    flags = ", ".join(f"has(self.{arm})" for arm in arms)
-    return cel(f"[{flags}].filter(x, x).size() == 1", f"give exactly one {what}: {', '.join(arms)}")
-
-
 class Method(Model):
     """How the weights are changed: exactly one of full, lora, qlora and bottleneck."""
 
@@ -332,34 +334,7 @@ class Method(Model):
     @staticmethod
     def cel_rules() -> list[dict[str, str]]:
         """Return the rule of `_one_arm` for the API server."""
-        return [_exactly_one(Method, "method")]
-
-
-class Sft(Model):
-    """Supervised fine-tuning on examples (TRL: SFTTrainer)."""
-
-
-class Objective(Model):
-    """What the run optimises: exactly one objective."""
-
-    sft: Sft | None = None
-    """Supervised fine-tuning: next-token loss on the tokens that `dataset.trainOn` names."""
-
-    @model_validator(mode="after")
-    def _one_arm(self) -> Self:
-        if sum(getattr(self, arm) is not None for arm in Objective.model_fields) != 1:
-            raise ValueError(f"give exactly one objective: {', '.join(Objective.model_fields)}")
-        return self
-
-    @property
-    def name(self) -> ObjectiveName:
-        """The chosen arm's name."""
-        return "sft"
-
-    @staticmethod
-    def cel_rules() -> list[dict[str, str]]:
-        """Return the rule of `_one_arm` for the API server."""
-        return [_exactly_one(Objective, "objective")]
+        return [exactly_one(Method, "method")]
 
 
 PositiveSteps = Annotated[int, Field(ge=1, le=100_000_000)]

@@ -1,17 +1,20 @@
-"""Examples out of rows: instruction, chat, completion and text, checked before anything heavy is loaded."""
+"""Examples out of rows, by format; checked before anything heavy is loaded."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from lorikeet_api.training import FORMAT_COLUMNS, Dataset, TrainOn
-from lorikeet_run.files import Placed, invalid, kind, read_rows
+from lorikeet_api.objectives import OBJECTIVE_FORMATS, ObjectiveName
+from lorikeet_api.training import Dataset, TrainOn
+from lorikeet_run.columns import column, optional, text
+from lorikeet_run.conversation import conversation
+from lorikeet_run.examples import Example, Message, Row
+from lorikeet_run.files import Placed, invalid, read_rows
+from lorikeet_run.preferences import feedback, preference
 
-Format = Literal["instruction", "chat", "completion", "text"]
-Role = Literal["system", "user", "assistant"]
+Format = Literal["chat", "instruction", "completion", "text", "preference", "feedback"]
 
-DEFAULT_TRAIN_ON: Final[dict[Format, TrainOn]] = {
+DEFAULT_TRAIN_ON: Final[dict[str, TrainOn]] = {
     "instruction": "completion",
     "completion": "completion",
     "chat": "assistant",
@@ -22,73 +25,52 @@ _NEEDED: Final[dict[Format, tuple[str, ...]]] = {
     "instruction": ("instruction", "output"),
     "completion": ("prompt", "completion"),
     "text": ("text",),
+    "preference": ("chosen", "rejected"),
+    "feedback": ("prompt", "completion", "label"),
 }
 """The roles that a row of each format cannot do without, in the order in which `auto` looks for them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Role
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One example: a conversation, or a plain text."""
-
-    where: str
-    """File and line or row."""
-    train_on: TrainOn
-    """The tokens that the loss counts."""
-    messages: tuple[Message, ...] = ()
-    """The conversation; empty for a plain text."""
-    text: str = ""
-    """The plain text."""
-
-    @property
-    def content(self) -> tuple[tuple[Message, ...], str]:
-        """What it teaches: equal examples have equal contents."""
-        return self.messages, self.text
-
-
-def read_source(files: Sequence[tuple[Path, str]], dataset: Dataset) -> Iterator[Example]:
-    """Yield the examples of one source: its files as (path, name), in order.
+def read_source(files: Sequence[tuple[Path, str]], dataset: Dataset, objective: ObjectiveName) -> Iterator[Row]:
+    """Yield the rows of one source, as an objective takes them: its files as (path, name), in order.
 
     With format `auto` the source's first row decides. Raises RunError (DataInvalid).
     """
     rows = (placed for path, name in files for placed in read_rows(path, name))
-    return _examples(rows, dataset)
+    return _examples(rows, dataset, objective)
 
 
-def _examples(rows: Iterable[Placed], dataset: Dataset) -> Iterator[Example]:
+def _examples(rows: Iterable[Placed], dataset: Dataset, objective: ObjectiveName) -> Iterator[Row]:
     data_format: Format | None = None if dataset.format == "auto" else dataset.format
     for placed in rows:
         if data_format is None:
-            data_format = detect(placed, dataset)
-        yield _example(placed, data_format, dataset)
+            data_format = detect(placed, dataset, objective)
+        yield _row(placed, data_format, dataset)
 
 
-def column(role: str, dataset: Dataset) -> str:
-    """Return the name of the column that plays `role`."""
-    renamed = getattr(dataset.columns, role) if dataset.columns is not None else None
-    return str(renamed) if renamed is not None else role
-
-
-def detect(placed: Placed, dataset: Dataset) -> Format:
+def detect(placed: Placed, dataset: Dataset, objective: ObjectiveName) -> Format:
     """Return the format that the row's columns tell. Raises RunError (DataInvalid) if none does."""
-    for data_format, roles in _NEEDED.items():
+    known = {name: roles for name, roles in _NEEDED.items() if name in OBJECTIVE_FORMATS[objective]}
+    for data_format, roles in known.items():
         if all(column(role, dataset) in placed.row for role in roles):
             return data_format
     found = ", ".join(placed.row) or "none"
     if "conversations" in placed.row:
         raise invalid(placed.where, "ShareGPT's conversations are not read; turn them into messages of {role, content}")
+    needed = ", or ".join(" and ".join(roles) for roles in known.values())
     raise invalid(
         placed.where,
-        f"no format has these columns: {found}; needed are messages, or instruction and output, or prompt and"
-        " completion, or text; dataset.columns maps other names",
+        f"objective {objective} takes no rows with these columns: {found}; needed are {needed}; dataset.columns maps"
+        " other names",
     )
+
+
+def _row(placed: Placed, data_format: Format, dataset: Dataset) -> Row:
+    if data_format == "preference":
+        return preference(placed, dataset)
+    if data_format == "feedback":
+        return feedback(placed, dataset)
+    return _example(placed, data_format, dataset)
 
 
 def _example(placed: Placed, data_format: Format, dataset: Dataset) -> Example:
@@ -96,9 +78,9 @@ def _example(placed: Placed, data_format: Format, dataset: Dataset) -> Example:
     if data_format == "text":
         if train_on != "all":
             raise invalid(placed.where, f"text rows have no roles: trainOn {train_on} cannot be, choose all")
-        return Example(placed.where, train_on, text=_text(placed, "text", data_format, dataset))
+        return Example(placed.where, train_on, text=text(placed, "text", data_format, dataset))
     chat = data_format == "chat"
-    messages = _conversation(placed, dataset) if chat else tuple(_turns(placed, data_format, dataset))
+    messages = conversation(placed, dataset) if chat else tuple(_turns(placed, data_format, dataset))
     if train_on != "all" and not any(message.role == "assistant" for message in messages):
         raise invalid(placed.where, "no assistant turn to train on")
     return Example(placed.where, train_on, messages=messages)
@@ -109,72 +91,11 @@ def _turns(placed: Placed, data_format: Format, dataset: Dataset) -> Iterator[Me
 
     An instruction's input follows it after a blank line.
     """
-    system = _optional(placed, "system", dataset)
+    system = optional(placed, "system", dataset)
     if system:
         yield Message("system", system)
     question, answer = _NEEDED[data_format]
-    prompt = _text(placed, question, data_format, dataset)
-    more = _optional(placed, "input", dataset) if data_format == "instruction" else ""
+    prompt = text(placed, question, data_format, dataset)
+    more = optional(placed, "input", dataset) if data_format == "instruction" else ""
     yield Message("user", f"{prompt}\n\n{more}" if more else prompt)
-    yield Message("assistant", _text(placed, answer, data_format, dataset))
-
-
-def _text(placed: Placed, role: str, data_format: Format, dataset: Dataset) -> str:
-    name = column(role, dataset)
-    if name not in placed.row:
-        wanted = ", ".join(FORMAT_COLUMNS[data_format])
-        raise invalid(
-            placed.where,
-            f"no column {name}; found: {', '.join(placed.row) or 'none'} (format {data_format}: {wanted})",
-        )
-    value = placed.row[name]
-    if not isinstance(value, str):
-        raise invalid(placed.where, f"column {name} is {kind(value)}, not text")
-    if not value.strip():
-        raise invalid(placed.where, f"column {name} is empty")
-    return value
-
-
-def _optional(placed: Placed, role: str, dataset: Dataset) -> str:
-    name = column(role, dataset)
-    value = placed.row.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise invalid(placed.where, f"column {name} is {kind(value)}, not text")
-    return value if value.strip() else ""
-
-
-def _conversation(placed: Placed, dataset: Dataset) -> tuple[Message, ...]:
-    name = column("messages", dataset)
-    if name not in placed.row:
-        raise invalid(placed.where, f"no column {name}; found: {', '.join(placed.row) or 'none'} (format chat)")
-    turns = placed.row[name]
-    if not isinstance(turns, list) or not turns:
-        what = "an empty list" if turns == [] else kind(turns)
-        raise invalid(placed.where, f"column {name} is {what}, not a list of {{role, content}}")
-    messages = tuple(_message(turn, number, placed.where) for number, turn in enumerate(turns, start=1))
-    if any(message.role == "system" for message in messages[1:]):
-        raise invalid(placed.where, "a system message stands only at the beginning")
-    if all(message.role == "system" for message in messages) or _first_turn(messages).role == "assistant":
-        raise invalid(placed.where, "the conversation must begin with a user's turn, after an optional system message")
-    return messages
-
-
-def _first_turn(messages: Sequence[Message]) -> Message:
-    return next(message for message in messages if message.role != "system")
-
-
-def _message(turn: Any, number: int, where: str) -> Message:
-    if not isinstance(turn, dict):
-        raise invalid(where, f"message {number} is {kind(turn)}, not {{role, content}}")
-    role, content = turn.get("role"), turn.get("content")
-    if role in ("tool", "function") or turn.get("tool_calls"):
-        raise invalid(where, f"message {number} calls a tool or answers for one, which is not trained; leave it out")
-    if role not in ("system", "user", "assistant"):
-        raise invalid(where, f"message {number} has the role {role!r}; roles are system, user and assistant")
-    if not isinstance(content, str):
-        raise invalid(where, f"message {number} has {kind(content)} as content, not text")
-    if not content.strip():
-        raise invalid(where, f"message {number} ({role}) is empty")
-    return Message(role, content)
+    yield Message("assistant", text(placed, answer, data_format, dataset))

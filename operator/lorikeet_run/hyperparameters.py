@@ -51,6 +51,13 @@ class Hyperparameters:
                 f"batchSize {batch_size} cannot be shared out evenly over {ranks} GPUs{by}: choose a multiple of"
                 f" {ranks * (asked or 1)}",
             )
+        if contract.objective.kto is not None and micro == 1:
+            raise RunError(
+                "InvalidContract",
+                f"objective kto compares each answer with another of its micro batch, and batchSize {batch_size} over"
+                f" {ranks} GPUs leaves micro batches of one: set microBatchSize to 2 or more, and batchSize to a"
+                " multiple of it",
+            )
         return cls(**values, micro_batch_size=micro, accumulation=batch_size // (micro * ranks), ranks=ranks)
 
     def steps(self, examples: int) -> int:

@@ -4,19 +4,19 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lorikeet_run.data import Example
 from lorikeet_run.errors import RunError
+from lorikeet_run.examples import Row
 
 
 @dataclass(frozen=True)
 class Split:
     """Training sources without what is held out, and that."""
 
-    train: list[list[Example]]
-    held_out: list[Example]
+    train: list[list[Row]]
+    held_out: list[Row]
 
 
-def check_split(examples: Iterable[Example]) -> None:
+def check_split(examples: Iterable[Row]) -> None:
     """Find out whether something can be held out. Raises RunError (DataInvalid) without two different examples."""
     contents = (example.content for example in examples)
     first = next(contents, None)
@@ -26,7 +26,7 @@ def check_split(examples: Iterable[Example]) -> None:
         )
 
 
-def split(sources: Sequence[Sequence[Example]], fraction: float, seed: int) -> Split:
+def split(sources: Sequence[Sequence[Row]], fraction: float, seed: int) -> Split:
     """Hold out `fraction` of all examples, at least one, chosen by `seed`.
 
     Equal examples stay on one side together, in whatever source they stand: what is held out was never trained

@@ -15,13 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from lorikeet_api.contract import RunContract, Template
 from lorikeet_api.training import Overlong
 from lorikeet_run.batches import batched
-from lorikeet_run.data import Example
 from lorikeet_run.errors import RunError
+from lorikeet_run.examples import Example, Row
 from lorikeet_run.files import invalid
 from lorikeet_run.tokenizer import stop_ids
-
-IGNORED: Final = -100
-"""Label of a token that the loss does not count (torch's `ignore_index`)."""
+from lorikeet_run.tokens import IGNORED, TokenRow, Tokens
 
 STOPLESS_PERCENT: Final = 5.0
 """More rows than this without a stop token at the end of the answer, and the run is refused."""
@@ -40,29 +38,15 @@ OWN_TEMPLATE: Final = """\
 _BATCH: Final = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One rendered example, in the 32-bit integers that hold any vocabulary."""
-
-    input_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    """As input_ids, with IGNORED where the loss counts no token, such as the first one, which nothing predicts."""
-
-    @property
-    def trained(self) -> int:
-        """Tokens that the loss counts."""
-        return int((self.labels != IGNORED).sum())
-
-
 @dataclass
 class Rendered:
-    """The rendered examples of one source, and what became of the others."""
+    """The rendered rows of one source, and what became of the others."""
 
-    rows: list[Tokens] = field(default_factory=list)
+    rows: list[TokenRow] = field(default_factory=list)
     dropped: int = 0
-    """Examples left out because they were too long."""
+    """Rows left out because they were too long, or a part of them was."""
     answers: int = 0
-    """Kept examples that end in an answer."""
+    """Kept conversations that end in an answer."""
     stopped: int = 0
     """Those of them whose last trained token is a stop token."""
 
@@ -115,20 +99,31 @@ class Renderer:
             overlong=contract.dataset.overlong,
         )
 
-    def render(self, examples: Sequence[Example]) -> Rendered:
-        """Return the examples as tokens. Raises RunError (DataInvalid, MethodNotApplicable)."""
+    def render(self, rows: Sequence[Row]) -> Rendered:
+        """Return the rows as tokens. Raises RunError (DataInvalid, MethodNotApplicable)."""
         rendered = Rendered()
-        for some in batched(examples, _BATCH):
-            self._render(some, rendered)
+        for some in batched(rows, _BATCH):
+            tokens = iter(self._render([example for row in some for example in row.parts]))
+            for row in some:
+                parts = [next(tokens) for _ in row.parts]
+                whole = [part for part in parts if part is not None]
+                if len(whole) < len(parts):
+                    rendered.dropped += 1
+                    continue
+                rendered.rows.append(row.assemble(whole))
+                for example, part in zip(row.parts, whole, strict=True):
+                    self._count_stop(example, part, rendered)
         return rendered
 
-    def _render(self, examples: Sequence[Example], into: Rendered) -> None:
+    def _render(self, examples: Sequence[Example]) -> list[Tokens | None]:
+        """Return the tokens of each example, None for one that is left out."""
         pieces = [self._piece(example) for example in examples]
         ids = self._tokenize([piece.text for piece in pieces], plain=[not piece.example.messages for piece in pieces])
         borders = iter(self._tokenize([text for piece in pieces for turn in piece.turns for text in turn]))
-        for piece, whole in zip(pieces, ids, strict=True):
-            spans = [self._span(whole, next(borders), next(borders)) for _ in piece.turns]
-            self._add(piece.example, whole, spans, into)
+        return [
+            self._label(piece.example, whole, [self._span(whole, next(borders), next(borders)) for _ in piece.turns])
+            for piece, whole in zip(pieces, ids, strict=True)
+        ]
 
     def _tokenize(self, texts: list[str], plain: list[bool] | None = None) -> list[list[int]]:
         """Return the ids of each text; a plain one gets the tokenizer's own beginning and a stop token at its end."""
@@ -198,7 +193,8 @@ class Renderer:
             end = stops[-1] + 1
         return begin, end
 
-    def _add(self, example: Example, whole: list[int], spans: list[tuple[int, int]], into: Rendered) -> None:
+    def _label(self, example: Example, whole: list[int], spans: list[tuple[int, int]]) -> Tokens | None:
+        """Return an example's tokens with those that count, or None where it is to be left out."""
         too_long = len(whole) > self._max_length
         if too_long and self._overlong == "fail":
             raise invalid(
@@ -207,25 +203,24 @@ class Renderer:
                 " truncate",
             )
         if too_long and self._overlong == "drop":
-            into.dropped += 1
-            return
+            return None
         input_ids = np.asarray(whole, dtype=np.int32)
         labels = input_ids.copy() if example.train_on == "all" else np.full_like(input_ids, IGNORED)
         for begin, end in spans:
             labels[begin:end] = input_ids[begin:end]
         labels[:1] = IGNORED
         tokens = Tokens(input_ids[: self._max_length], labels[: self._max_length])
-        if not tokens.trained:
-            # The prompt alone fills maxLength, or the template leaves the answer out.
-            if not too_long:
-                raise invalid(example.where, "no token to train on: the chat template writes nothing for the answer")
-            into.dropped += 1
-            return
-        into.rows.append(tokens)
+        if tokens.trained:
+            return tokens
+        if not too_long:
+            raise invalid(example.where, "no token to train on: the chat template writes nothing for the answer")
+        # The prompt alone fills maxLength.
+        return None
+
+    def _count_stop(self, example: Example, tokens: Tokens, into: Rendered) -> None:
         if example.messages and example.messages[-1].role == "assistant":
             into.answers += 1
-            trained = tokens.labels[tokens.labels != IGNORED]
-            into.stopped += self._ends(trained)
+            into.stopped += self._ends(tokens.labels[tokens.labels != IGNORED])
 
     def _ends(self, trained: NDArray[np.int32]) -> bool:
         """Whether the last trained token, past white space, is one at which an engine stops."""
@@ -257,12 +252,12 @@ def _common(left: list[int], right: list[int]) -> int:
     return min(len(left), len(right))
 
 
-def choose_template(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> Template:
+def choose_template(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> Template:
     """Return the chat template of the run, and set ours where conversations meet a base without one.
 
     Raises RunError (ModelInvalid) if such a base has no stop token either: it could not learn to stop.
     """
-    if not any(example.messages for example in examples):
+    if not any(example.messages for row in rows for example in row.parts):
         return Template(source="none")
     own = tokenizer.chat_template is None
     if own:

@@ -62,6 +62,35 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"method": {"lora": {"init": "olora", "dropout": 0, "modulesToSave": ["norm"]}}},
         r"spec\.method\.lora.*whole layers",
     ),
+    "two objectives": ({"objective": {"sft": {}, "dpo": {}}}, r"spec\.objective.*give exactly one objective: sft, dpo"),
+    "conversations for dpo": (
+        {"objective": {"dpo": {}}, "dataset": {**TRAIN, "format": "chat"}},
+        r"objective dpo learns from rows of the format preference, or auto",
+    ),
+    "preferences for sft": (
+        {"dataset": {**TRAIN, "format": "preference"}},
+        r"objective sft learns from rows of the format instruction or chat or completion or text, or auto",
+    ),
+    "tokens to count for a reward model": (
+        {"objective": {"reward": {}}, "dataset": {**TRAIN, "trainOn": "all"}},
+        r"dataset\.trainOn is for objective sft",
+    ),
+    "a bottleneck for kto": (
+        {"objective": {"kto": {}}, "method": {"bottleneck": {}}},
+        r"method bottleneck is for objective sft",
+    ),
+    "parts of the base for dpo": (
+        {"objective": {"dpo": {}}, "method": {"lora": {"init": "olora", "dropout": 0}}},
+        r"init pissa and olora are for objective sft",
+    ),
+    "smoothing without its loss": (
+        {"objective": {"dpo": {"labelSmoothing": 0.1}}},
+        r"spec\.objective\.dpo.*labelSmoothing belongs to loss robust",
+    ),
+    "a robust loss without smoothing": (
+        {"objective": {"dpo": {"loss": "robust"}}},
+        r"spec\.objective\.dpo.*labelSmoothing belongs to loss robust",
+    ),
     "parts of a base in 4 bits": (
         {"method": {"qlora": {"init": "pissa"}}},
         r'unknown field "spec\.method\.qlora\.init"',
@@ -192,7 +221,7 @@ def test_a_wrong_profile_is_refused_by_name(server: Target, spec: dict[str, Any]
 
 def test_explain_tells_the_defaults(server: Target) -> None:
     said = " ".join(server.kubectl("explain", "finetunejob.spec.training.learningRate").split())
-    assert "Default: 0.0002 (lora sft, qlora sft), 0.0001 (bottleneck sft), 1e-05 (full sft)." in said
+    assert "Default: 0.0002 (lora sft, qlora sft), 0.0001 (bottleneck sft, lora reward, qlora reward), " in said
 
 
 ADAPTER: dict[str, Any] = {"name": "sql", "from": {"fineTuneJobRef": {"name": "sql-v1"}}}

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from lorikeet_api.contract import Manifest, RunContract, run_id
-from lorikeet_api.training import Dataset, Method, ModelSource, Objective, Training
+from lorikeet_api.objectives import Objective
+from lorikeet_api.training import Dataset, Method, ModelSource, Training
 from lorikeet_storage import Checkpoints
 from lorikeet_trainer.lifecycle import STAGES
 from lorikeet_trainer.stage import run_stage
@@ -60,13 +61,15 @@ class Lab:
         rate = RATES[next(iter(chosen))]
         usual = {"learningRate": rate, "batchSize": 8, "seed": 1, "loggingSteps": 10, "warmupRatio": 0.0}
         training = Training.model_validate({**usual, **changes.pop("training", {})})
-        parts = (ModelSource(uri=model), dataset, Method.model_validate(chosen), Objective.model_validate({"sft": {}}))
+        objective = Objective.model_validate(changes.pop("objective", {"sft": {}}))
+        parts = (ModelSource(uri=model), dataset, Method.model_validate(chosen), objective)
         return runs.contract(
             f"s3://out/run-{next(_numbers)}",
             self.server.access,
             model=parts[0],
             dataset=dataset,
             method=parts[2],
+            objective=objective,
             training=training,
             **{"run_id": run_id(*parts, training), **changes},
         )

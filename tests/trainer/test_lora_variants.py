@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from lorikeet_trainer import sft
+from lorikeet_trainer import loop
 from tests.trainer.lab import ADAPTER, ALL_LINEAR, Lab
 from tests.trainer.probe import read_back, run_and_probe
 
@@ -110,14 +110,14 @@ def test_a_variant_learns_and_is_published_for_the_untouched_base(
 
 
 def test_the_second_matrix_learns_faster_by_the_ratio(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[sft.Sft] = []
-    real = sft.build
+    seen: list[loop.Guarded] = []
+    real = loop.adopt
 
-    def kept(*given: Any, **more: Any) -> sft.Sft:
-        seen.append(real(*given, **more))
-        return seen[-1]
+    def kept(trainer: loop.Guarded, *given: Any) -> None:
+        seen.append(trainer)
+        real(trainer, *given)
 
-    monkeypatch.setattr(sft, "build", kept)
+    monkeypatch.setattr(loop, "adopt", kept)
     training = {"maxSteps": 1, "scheduler": "constant", "learningRate": 1e-3, "weightDecay": 0.1}
     settings = {"lora": {**ADAPTER, "loraPlusRatio": 8.0}}
     assert lab.run(lab.contract(settings, MODEL, TRAIN, training=training)).exit_code == 0
@@ -142,16 +142,16 @@ def test_what_is_as_large_as_the_bases_weights_is_moved_by_usual_steps(
     """In bfloat16 a step of 2e-4 would leave a magnitude of 1 as it is."""
     before: dict[str, torch.Tensor] = {}
     after: dict[str, torch.Tensor] = {}
-    real = sft.fit
+    real = loop.fit
 
-    def watched(trainer: sft.Sft, *given: Any) -> sft.TrainingOutcome:
+    def watched(trainer: loop.Guarded, *given: Any) -> loop.TrainingOutcome:
         own = {key: each for key, each in trainer.trainable.model.named_parameters() if name in key}
         before.update({key: each.detach().clone() for key, each in own.items()})
         outcome = real(trainer, *given)
         after.update({key: each.detach().clone() for key, each in own.items()})
         return outcome
 
-    monkeypatch.setattr(sft, "fit", watched)
+    monkeypatch.setattr(loop, "fit", watched)
     training = {"maxSteps": 4, "learningRate": 2e-4}
     assert lab.run(lab.contract({"lora": {**ADAPTER, **changes}}, MODEL, TRAIN, training=training)).exit_code == 0
     assert before

@@ -65,16 +65,16 @@ def outcome(lab: Lab, contract: RunContract) -> tuple[dict[str, str], list[dict[
 
 def run_until(lab: Lab, contract: RunContract, step: int, patch: pytest.MonkeyPatch) -> StageResult:
     """Run in this process, told to stop during `step`."""
-    from lorikeet_trainer import sft
+    from lorikeet_trainer.loop import Guarded
 
-    step_made = sft.Sft.training_step
+    step_made = Guarded.training_step
 
     def stopped(self: Any, *args: Any, **kwargs: Any) -> Any:
         STOP.requested = self.state.global_step + 1 >= step
         return step_made(self, *args, **kwargs)
 
     with patch.context() as during:
-        during.setattr(sft.Sft, "training_step", stopped)
+        during.setattr(Guarded, "training_step", stopped)
         result = lab.run(contract)
     STOP.requested = False
     return result

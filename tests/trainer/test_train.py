@@ -4,7 +4,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from lorikeet_api.contract import RunContract
 from lorikeet_run.render import OWN_TEMPLATE
 from lorikeet_trainer import model, train
-from lorikeet_trainer.evaluate import Evaluation
 from lorikeet_trainer.lifecycle import STAGES
+from lorikeet_trainer.objectives.sft import Sft
 from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.stage import run_stage
-from lorikeet_trainer.state import StageResult
+from lorikeet_trainer.state import Evaluation, StageResult
 from tests.s3 import S3Server
 from tests.trainer import tiny
 from tests.trainer.lab import ALL_LINEAR, Lab, open_lab
@@ -240,14 +239,14 @@ def test_a_loss_that_is_no_number_ends_the_run_at_its_step(lab: Lab) -> None:
 
 
 def test_an_evaluation_on_the_way_that_is_no_number_ends_the_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = train.held_out_loss
+    real = Sft.evaluate
     seen: list[Evaluation] = []
 
     def diverges(*given: Any) -> Evaluation:
         seen.append(real(*given))
-        return seen[0] if len(seen) == 1 else replace(seen[0], loss=math.nan)
+        return seen[0] if len(seen) == 1 else Evaluation(loss=math.nan)
 
-    monkeypatch.setattr(train, "held_out_loss", diverges)
+    monkeypatch.setattr(Sft, "evaluate", diverges)
     contract = lab.contract("lora", MODEL, TRAIN, dataset=HELD_OUT, training={"evalSteps": 2, "maxSteps": 4})
     code, reason, message = failure(lab.run(contract))
     assert (code, reason) == (64, "LossNotFinite")

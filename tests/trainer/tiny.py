@@ -131,6 +131,19 @@ def rows(*, shuffled: bool = False) -> tuple[list[Row], list[Row]]:
     return pairs, held_out
 
 
+def preferences() -> tuple[list[Row], list[Row]]:
+    """Return pairs of a sure answer and a doubtful one, the longer of which is each by turns, and held-out ones."""
+    training, held_out = rows()
+    return [_pair(*each) for each in enumerate(training)], [_pair(*each) for each in enumerate(held_out)]
+
+
+def _pair(number: int, row: Row) -> Row:
+    colour = row["completion"]
+    once, twice = colour, f"{colour}, {colour}"
+    sure, doubtful = (twice, once) if number % 2 else (once, twice)
+    return {"prompt": row["prompt"], "chosen": f"it is {sure}", "rejected": f"maybe {doubtful}"}
+
+
 def jsonl(some: list[Row]) -> bytes:
     """Return rows as JSON lines."""
     return "".join(json.dumps(row) + "\n" for row in some).encode()

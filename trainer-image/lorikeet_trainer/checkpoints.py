@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import nested_gather
 
 from lorikeet_run import log
 from lorikeet_trainer.report import Report
-from lorikeet_trainer.state import Course, Layout
+from lorikeet_trainer.state import Course, Evaluation, Layout
 from lorikeet_trainer.stop import STOP
 
 COURSE: Final = "course.json"
@@ -30,8 +30,8 @@ class Keeper(TrainerCallback):
     report: Report
     layout: Layout
     every_steps: int
-    base_eval_loss: float | None
-    """Loss on the held-out examples before training."""
+    base: Evaluation | None
+    """How the base model does on the held-out examples."""
     resumed: Course | None
     """The course up to the checkpoint that the run goes on from; None if it begins at the beginning."""
     _began: float = 0.0
@@ -83,7 +83,7 @@ class Keeper(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Add our part to what transformers has saved, and hand it on under its final name."""
         course = Course(
-            base_eval_loss=self.base_eval_loss,
+            base=self.base,
             curve=self.report.curve,
             seconds=self.seconds,
             loss_sum=self.trainer._total_loss_scalar,

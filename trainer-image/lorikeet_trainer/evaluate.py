@@ -1,12 +1,11 @@
-"""The loss on held-out examples, by a loop of our own.
+"""Held-out rows through a model, by a loop of our own.
 
-trl's `eval_loss` is a mean of batch means, so it moves with the batch size; this one is the sum of all trained
-tokens' negative log-likelihoods over their number.
+trl's `eval_loss` is a mean of batch means, so it moves with the batch size; here every sequence counts by itself.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +13,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 
 from lorikeet_run.batches import batched
-from lorikeet_run.render import IGNORED, Tokens
+from lorikeet_run.tokens import IGNORED, Tokens
 from lorikeet_trainer.stop import STOP
 
 
@@ -23,21 +22,12 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The loss on held-out examples."""
+class Passes:
+    """How sequences are put through a model."""
 
-    loss: float
-    """Mean negative log-likelihood of a trained token, in nats."""
-    tokens: int
-    """Trained tokens."""
-
-    @property
-    def perplexity(self) -> float:
-        """exp(loss); infinite where that is too large a number."""
-        try:
-            return math.exp(self.loss)
-        except OverflowError:
-            return math.inf
+    batch_size: int
+    pad_id: int
+    autocast: torch.dtype | None = None
 
 
 def pad(rows: Iterable[Tokens], pad_id: int, device: torch.device) -> dict[str, Tensor]:
@@ -52,35 +42,46 @@ def pad(rows: Iterable[Tokens], pad_id: int, device: torch.device) -> dict[str, 
     }
 
 
-def evaluate(
-    model: nn.Module, rows: Sequence[Tokens], batch_size: int, pad_id: int, autocast: torch.dtype | None = None
-) -> Evaluation:
-    """Return the loss of `model` (with trl's fused head, so that no whole logits are held) on `rows`.
+def log_probabilities(model: nn.Module, rows: Sequence[Tokens], passes: Passes) -> Tensor:
+    """Return the sum of the log-probabilities of each row's counted tokens: float64, (rows,).
 
-    Each rank takes every n-th row, and the sums are added up over the ranks. The model is left in the mode,
-    training or not, in which it was. Raises Interrupted if a run of one rank is asked to stop meanwhile; of several,
-    each must do its part of the sums.
+    By trl's fused head, so that no whole logits are held. Raises Interrupted, see `each`.
+    """
+
+    def summed(batch: dict[str, Tensor]) -> Tensor:
+        found: Tensor = model(**batch, use_cache=False, fused_lm_head=True).log_probs
+        return found.double().sum(1)
+
+    return each(model, rows, passes, summed)
+
+
+def each(
+    model: nn.Module, rows: Sequence[Tokens], passes: Passes, read: Callable[[dict[str, Tensor]], Tensor]
+) -> Tensor:
+    """Return one number for each row, in order: float64, (rows,).
+
+    Each rank takes every n-th row, and all ranks get all numbers. The model is left in the mode, training or not, in
+    which it was. Raises Interrupted if a run of one rank is asked to stop meanwhile; of several, each must do its part.
     """
     device = next(model.parameters()).device
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     # Rows of like length together: less padding.
-    mine = sorted(rows, key=lambda row: len(row.input_ids))[rank::world]
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    mine = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))[rank::world]
+    found = torch.zeros(len(rows), dtype=torch.float64, device=device)
     was_training = model.training
+    autocast: Any = torch.autocast(device.type, passes.autocast, enabled=passes.autocast is not None)
     try:
         _evaluation_mode(model)
-        with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
-            for some in batched(mine, batch_size):
+        with torch.inference_mode(), autocast:
+            for some in batched(mine, passes.batch_size):
                 if world == 1 and STOP.requested:
                     raise Interrupted
-                output = model(**pad(some, pad_id, device), use_cache=False, fused_lm_head=True)
-                sums[0] -= output.log_probs.double().sum()
-                sums[1] += output.label_mask.sum()
+                found[list(some)] = read(pad([rows[index] for index in some], passes.pad_id, device)).double()
     finally:
         model.train(was_training)
     if world > 1:
-        dist.all_reduce(sums)
-    return Evaluation(float(sums[0] / sums[1]), int(sums[1]))
+        dist.all_reduce(found)
+    return found
 
 
 def _evaluation_mode(model: nn.Module) -> None:

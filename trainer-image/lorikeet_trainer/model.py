@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
@@ -10,11 +10,13 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     PreTrainedModel,
 )
 from transformers.pytorch_utils import Conv1D
 
+from lorikeet_api.objectives import Objective
 from lorikeet_api.training import Method, QLora
 from lorikeet_run.errors import RunError
 from lorikeet_run.tokenizer import SAFE, UNREADABLE, first_line
@@ -30,26 +32,50 @@ class Quantized:
     """Share of the base model's parameters."""
 
 
-def shape(folder: Path) -> PreTrainedModel:
+REWARD_HEAD: Final = "score"
+"""Name of the layer that gives an answer its number; drawn at random, and trained whole."""
+
+
+def _kind(objective: Objective) -> tuple[Any, dict[str, Any]]:
+    """Return what to load a base model as, and with which settings."""
+    if objective.reward is not None:
+        return AutoModelForSequenceClassification, {"num_labels": 1}
+    return AutoModelForCausalLM, {}
+
+
+def head(model: PreTrainedModel) -> nn.Module | None:
+    """Return the layer behind the last block."""
+    found: nn.Module | None = getattr(model, REWARD_HEAD, None)
+    return found if found is not None else model.get_output_embeddings()  # type: ignore[no-untyped-call]
+
+
+def shape(folder: Path, objective: Objective) -> PreTrainedModel:
     """Return the model without its weights, of which none is read.
 
     Raises RunError (ModelInvalid) for an architecture that would need code from its repository or that transformers
     does not know.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, **SAFE)
+        kind, settings = _kind(objective)
+        config = AutoConfig.from_pretrained(folder, **settings, **SAFE)
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = kind.from_config(config, trust_remote_code=False)
     except UNREADABLE as error:
         raise RunError(
             "ModelInvalid",
             f"the base model cannot be built: {first_line(error)}; only architectures of transformers itself are"
             " loaded, no code out of a model's repository",
         ) from error
+    if objective.reward is not None and not hasattr(model, REWARD_HEAD):
+        raise RunError(
+            "MethodNotApplicable",
+            f"objective reward is not applicable: {type(model).__name__} has no layer {REWARD_HEAD}; choose a base"
+            " model such as Llama, Qwen, Mistral or Gemma",
+        )
     return model
 
 
-def load(folder: Path, method: Method, compute: Compute) -> PreTrainedModel:
+def load(folder: Path, method: Method, objective: Objective, compute: Compute) -> PreTrainedModel:
     """Return the base model on its device. Raises RunError (ModelInvalid).
 
     A full fine-tune keeps its weights in float32 (and computes in `compute.dtype` by autocast): steps of 1e-5 vanish
@@ -57,14 +83,16 @@ def load(folder: Path, method: Method, compute: Compute) -> PreTrainedModel:
     """
     wanted: dict[str, Any] = {"dtype": torch.float32 if method.full is not None else compute.dtype}
     if method.qlora is not None:
-        wanted["quantization_config"] = _four_bits(method.qlora, compute)
+        wanted["quantization_config"] = _four_bits(method.qlora, objective, compute)
+    kind, settings = _kind(objective)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             folder,
             use_safetensors=True,
             device_map={"": compute.device},
             output_loading_info=True,
             **wanted,
+            **settings,
             **SAFE,
         )
     except UNREADABLE as error:
@@ -72,7 +100,8 @@ def load(folder: Path, method: Method, compute: Compute) -> PreTrainedModel:
             raise
         raise RunError("ModelInvalid", f"the base model cannot be loaded: {first_line(error)}") from error
     model: PreTrainedModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
+    drawn = f"{REWARD_HEAD}.weight" if objective.reward is not None else None
+    if missing := sorted(set(loaded[1]["missing_keys"]) - {drawn}):
         # transformers makes them up at random and only logs it.
         raise RunError(
             "ModelInvalid",
@@ -83,12 +112,13 @@ def load(folder: Path, method: Method, compute: Compute) -> PreTrainedModel:
     return model
 
 
-def _four_bits(qlora: QLora, compute: Compute) -> BitsAndBytesConfig:
+def _four_bits(qlora: QLora, objective: Objective, compute: Compute) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type=qlora.quant_type,
         bnb_4bit_use_double_quant=qlora.double_quant,
         bnb_4bit_compute_dtype=compute.dtype,
+        llm_int8_skip_modules=[REWARD_HEAD] if objective.reward is not None else None,
     )
 
 
@@ -98,14 +128,14 @@ def quantized(model: PreTrainedModel) -> Quantized:
     Raises RunError (MethodNotApplicable) if a linear layer is not that transformers does not mean to leave out.
     """
     packed = _packed(model)
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    last = head(model)
     left_out = [*(model._keep_in_fp32_modules or []), *(model._keep_in_fp32_modules_strict or [])]
     whole = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and not isinstance(module, Linear4bit)
-        and module is not head
+        and module is not last
         and not set(left_out) & set(name.split("."))
     ]
     if whole or not packed:

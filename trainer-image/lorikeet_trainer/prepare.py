@@ -7,7 +7,8 @@ from functools import partial
 from lorikeet_api.contract import RunContract, RunRecord, SourceDigest, data_sources
 from lorikeet_api.training import DataSource
 from lorikeet_run import log
-from lorikeet_run.data import Example, read_source
+from lorikeet_run.data import read_source
+from lorikeet_run.examples import Row
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import check_split, split
 from lorikeet_run.output import adopt_or_take
@@ -63,9 +64,7 @@ def _fetch(source: DataSource, index: int, contract: RunContract, layout: Layout
     return fetched.digest.model_copy(update={"rows": rows})
 
 
-def read_data(
-    contract: RunContract, layout: Layout, digests: list[SourceDigest]
-) -> tuple[list[list[Example]], list[Example]]:
+def read_data(contract: RunContract, layout: Layout, digests: list[SourceDigest]) -> tuple[list[list[Row]], list[Row]]:
     """Return the training sources' examples and the held-out ones, from the files in the work folder."""
     read = [list(_read(digest, index, contract, layout)) for index, digest in enumerate(digests)]
     dataset = contract.dataset
@@ -76,6 +75,8 @@ def read_data(
     return read[:count], read[count] if dataset.eval is not None else []
 
 
-def _read(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> Iterator[Example]:
+def _read(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> Iterator[Row]:
     folder = layout.source(index)
-    return read_source([(folder / file.path, file.path) for file in digest.files], contract.dataset)
+    return read_source(
+        [(folder / file.path, file.path) for file in digest.files], contract.dataset, contract.objective.name
+    )

@@ -1,5 +1,7 @@
 """The last stage: what was trained goes to the output, the manifest last."""
 
+from typing import Literal
+
 from lorikeet_api.contract import Manifest, RunContract, RunRecord, servable
 from lorikeet_run import log
 from lorikeet_run.hyperparameters import Hyperparameters
@@ -34,11 +36,17 @@ def _remove_checkpoints(contract: RunContract, basis: str) -> None:
         log.event("checkpoints_left", message=str(error))
 
 
+def _kind(contract: RunContract) -> Literal["adapter", "model", "reward"]:
+    if contract.objective.reward is not None:
+        return "reward"
+    return "model" if contract.method.full is not None else "adapter"
+
+
 def manifest(contract: RunContract, prepared: Prepared, trained: Trained) -> Manifest:
     """Return the run's manifest; storage fills in the files."""
     adapter = contract.method.adapter
     return Manifest(
-        kind="model" if contract.method.full is not None else "adapter",
+        kind=_kind(contract),
         run_id=contract.run_id,
         base_model=prepared.model,
         data=prepared.data,
@@ -46,7 +54,7 @@ def manifest(contract: RunContract, prepared: Prepared, trained: Trained) -> Man
         files=[],
         template=trained.template,
         rank=None if adapter is None else adapter.published_rank,
-        servable=servable(contract.method),
+        servable=servable(contract.method, contract.objective),
         metrics=trained.metrics,
         libraries=trained.libraries,
     )

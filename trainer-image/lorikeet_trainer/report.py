@@ -1,7 +1,7 @@
 """What a run tells on the way: log lines, the loss curve, the evaluations, and its progress to the operator."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -10,9 +10,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorikeet_run import log
 from lorikeet_run.errors import not_finite
-from lorikeet_trainer.evaluate import Evaluation, Interrupted
+from lorikeet_trainer.evaluate import Interrupted
 from lorikeet_trainer.progress import Reporter
-from lorikeet_trainer.state import LossPoint
+from lorikeet_trainer.state import Evaluation, LossPoint
 
 
 @dataclass
@@ -22,6 +22,8 @@ class Report(TrainerCallback):
     evaluate: Callable[[], Evaluation] | None
     eval_steps: int | None
     reporter: Reporter
+    names: Mapping[str, str]
+    """What trl logs beside the loss, by its names: how the curve calls it."""
     curve: list[LossPoint] = field(default_factory=list)
     eval_seconds: float = 0.0
     """Time spent in evaluations, which is none of training's."""
@@ -42,16 +44,11 @@ class Report(TrainerCallback):
         if logs is None or "loss" not in logs:
             return
         rate = logs.get("learning_rate")
-        self.curve.append(LossPoint(step=state.global_step, loss=logs["loss"], learning_rate=rate))
-        log.event(
-            "step",
-            step=state.global_step,
-            steps=state.max_steps,
-            epoch=round(state.epoch or 0, 3),
-            loss=logs["loss"],
-            learning_rate=rate,
-            grad_norm=logs.get("grad_norm"),
-        )
+        figures = {ours: logs[name] for name, ours in self.names.items() if name in logs}
+        self.curve.append(LossPoint(step=state.global_step, loss=logs["loss"], learning_rate=rate, figures=figures))
+        told: dict[str, Any] = {"loss": logs["loss"], "learning_rate": rate, "grad_norm": logs.get("grad_norm")}
+        place = {"step": state.global_step, "steps": state.max_steps, "epoch": round(state.epoch or 0, 3)}
+        log.event("step", **{**place, **told, **figures})
         names = ("loss", "learning_rate", "grad_norm")
         self._figures |= {name: logs.get(name) for name in names} | {"current_epoch": state.epoch}
         self._tell(state)
@@ -102,4 +99,11 @@ class Report(TrainerCallback):
         self.curve.append(LossPoint(step=state.global_step, eval_loss=found.loss))
         self._figures["eval_loss"] = found.loss
         self._tell(state)
-        log.event("eval", step=state.global_step, eval_loss=found.loss, seconds=round(seconds, 3))
+        log.event(
+            "eval",
+            step=state.global_step,
+            eval_loss=found.loss,
+            accuracy=found.accuracy,
+            margin=found.margin,
+            seconds=round(seconds, 3),
+        )

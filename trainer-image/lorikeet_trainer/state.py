@@ -56,6 +56,17 @@ class StoredCheckpoint(_File):
     """Optimiser steps made."""
 
 
+class Evaluation(Model):
+    """How a model does on held-out rows."""
+
+    loss: float
+    """The objective's loss."""
+    accuracy: float | None = None
+    """Share of the rows told apart as they should be; absent where there is nothing to tell apart."""
+    margin: float | None = None
+    """By how much the rewards of better answers exceed those of worse ones, in the mean."""
+
+
 class LossPoint(Model):
     """One point of the loss curve."""
 
@@ -67,13 +78,15 @@ class LossPoint(Model):
     """Loss on the held-out examples."""
     learning_rate: float | None = None
     """Learning rate of the step."""
+    figures: dict[str, float] = {}
+    """What else the objective tells, such as the margin of preferences: mean since the point before."""
 
 
 class Course(_File):
     """How a run went up to a checkpoint: what Lorikeet keeps in it beside what transformers does."""
 
-    base_eval_loss: float | None = None
-    """Loss on the held-out examples before training."""
+    base: Evaluation | None = None
+    """How the base model does on the held-out examples."""
     curve: list[LossPoint]
     """The loss so far."""
     seconds: float

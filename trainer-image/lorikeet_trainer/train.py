@@ -2,6 +2,7 @@
 
 import math
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,23 +13,24 @@ from typing import Final
 import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
-from trl.trainer.sft_config import SFTConfig
 
 from lorikeet_api.contract import Metrics, RunContract, RunRecord, Template
 from lorikeet_run import log
 from lorikeet_run.errors import RunError, not_finite
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import mix
-from lorikeet_run.render import Rendered, Renderer, Tokens, check_stops, choose_template
+from lorikeet_run.render import Rendered, Renderer, check_stops, choose_template
 from lorikeet_run.tokenizer import limits, load_tokenizer
-from lorikeet_trainer import device, methods, model, sft
+from lorikeet_run.tokens import TokenRow
+from lorikeet_trainer import device, loop, methods, model
 from lorikeet_trainer.checkpoints import COURSE, Keeper
-from lorikeet_trainer.evaluate import Evaluation, evaluate
+from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.methods import Trainable
+from lorikeet_trainer.objectives import Setting, make_objective
 from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.report import Report
-from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Trained
+from lorikeet_trainer.state import Course, Evaluation, Layout, LossPoint, MetricsFile, Prepared, Trained
 
 _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
 
@@ -37,9 +39,9 @@ _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "ac
 class Examples:
     """The run's data as tokens."""
 
-    train: list[Tokens]
+    train: list[TokenRow]
     """An epoch's."""
-    held_out: list[Tokens]
+    held_out: list[TokenRow]
     template: Template
     dropped: int
     stop_percent: float | None
@@ -72,27 +74,32 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     session = Session(
         contract, layout, Prepared.read(layout.prepared), Hyperparameters.of(contract), device.choose(contract)
     )
-    methods.check(model.shape(layout.model), contract.method)
+    methods.check(model.shape(layout.model, contract.objective), contract.method)
     tokenizer = load_tokenizer(layout.model)
     with session.part("render"):
         examples = render(session, tokenizer)
     with session.part("load"):
         trainable = load(session)
+    objective = make_objective(contract.objective)
+    passes = passes_of(session, tokenizer)
     # The ranks go in step: the first one speaks for all.
     reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
     report = Report(
-        (lambda: held_out_loss(session, trainable, tokenizer, examples)) if examples.held_out else None,
+        (lambda: objective.evaluate(trainable.model, examples.held_out, passes)) if examples.held_out else None,
         session.hyper.eval_steps,
         reporter,
+        objective.figures,
     )
-    trainer = sft.build(trainable, tokenizer, examples.train, configuration(session, trainable, examples))
+    trainer = objective.trainer(setting(session, trainable, tokenizer, examples), examples.train)
+    loop.adopt(trainer, trainable)
+    objective.remember(trainable.model, examples.held_out, passes)
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
-    base = resumed.base_eval_loss if resumed else base_loss(session, report)
+    base = resumed.base if resumed else before_training(session, report)
     keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
     trainer.add_callback(keeper)
     trainer.add_callback(report)
     with session.part("train"):
-        outcome = sft.fit(trainer, trainable, keeper, session.hyper.ranks)
+        outcome = loop.fit(trainer, trainable, keeper, session.hyper.ranks)
     trainable.finish()
     reporter.stage("evaluate")
     with session.part("eval"):
@@ -110,8 +117,8 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     return None
 
 
-def base_loss(session: Session, report: Report) -> float | None:
-    """Return the loss on the held-out examples before training. Raises RunError (ModelInvalid)."""
+def before_training(session: Session, report: Report) -> Evaluation | None:
+    """Return how the base model does on the held-out examples. Raises RunError (ModelInvalid)."""
     with session.part("base_eval"):
         base = report.evaluate and report.evaluate()
     if base and not math.isfinite(base.loss):
@@ -120,7 +127,7 @@ def base_loss(session: Session, report: Report) -> float | None:
             "the base model's loss on the held-out examples is not a finite number before training: its weights are"
             " damaged, or made for another precision",
         )
-    return base.loss if base else None
+    return base or None
 
 
 def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
@@ -156,7 +163,7 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
 
 def _check_limits(rendered: list[Rendered], positions: int | None, vocabulary: int | None) -> None:
     """Refuse what the base model has no place for: it would end in an error of the device, or train on noise."""
-    rows = [row.input_ids for one in rendered for row in one.rows]
+    rows = [part.input_ids for one in rendered for row in one.rows for part in row.parts]
     longest, largest = max(map(len, rows)), max(int(ids.max()) for ids in rows)
     if positions is not None and longest > positions:
         raise RunError(
@@ -187,7 +194,7 @@ def load(session: Session) -> Trainable:
     contract, compute = session.contract, session.compute
     # The adapters' first weights are drawn at random.
     transformers.set_seed(session.hyper.seed)
-    base = model.load(session.layout.model, contract.method, compute)
+    base = model.load(session.layout.model, contract.method, contract.objective, compute)
     layout = session.layout
     trainable = methods.make_trainable(base, contract.method, compute, layout.model, layout.scratch)
     log.event(
@@ -202,24 +209,22 @@ def load(session: Session) -> Trainable:
     return trainable
 
 
-def configuration(session: Session, trainable: Trainable, examples: Examples) -> SFTConfig:
-    """Return trl's configuration of this run."""
-    return sft.configuration(
+def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase, examples: Examples) -> Setting:
+    """Return what the objective's trainer is made of."""
+    arguments = loop.arguments(
         session.hyper,
         session.compute,
         quantised=trainable.quantized is not None,
         steps=session.hyper.steps(len(examples.train)),
         scratch=session.layout.scratch,
     )
+    return Setting(trainable, tokenizer, arguments)
 
 
-def held_out_loss(
-    session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase, examples: Examples
-) -> Evaluation:
-    """Return the model's loss on the held-out examples, computed as training computes."""
+def passes_of(session: Session, tokenizer: PreTrainedTokenizerBase) -> Passes:
+    """Return how held-out rows are put through the model: as training does."""
     autocast = session.compute.dtype if session.compute.dtype == torch.bfloat16 else None
-    pad_id = int(tokenizer.pad_token_id or 0)
-    return evaluate(trainable.model, examples.held_out, session.hyper.micro_batch_size, pad_id, autocast)
+    return Passes(session.hyper.micro_batch_size, int(tokenizer.pad_token_id or 0), autocast)
 
 
 def save(session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -231,19 +236,20 @@ def figures(
     session: Session,
     examples: Examples,
     trainable: Trainable,
-    outcome: sft.TrainingOutcome,
-    base: float | None,
+    outcome: loop.TrainingOutcome,
+    base: Evaluation | None,
     final: Evaluation | None,
 ) -> Metrics:
     """Return the run's figures."""
     quantized = trainable.quantized
-    perplexity = final.perplexity if final else None
     return Metrics(
         train_loss=outcome.loss,
         eval_loss=final.loss if final else None,
-        base_eval_loss=base,
-        # An infinite one cannot be written as JSON, and evalLoss says it.
-        perplexity=perplexity if perplexity is not None and math.isfinite(perplexity) else None,
+        base_eval_loss=base.loss if base else None,
+        perplexity=perplexity(final.loss) if final and session.contract.objective.sft is not None else None,
+        eval_accuracy=final.accuracy if final else None,
+        base_eval_accuracy=base.accuracy if base else None,
+        eval_margin=final.margin if final else None,
         steps=outcome.steps,
         resumed_from_step=session.prepared.checkpoint,
         train_examples=len(examples.train),
@@ -260,6 +266,11 @@ def figures(
         peak_memory_bytes=_peak_memory(session.compute),
         device=session.compute.name,
     )
+
+
+def perplexity(loss: float) -> float | None:
+    """Return exp(loss), or None where it is too large to be written; the loss says it then."""
+    return math.exp(loss) if loss < math.log(sys.float_info.max) else None
 
 
 def _peak_memory(compute: device.Compute) -> int:

@@ -15,6 +15,7 @@ from lorikeet_api.modeldeployment import (
     ModelRoute,
     RouteVariant,
 )
+from lorikeet_api.objectives import Objective
 from lorikeet_api.serving import AdapterRevision, Found, Unresolved
 from lorikeet_api.training import Method
 from lorikeet_operator.serving.finding import Finding
@@ -152,10 +153,15 @@ def _of_job(adapter: DeployedAdapter, text: str, job: dict[str, object] | None) 
 
 
 def _unservable(job: dict[str, object]) -> str | None:
-    """Return why engines will not take what a job makes, which its method tells before it has made it."""
+    """Return why engines will not take what a job makes, which its spec tells before it has made it."""
     spec = job.get("spec")
-    method = spec.get("method") if isinstance(spec, dict) else None
+    spec = spec if isinstance(spec, dict) else {}
+    method, objective = spec.get("method"), spec.get("objective", {"sft": {}})
     try:
-        return None if method is None else servable(Method.model_validate(method)).reason
+        return (
+            None
+            if method is None
+            else servable(Method.model_validate(method), Objective.model_validate(objective)).reason
+        )
     except ValidationError:
         return None  # of another version: its manifest will tell

@@ -54,7 +54,8 @@ def test_every_list_and_string_of_a_spec_is_bounded(kind: str, bound: str) -> No
 
 def test_defaults_that_depend_on_the_method_are_told() -> None:
     told = dict(EVERY)["FineTuneJob.spec.training.learningRate"]["description"]
-    assert told.endswith("Default: 0.0002 (lora sft, qlora sft), 0.0001 (bottleneck sft), 1e-05 (full sft).")
+    assert "Default: 0.0002 (lora sft, qlora sft), 0.0001 (bottleneck sft, lora reward, qlora reward), " in told
+    assert "5e-06 (lora dpo, qlora dpo, lora kto, qlora kto, full orpo)" in told
 
 
 def test_status_has_neither_defaults_nor_rules() -> None:

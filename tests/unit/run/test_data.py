@@ -9,9 +9,11 @@ import pytest
 from pyarrow import parquet
 
 from lorikeet_api.contract import EXIT_BAD_DATA
+from lorikeet_api.objectives import ObjectiveName
 from lorikeet_api.training import Dataset
-from lorikeet_run.data import Example, Message, read_source
+from lorikeet_run.data import read_source
 from lorikeet_run.errors import RunError
+from lorikeet_run.examples import Example, Message
 
 PAIR = {"prompt": "1+1", "completion": "2"}
 CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -21,8 +23,8 @@ def dataset(**fields: Any) -> Dataset:
     return Dataset.model_validate({"train": [{"uri": "s3://data/train.jsonl"}], **fields})
 
 
-def read(path: Path, **fields: Any) -> list[Example]:
-    return list(read_source([(path, path.name)], dataset(**fields)))
+def read(path: Path, objective: ObjectiveName = "sft", **fields: Any) -> list[Any]:
+    return list(read_source([(path, path.name)], dataset(**fields), objective))
 
 
 def write(folder: Path, name: str, content: object) -> Path:
@@ -127,7 +129,7 @@ WRONG: list[tuple[str, object, dict[str, Any], str, str]] = [
     ),
     ("a.jsonl", [PAIR, {"prompt": "x", "completion": None}], {}, "a.jsonl, line 2:", "is null"),
     ("a.jsonl", [PAIR, {"prompt": "x", "completion": " "}], {}, "a.jsonl, line 2:", "column completion is empty"),
-    ("a.jsonl", [{"q": "x"}], {}, "a.jsonl, line 1:", "no format has these columns: q"),
+    ("a.jsonl", [{"q": "x"}], {}, "a.jsonl, line 1:", "objective sft takes no rows with these columns: q"),
     ("a.jsonl", [{"conversations": []}], {}, "a.jsonl, line 1:", "ShareGPT"),
     ("a.jsonl", [{**PAIR, "system": 1}], {}, "a.jsonl, line 1:", "column system is a number"),
     ("a.jsonl", [{"messages": []}], {}, "a.jsonl, line 1:", "an empty list"),

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorikeet_run.batches import batched, micro_batch
-from lorikeet_run.data import Example
 from lorikeet_run.errors import RunError
+from lorikeet_run.examples import Example
 from lorikeet_run.mixture import mix, split
 
 

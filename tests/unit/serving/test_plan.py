@@ -57,6 +57,8 @@ def test_what_a_finished_job_has_published_is_served() -> None:
         (job("Succeeded"), "JobFailed", True),
         ({**job("Running"), "spec": {"method": {"bottleneck": {}}}}, "NotServable", True),
         ({**job("Pending"), "spec": {"method": {"lora": {"dora": True}}}}, "NotServable", True),
+        ({**job("Running"), "spec": {"method": {"lora": {}}, "objective": {"reward": {}}}}, "NotServable", True),
+        ({**job("Running"), "spec": {"method": {"lora": {}}, "objective": {"dpo": {}}}}, "JobNotFinished", False),
         ({**job("Running"), "spec": {"method": {"lora": {"rsLora": True}}}}, "JobNotFinished", False),
     ],
     ids=[
@@ -69,6 +71,8 @@ def test_what_a_finished_job_has_published_is_served() -> None:
         "without artifacts",
         "bottleneck",
         "dora",
+        "reward",
+        "dpo",
         "rsLora",
     ],
 )

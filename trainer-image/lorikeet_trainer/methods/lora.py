@@ -17,7 +17,7 @@ from lorikeet_api.training import ALL_LINEAR, Adapter, Method
 from lorikeet_run.errors import RunError
 from lorikeet_trainer.device import Compute
 from lorikeet_trainer.methods.trainable import Trainable, base_name, cast_trained, tensor_names
-from lorikeet_trainer.model import Quantized, quantized
+from lorikeet_trainer.model import REWARD_HEAD, Quantized, head, quantized
 
 
 class Lora(Trainable):
@@ -66,7 +66,11 @@ class Lora(Trainable):
         """Write the adapter, or by how much it differs from the one in the folder `initial`."""
         # "auto" would ask the hub about the base, and could put whole embeddings into the adapter.
         self.model.save_pretrained(
-            str(folder), save_embedding_layers=False, path_initial_model_for_weight_conversion=initial
+            str(folder),
+            # Beside it lies the reference of a run on preferences.
+            selected_adapters=["default"],
+            save_embedding_layers=False,
+            path_initial_model_for_weight_conversion=initial,
         )
         (folder / "README.md").unlink(missing_ok=True)
 
@@ -85,6 +89,12 @@ class Lora(Trainable):
         config.base_model_name_or_path, config.revision = base_name(base)
         # peft keeps a set, whose order changes from process to process; equal runs publish equal bytes.
         config.target_modules = sorted(config.target_modules)
+        if config.modules_to_save is not None:
+            # peft notes the head of a reward model each time anew, under each name that it may have.
+            own = dict(self.model.named_modules())
+            config.modules_to_save = sorted(
+                {name for name in config.modules_to_save if any(_is_named(each, name) for each in own)}
+            )
         less = None if self._initial is None else str(self._initial)
         self._write(folder, less)
         tokenizer.save_pretrained(folder)
@@ -122,6 +132,8 @@ def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, scr
     assert adapter is not None  # noqa: S101 - who calls knows
     four_bits = quantized(model) if method.qlora is not None else None
     first = _first_weights(method)
+    # peft trains its head whole, too.
+    rewards = hasattr(model, REWARD_HEAD)
     everywhere = adapter.target_modules == [ALL_LINEAR]
     config = LoraConfig(
         r=adapter.rank,
@@ -134,14 +146,14 @@ def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, scr
         # By their full names: peft takes each layer whose name ends so.
         modules_to_save=[name for saved in adapter.modules_to_save for name in _named(model, saved)] or None,
         init_lora_weights=first,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if rewards else "CAUSAL_LM",
     )
     # peft would train in float32 here and, after a resume of a quantised base, in another type than before.
     adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     initial = None if first is True else scratch / "initial"
     if initial is not None:
         adapted.save_pretrained(str(initial), save_embedding_layers=False, is_main_process=compute.rank == 0)
-    large = adapter.dora or bool(adapter.modules_to_save) or initial is not None
+    large = adapter.dora or bool(adapter.modules_to_save) or rewards or initial is not None
     dtype = torch.float32 if large else compute.dtype
     return Lora(adapted, dtype, four_bits, initial, adapter.lora_plus_ratio)
 
@@ -161,11 +173,11 @@ def _check_targets(model: PreTrainedModel, adapter: Adapter) -> None:
 
 def _linear(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     """Return a model's linear layers by name, but its output."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    last = head(model)
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not last
     }
 
 
@@ -211,7 +223,7 @@ def _check_saved(model: PreTrainedModel, method: Method) -> None:
     adapter = method.adapter
     if adapter is None or not adapter.modules_to_save:
         return
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    last = head(model)
     modules = dict(model.named_modules())
     targeted = _targeted(model, adapter)
     for saved in adapter.modules_to_save:
@@ -224,7 +236,7 @@ def _check_saved(model: PreTrainedModel, method: Method) -> None:
         elif inside := [each for each in targeted for name in found if f"{each}.".startswith(f"{name}.")]:
             why = f"{inside[0]} in it gets an adapter; leave that out of targetModules"
         elif method.qlora is not None and any(
-            isinstance(each, nn.Linear | Conv1D) and each is not head
+            isinstance(each, nn.Linear | Conv1D) and each is not last
             for module in found.values()
             for each in module.modules()
         ):

@@ -1,22 +1,17 @@
-"""Supervised fine-tuning by trl, on rows that we tokenised and labelled ourselves."""
+"""A training run of any objective: what all trainers have in common, and the run itself."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from datasets import Dataset  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
-from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
+from transformers import PrinterCallback, Trainer
 
 from lorikeet_run.errors import RunError, not_finite, preempted
 from lorikeet_run.hyperparameters import Hyperparameters
-from lorikeet_run.render import Tokens
 from lorikeet_trainer.checkpoints import Keeper
 from lorikeet_trainer.device import Compute
 from lorikeet_trainer.methods import Trainable
@@ -24,8 +19,11 @@ from lorikeet_trainer.methods.trainable import cast_trained, trained_parameters
 from lorikeet_trainer.stop import STOP
 
 
-class Sft(SFTTrainer):
-    """trl's trainer that stops at the first loss that is no number; transformers logs it as 0."""
+class Guarded(Trainer):
+    """What stands before trl's trainer of each objective.
+
+    It stops at the first loss that is no number, which transformers logs as 0, and keeps checkpoints as methods do.
+    """
 
     trainable: Trainable
 
@@ -39,7 +37,7 @@ class Sft(SFTTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Make one micro step and return its loss. Raises RunError (LossNotFinite)."""
-        loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[no-untyped-call]
+        loss: Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise not_finite("the training loss", self.state.global_step + 1)
         return loss
@@ -70,69 +68,70 @@ class TrainingOutcome:
     tokens_per_second: float
 
 
-def configuration(hyper: Hyperparameters, compute: Compute, *, quantised: bool, steps: int, scratch: Path) -> SFTConfig:
-    """Return trl's configuration: everything that decides the result is set here, nothing left to its defaults."""
+def arguments(
+    hyper: Hyperparameters, compute: Compute, *, quantised: bool, steps: int, scratch: Path
+) -> dict[str, Any]:
+    """Return transformers' part of a trainer's configuration.
+
+    Everything that decides the result is set here, nothing left to the libraries' defaults.
+    """
     checkpointing = hyper.activation_checkpointing
     warms_up = hyper.scheduler == "constant" and hyper.warmup_ratio > 0
-    return SFTConfig(
-        output_dir=str(scratch),
-        max_steps=steps,
-        per_device_train_batch_size=hyper.micro_batch_size,
-        gradient_accumulation_steps=hyper.accumulation,
-        learning_rate=hyper.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if warms_up else hyper.scheduler,
-        warmup_steps=math.ceil(hyper.warmup_ratio * steps),
-        weight_decay=hyper.weight_decay,
-        max_grad_norm=hyper.max_grad_norm,
-        optim="paged_adamw_8bit" if quantised and compute.on_gpu else "adamw_torch",
-        seed=hyper.seed,
-        data_seed=hyper.seed,
+    return {
+        "output_dir": str(scratch),
+        "max_steps": steps,
+        "per_device_train_batch_size": hyper.micro_batch_size,
+        "gradient_accumulation_steps": hyper.accumulation,
+        "learning_rate": hyper.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup" if warms_up else hyper.scheduler,
+        "warmup_steps": math.ceil(hyper.warmup_ratio * steps),
+        "weight_decay": hyper.weight_decay,
+        "max_grad_norm": hyper.max_grad_norm,
+        "optim": "paged_adamw_8bit" if quantised and compute.on_gpu else "adamw_torch",
+        "seed": hyper.seed,
+        "data_seed": hyper.seed,
         # The weights lie in this type already; for full float32 weights it is what autocast computes in.
-        bf16=compute.dtype == torch.bfloat16,
-        fp16=False,
-        use_cpu=not compute.on_gpu,
+        "bf16": compute.dtype == torch.bfloat16,
+        "fp16": False,
+        "use_cpu": not compute.on_gpu,
         # Its old name, gradient_checkpointing, follows this one.
-        activation_checkpointing=compute.on_gpu if checkpointing is None else checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        packing=False,
-        loss_type="nll",
-        average_tokens_across_devices=True,
-        logging_steps=hyper.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
-        eval_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=compute.on_gpu,
-        ddp_backend=("nccl" if compute.on_gpu else "gloo") if compute.ranks > 1 else None,
-        ddp_find_unused_parameters=False if compute.ranks > 1 else None,
-    )
+        "activation_checkpointing": compute.on_gpu if checkpointing is None else checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "average_tokens_across_devices": True,
+        "logging_steps": hyper.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": compute.on_gpu,
+        "ddp_backend": ("nccl" if compute.on_gpu else "gloo") if compute.ranks > 1 else None,
+        "ddp_find_unused_parameters": False if compute.ranks > 1 else None,
+    }
 
 
-def build(trainable: Trainable, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens], config: SFTConfig) -> Sft:
-    """Return the trainer, without callbacks of ours."""
-    dataset = Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
-    trainer = Sft(model=trainable.model, processing_class=tokenizer, args=config, train_dataset=dataset)
+def adopt(trainer: Guarded, trainable: Trainable) -> None:
+    """Bind a new trainer to the method."""
     trainer.trainable = trainable
     trainer.remove_callback(PrinterCallback)
     # trl casts the adapters of a quantised base to bfloat16, also where the hardware computes in float32.
     cast_trained(trainable.model, trainable.dtype)
-    return trainer
 
 
-def assert_sound(trainer: Sft, trainable: Trainable, ranks: int) -> None:
+def assert_sound(trainer: Guarded, trainable: Trainable, ranks: int) -> None:
     """Check what libraries have changed silently before. Raises RunError (InternalError)."""
     if trainer.accelerator.num_processes != ranks:
         raise RunError(
             "InternalError", f"{ranks} ranks were started, {trainer.accelerator.num_processes} train together"
         )
-    types = {parameter.dtype for parameter in trained_parameters(trainable.model)}
+    trained = trained_parameters(trainable.model)
+    types = {parameter.dtype for parameter in trained}
     if types != {trainable.dtype}:
         raise RunError("InternalError", f"parameters of {types} would be trained, not of {trainable.dtype}")
+    if (found := sum(parameter.numel() for parameter in trained)) != trainable.trained:
+        raise RunError("InternalError", f"{found} parameters would be trained, not {trainable.trained}")
 
 
 def is_finite(model: nn.Module) -> bool:
@@ -140,7 +139,7 @@ def is_finite(model: nn.Module) -> bool:
     return all(bool(torch.isfinite(parameter).all()) for parameter in trained_parameters(model))
 
 
-def fit(trainer: Sft, trainable: Trainable, keeper: Keeper, ranks: int) -> TrainingOutcome:
+def fit(trainer: Guarded, trainable: Trainable, keeper: Keeper, ranks: int) -> TrainingOutcome:
     """Train, from the keeper's checkpoint on if it has one.
 
     Raises RunError: LossNotFinite if it diverges, Preempted if it was asked to stop on the way.

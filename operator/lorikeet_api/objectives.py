@@ -1,0 +1,158 @@
+"""What a run optimises, and which methods and data go with it."""
+
+from typing import Annotated, Final, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from lorikeet_api.base import Model, cel, exactly_one
+from lorikeet_api.training import Dataset, Method
+
+ObjectiveName = Literal["sft", "dpo", "kto", "orpo", "reward"]
+
+OBJECTIVE_FORMATS: Final[dict[ObjectiveName, tuple[str, ...]]] = {
+    "sft": ("instruction", "chat", "completion", "text"),
+    "dpo": ("preference",),
+    "kto": ("feedback",),
+    "orpo": ("preference",),
+    "reward": ("preference",),
+}
+"""The formats that each objective learns from."""
+
+
+class Sft(Model):
+    """Supervised fine-tuning on examples (TRL: SFTTrainer)."""
+
+
+PositiveWeight = Annotated[float, Field(gt=0, le=1000)]
+_SMOOTHED: Final = "robust"
+_SMOOTHING: Final = f"labelSmoothing belongs to loss {_SMOOTHED}, and {_SMOOTHED} needs it: set both or neither"
+
+
+class Dpo(Model):
+    """Direct preference optimisation: make chosen answers likelier than rejected ones, measured against the model as it
+    is before training (arXiv:2305.18290; TRL: DPOTrainer). Dropout is off."""
+
+    beta: PositiveWeight = 0.1
+    """How strongly the model is held to what it was: higher, closer (TRL: `beta`)."""
+    loss: Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down"] = "sigmoid"
+    """Loss over a pair (TRL: `loss_type`): `sigmoid`, DPO's own; `hinge` (arXiv:2305.10425); `ipo` (arXiv:2310.12036);
+    `robust`, for labels of which some are wrong (arXiv:2403.00409); `apo_zero`, where chosen answers are better than
+    the model's own, and `apo_down`, where they are worse (arXiv:2408.06266)."""
+    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    """Share of the labels that are taken to be wrong, for loss `robust` (TRL: `label_smoothing`)."""
+
+    @model_validator(mode="after")
+    def _smoothing_has_its_loss(self) -> Self:
+        if (self.label_smoothing is not None) != (self.loss == _SMOOTHED):
+            raise ValueError(_SMOOTHING)
+        return self
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rule of `_smoothing_has_its_loss` for the API server."""
+        return [cel(f"has(self.labelSmoothing) == (has(self.loss) && self.loss == '{_SMOOTHED}')", _SMOOTHING)]
+
+
+class Kto(Model):
+    """Learn from answers that are each called good or bad (arXiv:2402.01306; TRL: KTOTrainer). Dropout is off."""
+
+    beta: PositiveWeight = 0.1
+    """How strongly the model is held to what it was before training: higher, closer (TRL: `beta`)."""
+    desirable_weight: PositiveWeight = 1.0
+    """Weight of the good answers' losses; for few good ones among many bad ones, more (TRL: `desirable_weight`)."""
+    undesirable_weight: PositiveWeight = 1.0
+    """Weight of the bad answers' losses (TRL: `undesirable_weight`)."""
+
+
+class Orpo(Model):
+    """Supervised fine-tuning on chosen answers with a penalty for likely rejected ones, in one step and without a
+    reference (arXiv:2403.07691). Experimental: its place among the methods is not settled."""
+
+    beta: PositiveWeight = 0.1
+    """Weight of the penalty, the paper's lambda (TRL: `beta`)."""
+
+
+class Reward(Model):
+    """Train a model that gives an answer a number, from pairs of which one is better (TRL: RewardTrainer). No engine
+    serves the result."""
+
+    center: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Weight of a penalty that holds the mean reward at nothing, such as 0.01 (arXiv:2312.09244; TRL:
+    `center_rewards_coefficient`). Absent: none."""
+
+
+class Objective(Model):
+    """What the run optimises: exactly one objective."""
+
+    sft: Sft | None = None
+    """Supervised fine-tuning: next-token loss on the tokens that `dataset.trainOn` names."""
+    dpo: Dpo | None = None
+    """Direct preference optimisation, on preference rows."""
+    kto: Kto | None = None
+    """Kahneman-Tversky optimisation, on feedback rows."""
+    orpo: Orpo | None = None
+    """Odds-ratio preference optimisation, on preference rows. Experimental."""
+    reward: Reward | None = None
+    """A reward model, from preference rows."""
+
+    @model_validator(mode="after")
+    def _one_arm(self) -> Self:
+        if sum(getattr(self, arm) is not None for arm in Objective.model_fields) != 1:
+            raise ValueError(f"give exactly one objective: {', '.join(Objective.model_fields)}")
+        return self
+
+    @property
+    def name(self) -> ObjectiveName:
+        """The chosen arm's name."""
+        names: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
+        return next(name for name in names if getattr(self, name) is not None)
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rule of `_one_arm` for the API server."""
+        return [exactly_one(Objective, "objective")]
+
+
+def misfits(method: Method, dataset: Dataset, objective: Objective) -> str | None:
+    """Return why method, data and objective do not go together, or None if they do."""
+    name = objective.name
+    if dataset.format != "auto" and dataset.format not in OBJECTIVE_FORMATS[name]:
+        return _format_misfit(name)
+    if name == "sft":
+        return None
+    if dataset.train_on is not None:
+        return _TRAIN_ON
+    if method.bottleneck is not None:
+        return _BOTTLENECK
+    if method.lora is not None and method.lora.init != "default":
+        return _INIT
+    return None
+
+
+def misfit_rules() -> list[dict[str, str]]:
+    """Return the rules of `misfits` for the API server, over a spec with all three."""
+    supervised = "!has(self.objective) || has(self.objective.sft)"
+    rules = [
+        cel(f"{supervised} || !has(self.dataset.trainOn)", _TRAIN_ON),
+        cel(f"{supervised} || !has(self.method) || !has(self.method.bottleneck)", _BOTTLENECK),
+        cel(
+            f"{supervised} || !has(self.method) || !has(self.method.lora) || !has(self.method.lora.init)"
+            " || self.method.lora.init == 'default'",
+            _INIT,
+        ),
+    ]
+    for name, formats in OBJECTIVE_FORMATS.items():
+        other = supervised if name == "sft" else f"has(self.objective) && has(self.objective.{name})"
+        listed_formats = ", ".join(f"'{one}'" for one in ("auto", *formats))
+        known = f"!has(self.dataset.format) || self.dataset.format in [{listed_formats}]"
+        rules.append(cel(f"!({other}) || {known}", _format_misfit(name)))
+    return rules
+
+
+def _format_misfit(name: ObjectiveName) -> str:
+    return f"objective {name} learns from rows of the format {' or '.join(OBJECTIVE_FORMATS[name])}, or auto"
+
+
+_TRAIN_ON: Final = "dataset.trainOn is for objective sft, the others look at the answers alone: remove it"
+_BOTTLENECK: Final = "method bottleneck is for objective sft: choose lora, qlora or full"
+_INIT: Final = "method.lora.init pissa and olora are for objective sft: leave init out"

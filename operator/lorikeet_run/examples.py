@@ -1,0 +1,109 @@
+"""Rows as objectives take them: one text or conversation, or several that belong together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from lorikeet_api.training import TrainOn
+from lorikeet_run.tokens import Judged, Pair, TokenRow, Tokens
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One example: a conversation, or a plain text."""
+
+    where: str
+    """File and line or row."""
+    train_on: TrainOn
+    """The tokens that the loss counts."""
+    messages: tuple[Message, ...] = ()
+    """The conversation; empty for a plain text."""
+    text: str = ""
+    """The plain text."""
+
+    @property
+    def content(self) -> tuple[tuple[Message, ...], str]:
+        """What it teaches: equal examples have equal contents."""
+        return self.messages, self.text
+
+    @property
+    def parts(self) -> "tuple[Example, ...]":
+        """What is rendered of it."""
+        return (self,)
+
+    def assemble(self, parts: Sequence[Tokens]) -> TokenRow:
+        """Return the row that its rendered parts make."""
+        (tokens,) = parts
+        return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one prompt, of which one is better."""
+
+    chosen: Example
+    rejected: Example
+
+    @property
+    def where(self) -> str:
+        """File and line or row."""
+        return self.chosen.where
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What it teaches: equal examples have equal contents."""
+        return self.chosen.content, self.rejected.content
+
+    @property
+    def parts(self) -> tuple[Example, ...]:
+        """What is rendered of it."""
+        return (self.chosen, self.rejected)
+
+    def assemble(self, parts: Sequence[Tokens]) -> TokenRow:
+        """Return the row that its rendered parts make."""
+        chosen, rejected = parts
+        # A token across the border of the prompt may be another one in each of the two.
+        begin = min(chosen.answer, rejected.answer)
+        return Pair(chosen.answered_from(begin), rejected.answered_from(begin))
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """An answer that somebody called good or bad."""
+
+    answer: Example
+    good: bool
+
+    @property
+    def where(self) -> str:
+        """File and line or row."""
+        return self.answer.where
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What it teaches: equal examples have equal contents."""
+        return self.answer.content, self.good
+
+    @property
+    def parts(self) -> tuple[Example, ...]:
+        """What is rendered of it."""
+        return (self.answer,)
+
+    def assemble(self, parts: Sequence[Tokens]) -> TokenRow:
+        """Return the row that its rendered parts make."""
+        (tokens,) = parts
+        return Judged(tokens.answered_from(tokens.answer), self.good)
+
+
+Row: TypeAlias = Example | Preference | Feedback
+"""A row of the data, by objective: sft's, that of dpo, orpo and reward, kto's."""

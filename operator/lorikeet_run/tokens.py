@@ -1,0 +1,86 @@
+"""Rendered rows: what objectives learn from, as token ids."""
+
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORED: Final = -100
+"""Label of a token that the loss does not count (torch's `ignore_index`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One rendered example, in the 32-bit integers that hold any vocabulary."""
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    """As input_ids, with IGNORED where the loss counts no token, such as the first one, which nothing predicts."""
+
+    @property
+    def trained(self) -> int:
+        """Tokens that the loss counts."""
+        return int((self.labels != IGNORED).sum())
+
+    @property
+    def answer(self) -> int:
+        """Where the answer begins: at the first token that the loss counts."""
+        return int((self.labels != IGNORED).argmax())
+
+    @property
+    def parts(self) -> tuple["Tokens", ...]:
+        """The sequences that it is made of."""
+        return (self,)
+
+    def answered_from(self, begin: int) -> "Tokens":
+        """Return the prompt with the answer alone behind it, each token of which counts; it begins at `begin`."""
+        end = int((self.labels != IGNORED).nonzero()[0][-1]) + 1
+        labels = self.input_ids[:end].copy()
+        labels[:begin] = IGNORED
+        return Tokens(self.input_ids[:end], labels)
+
+    def answered_by(self, other: "Tokens") -> "Tokens":
+        """Return this prompt with the answer of another row."""
+        joined = np.concatenate([self.input_ids[: self.answer], other.input_ids[other.answer :]])
+        return Tokens(joined, joined.copy()).answered_from(self.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt, of which one is better. Both begin at the same token."""
+
+    chosen: Tokens
+    rejected: Tokens
+
+    @property
+    def trained(self) -> int:
+        """Tokens of both answers."""
+        return self.chosen.trained + self.rejected.trained
+
+    @property
+    def parts(self) -> tuple[Tokens, ...]:
+        """The sequences that it is made of."""
+        return (self.chosen, self.rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An answer with what somebody thought of it."""
+
+    tokens: Tokens
+    good: bool
+
+    @property
+    def trained(self) -> int:
+        """Tokens of the answer."""
+        return self.tokens.trained
+
+    @property
+    def parts(self) -> tuple[Tokens, ...]:
+        """The sequences that it is made of."""
+        return (self.tokens,)
+
+
+TokenRow: TypeAlias = Tokens | Pair | Judged
+"""A rendered row, by objective: sft's, that of dpo, orpo and reward, kto's."""

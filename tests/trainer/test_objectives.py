@@ -1,0 +1,164 @@
+"""Objectives beside sft, each trained for real on a tiny model: the right thing happens on held-out rows."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+from trl.experimental.orpo import ORPOTrainer  # a warning: that it is experimental
+
+from lorikeet_api.defaults import DEFAULTS
+from lorikeet_trainer.objectives.orpo import orpo_loss
+from lorikeet_trainer.upload import Uploader
+from tests.s3 import S3Server
+from tests.trainer import tiny
+from tests.trainer.lab import ADAPTER, Lab, open_lab
+from tests.trainer.probe import Run, read_back, run_and_probe
+from tests.trainer.test_resume import run_until
+
+pytestmark = pytest.mark.trainer
+
+MODEL = "s3://models/pretrained"
+PAIRS, HELD_OUT = "s3://datasets/pairs.jsonl", {"eval": {"uri": "s3://datasets/held-out-pairs.jsonl"}}
+JUDGED, HELD_JUDGED = "s3://datasets/judged.jsonl", {"eval": {"uri": "s3://datasets/held-out-judged.jsonl"}}
+DATA = {"dpo": (PAIRS, HELD_OUT), "orpo": (PAIRS, HELD_OUT), "reward": (PAIRS, HELD_OUT), "kto": (JUDGED, HELD_JUDGED)}
+METHODS: dict[str, dict[str, Any]] = {"lora": {"lora": ADAPTER}, "qlora": {"qlora": ADAPTER}, "full": {"full": {}}}
+
+
+@pytest.fixture(scope="module")
+def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A model that answers every question wrongly, and pairs of which the right answer is chosen."""
+    with open_lab(s3_server, tmp_path_factory.mktemp("lab")) as made:
+        made.put_folder(tiny.write_model(made.root / "pretrained", pretrained=True), "pretrained")
+        pairs, held_out = tiny.preferences()
+        made.put_rows("pairs.jsonl", pairs)
+        made.put_rows("held-out-pairs.jsonl", held_out)
+        made.put_rows("judged.jsonl", judged(pairs))
+        made.put_rows("held-out-judged.jsonl", judged(held_out))
+        yield made
+
+
+def judged(pairs: list[tiny.Row]) -> list[tiny.Row]:
+    return [
+        {"prompt": pair["prompt"], "completion": pair[role], "label": role == "chosen"}
+        for pair in pairs
+        for role in ("chosen", "rejected")
+    ]
+
+
+def run(lab: Lab, objective: str, method: str = "lora", settings: dict[str, Any] | None = None, **training: Any) -> Run:
+    data, held_out = DATA[objective]
+    contract = lab.contract(
+        METHODS[method], MODEL, data, dataset=held_out, objective={objective: settings or {}}, training=training
+    )
+    return run_and_probe(lab, contract)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "orpo"])
+def test_the_better_answer_of_unseen_pairs_wins_though_it_is_the_longer_in_half_of_them(
+    lab: Lab, objective: str, tmp_path: Path
+) -> None:
+    learned = run(lab, objective, epochs=3, learningRate=2e-3, evalSteps=4)
+    metrics = learned.metrics
+    assert metrics.base_eval_accuracy is not None
+    assert metrics.eval_accuracy is not None
+    assert metrics.eval_accuracy >= 0.9 > metrics.base_eval_accuracy
+    assert metrics.eval_margin is not None
+    assert metrics.eval_margin > 0
+    assert metrics.eval_loss is not None
+    assert metrics.base_eval_loss is not None
+    assert metrics.eval_loss < metrics.base_eval_loss
+    assert metrics.perplexity is None
+    if objective == "dpo":
+        read = read_back(lab, learned.contract, lab.root / "pretrained", tmp_path)
+        torch.testing.assert_close(read, learned.logits, rtol=0, atol=0)
+    assert lab.manifest(learned.contract).servable.lora
+    names = lab.published(learned.contract)
+    assert not [name for name in names if "/ref/" in name]
+    if objective != "orpo":
+        points = json.loads(lab.fetch(learned.contract, "metrics.json"))["curve"]
+        assert points[0]["figures"]["margin"] == pytest.approx(0, abs=0.05)
+        assert [point for point in points if "loss" in point][-1]["figures"]["margin"] > 0.5
+
+
+def test_a_reward_model_ranks_unseen_pairs_for_a_stranger_too(lab: Lab, tmp_path: Path) -> None:
+    contract = lab.contract(
+        METHODS["lora"], MODEL, PAIRS, dataset=HELD_OUT, objective={"reward": {}},
+        training={"epochs": 3, "learningRate": 2e-3},
+    )  # fmt: skip
+    result = lab.run(contract)
+    assert result.exit_code == 0, result.record
+    assert result.record is not None
+    metrics = result.record.metrics
+    assert metrics is not None
+    assert metrics.eval_accuracy is not None
+    assert metrics.eval_accuracy >= 0.9
+    manifest = lab.manifest(contract)
+    assert (manifest.kind, manifest.servable.lora) == ("reward", False)
+    assert "reward model" in str(manifest.servable.reason)
+    for name in lab.published(contract):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(lab.fetch(contract, name))
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["score"]
+    config["base_model_name_or_path"] = str(lab.root / "pretrained")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    stranger: Any = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=1).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "adapter")
+
+    def score(prompt: str, answer: str) -> float:
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
+        with torch.inference_mode():
+            return float(stranger(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits)
+
+    held_out = tiny.preferences()[1]
+    right = [score(pair["prompt"], pair["chosen"]) > score(pair["prompt"], pair["rejected"]) for pair in held_out]
+    assert sum(right) / len(right) == pytest.approx(metrics.eval_accuracy, abs=0.1)
+
+
+PAIRED = [(method, objective) for method, objective in DEFAULTS if objective != "sft"]
+
+
+@pytest.mark.parametrize(("method", "objective"), PAIRED, ids=["-".join(pair) for pair in PAIRED])
+def test_a_resumed_run_of_each_method_and_objective_ends_with_the_same_weights(
+    lab: Lab, method: str, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, held_out = DATA[objective]
+    training = {"maxSteps": 4, "learningRate": 1e-3, "loggingSteps": 1}
+    more = {"dataset": held_out, "objective": {objective: {}}, "training": training}
+    whole, cut = (lab.contract(METHODS[method], MODEL, data, **more) for _ in range(2))
+    assert lab.run(whole).exit_code == 0
+    assert run_until(lab, cut, 2, monkeypatch).exit_code == 75
+    Uploader(lab.checkpoints(cut), lab.layout(cut), keep=2).run(lambda seconds: True)
+    assert lab.run(cut).exit_code == 0
+    assert weights(lab, whole) == weights(lab, cut)
+    # Also by the reference of held-out rows, which is the model as it was before training.
+    ends = [lab.manifest(each).metrics for each in (whole, cut)]
+    assert ends[1].resumed_from_step == 2
+    assert ends[0].eval_loss == ends[1].eval_loss
+    assert ends[0].train_loss == ends[1].train_loss
+
+
+def weights(lab: Lab, contract: Any) -> dict[str, str]:
+    manifest = lab.manifest(contract)
+    found = {file.path: file.sha256 for file in manifest.files if file.path.endswith(".safetensors")}
+    assert found
+    return found
+
+
+def test_the_odds_ratio_loss_is_that_of_trl(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    lengths = torch.randint(1, 20, (8,))
+    found = -torch.rand(8) * lengths
+    trl = ORPOTrainer.__new__(ORPOTrainer)
+    trl.beta = 0.3
+    monkeypatch.setattr(ORPOTrainer, "accelerator", type("A", (), {"device": "cpu"})(), raising=False)
+    means = found / lengths
+    penalty = cast("Any", trl).odds_ratio_loss(means[:4], means[4:])[0].mean()
+    expected = -found[:4].sum() / lengths[:4].sum() - penalty
+    torch.testing.assert_close(orpo_loss(found, lengths, 0.3), expected)

@@ -1,0 +1,107 @@
+"""Kahneman-Tversky optimisation by trl; the reference is the model as it is before training."""
+
+import random
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
+
+from lorikeet_api.objectives import Kto as Settings
+from lorikeet_run.tokens import Judged
+from lorikeet_trainer.evaluate import Passes, log_probabilities
+from lorikeet_trainer.loop import Guarded
+from lorikeet_trainer.methods.full import Full
+from lorikeet_trainer.objectives.objective import Objective, Setting, ids
+from lorikeet_trainer.state import Evaluation
+
+
+class KtoRun(Guarded, KTOTrainer):
+    """trl's trainer, guarded, on rows that we tokenised ourselves."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        return dataset
+
+
+class Kto(Objective[Judged]):
+    """Good answers likelier and bad ones less likely, against the reference and how far the model has moved at all."""
+
+    figures: ClassVar = {"rewards/margins": "margin", "kl": "kl"}
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._reference = torch.empty(0)
+        """Log-probabilities of the held-out answers before training."""
+
+    def trainer(self, setting: Setting, rows: Sequence[Judged]) -> Guarded:
+        """Return trl's trainer on an epoch's rows."""
+        settings = self._settings
+        config = KTOConfig(
+            **setting.arguments,
+            beta=settings.beta,
+            desirable_weight=settings.desirable_weight,
+            undesirable_weight=settings.undesirable_weight,
+            max_length=None,
+            disable_dropout=True,
+            # Of adapters trl keeps a frozen copy beside; a second whole model would not fit where the first one does.
+            precompute_ref_log_probs=isinstance(setting.trainable, Full),
+            # Each answer goes with another's prompt of its batch, so the batches are made here.
+            train_sampling_strategy="sequential",
+        )
+        shuffled = list(rows)
+        random.Random(config.seed).shuffle(shuffled)  # noqa: S311 - reproducible, not secret
+        return KtoRun(
+            model=setting.trainable.model,
+            processing_class=setting.tokenizer,
+            args=config,
+            train_dataset=_judged(shuffled, config.per_device_train_batch_size),
+        )
+
+    def remember(self, model: nn.Module, held_out: Sequence[Judged], passes: Passes) -> None:
+        """Keep what the reference makes of the held-out answers."""
+        self._reference = self._log_probabilities(model, held_out, passes)
+
+    def evaluate(self, model: nn.Module, held_out: Sequence[Judged], passes: Passes) -> Evaluation:
+        """Return KTO's loss (equation 7 of its paper), the drift estimated over all held-out rows together."""
+        settings = self._settings
+        ratios = self._log_probabilities(model, held_out, passes) - self._reference
+        own, others = torch.chunk(ratios, 2)
+        drift = others.mean().clamp(min=0)
+        good = torch.tensor([row.good for row in held_out], device=own.device)
+        sign = torch.where(good, 1.0, -1.0)
+        weight = torch.where(good, settings.desirable_weight, settings.undesirable_weight)
+        rewards = settings.beta * (own - drift)
+        loss = (weight * (1 - torch.sigmoid(sign * rewards))).mean()
+        both = bool(good.any()) and not bool(good.all())
+        margin = float(rewards[good].mean() - rewards[~good].mean()) if both else None
+        return Evaluation(loss=float(loss), accuracy=float((sign * rewards > 0).double().mean()), margin=margin)
+
+    def _log_probabilities(self, model: nn.Module, rows: Sequence[Judged], passes: Passes) -> Tensor:
+        """Return those of each row's answer, then those of another row's answer to its prompt."""
+        return log_probabilities(model, [row.tokens for row in rows] + _mismatched(rows), passes)
+
+
+def _judged(rows: Sequence[Judged], batch_size: int) -> Dataset:
+    """Return rows as trl's collator takes them; each with the answer of the row before it in its batch."""
+    answers = [ids(row.tokens, row.tokens.answer) for row in rows]
+    others = []
+    for start in range(0, len(answers), batch_size):
+        batch = answers[start : start + batch_size]
+        others += [batch[-1], *batch[:-1]]
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [ids(row.tokens, 0, row.tokens.answer) for row in rows],
+            "completion_ids": answers,
+            "KL_completion_ids": others,
+            "label": [row.good for row in rows],
+        }
+    )
+
+
+def _mismatched(rows: Sequence[Judged]) -> list[Any]:
+    """Return each row's prompt with the answer of the row before it."""
+    before = [rows[-1], *rows[:-1]]
+    return [row.tokens.answered_by(other.tokens) for row, other in zip(rows, before, strict=True)]

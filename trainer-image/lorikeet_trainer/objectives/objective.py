@@ -1,0 +1,86 @@
+"""What all objectives have in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from datasets import Dataset  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+from transformers import PreTrainedTokenizerBase
+
+from lorikeet_run.tokens import Judged, Pair, Tokens
+from lorikeet_trainer.evaluate import Passes
+from lorikeet_trainer.loop import Guarded
+from lorikeet_trainer.methods import Trainable
+from lorikeet_trainer.state import Evaluation
+
+R = TypeVar("R", Tokens, Pair, Judged)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an objective's trainer is made of, beside the rows."""
+
+    trainable: Trainable
+    tokenizer: PreTrainedTokenizerBase
+    arguments: dict[str, Any]
+    """Transformers' part of the configuration."""
+
+
+class Objective(ABC, Generic[R]):
+    """What is optimised, over rows of one kind."""
+
+    figures: ClassVar[Mapping[str, str]] = {}
+    """What trl logs beside the loss, by its names: how the loss curve calls it."""
+
+    @abstractmethod
+    def trainer(self, setting: Setting, rows: Sequence[R]) -> Guarded:
+        """Return trl's trainer on an epoch's rows."""
+
+    def remember(self, model: nn.Module, held_out: Sequence[R], passes: Passes) -> None:
+        """Look at the model as it is before training, where the objective measures by that."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, held_out: Sequence[R], passes: Passes) -> Evaluation:
+        """Return how the model does on held-out rows."""
+
+
+def ids(tokens: Tokens, begin: int, end: int | None = None) -> list[int]:
+    """Return some of a row's token ids."""
+    found: list[int] = tokens.input_ids[begin:end].tolist()
+    return found
+
+
+def paired(rows: Sequence[Pair]) -> Dataset:
+    """Return pairs as trl's collators take them."""
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [ids(row.chosen, 0, row.chosen.answer) for row in rows],
+            "chosen_ids": [ids(row.chosen, row.chosen.answer) for row in rows],
+            "rejected_ids": [ids(row.rejected, row.rejected.answer) for row in rows],
+        }
+    )
+
+
+def told_apart(chosen: Tensor, rejected: Tensor) -> Evaluation:
+    """Return how rewards tell pairs apart: the loss is the negative log-likelihood of their order (Bradley-Terry)."""
+    margins = chosen - rejected
+    return Evaluation(
+        loss=float(-logsigmoid(margins).mean()),
+        accuracy=float((margins > 0).double().mean()),
+        margin=float(margins.mean()),
+    )
+
+
+def sequences(rows: Sequence[Pair]) -> list[Tokens]:
+    """Return the chosen answers of pairs, then the rejected ones."""
+    return [row.chosen for row in rows] + [row.rejected for row in rows]
+
+
+def halves(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what belongs to chosen answers, and what to rejected ones, of what `sequences` came to."""
+    chosen, rejected = torch.chunk(numbers, 2)
+    return chosen, rejected
