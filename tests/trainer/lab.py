@@ -68,7 +68,7 @@ class Lab:
             dataset=dataset,
             method=parts[2],
             training=training,
-            **{"run_id": run_id(*parts, training), **changes},
+            **{"run_id": run_id(*parts, training, changes.get("start")), **changes},
         )
 
     def layout(self, contract: RunContract) -> Layout:

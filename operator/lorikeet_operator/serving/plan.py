@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -153,9 +154,14 @@ def _of_job(adapter: DeployedAdapter, text: str, job: dict[str, object] | None) 
 
 def _unservable(job: dict[str, object]) -> str | None:
     """Return why engines will not take what a job makes, which its method tells before it has made it."""
-    spec = job.get("spec")
-    method = spec.get("method") if isinstance(spec, dict) else None
+    method = _method(job)
     try:
         return None if method is None else servable(Method.model_validate(method)).reason
     except ValidationError:
         return None  # of another version: its manifest will tell
+
+
+def _method(job: dict[str, Any]) -> Any:
+    """Return how a job trains; None if that is still to be decided."""
+    resolved = (job.get("status") or {}).get("resolved") or {}
+    return (resolved.get("contract") or {}).get("method") or (job.get("spec") or {}).get("method")
