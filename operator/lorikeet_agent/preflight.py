@@ -13,6 +13,7 @@ from lorikeet_run.examples import Row
 from lorikeet_run.mixture import check_split
 from lorikeet_run.output import adopt_or_take
 from lorikeet_run.patience import patiently
+from lorikeet_run.start import check_start
 from lorikeet_storage import Survey, fetch_description, survey_data, survey_model
 
 PATIENCE: Final = 3.0
@@ -49,6 +50,8 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
         return finished
     with log.timed("check", what="model", uri=contract.model.uri):
         model = patiently(lambda: survey_model(contract.model, contract.storage), PATIENCE)
+    if contract.start is not None:
+        check_start(contract, contract.start, model, folder / "start", PATIENCE)
     pins, samples = [model.pin], []
     for index, source in enumerate(data_sources(contract)):
         with log.timed("check", what="data", uri=source.uri) as told:

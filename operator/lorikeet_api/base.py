@@ -113,6 +113,7 @@ SOURCE_URI = (
 """One path segment after the other, none empty or with a blank; the scheme decides who reads it."""
 SourceUri = Annotated[str, StringConstraints(pattern=SOURCE_URI, min_length=6, max_length=1024)]
 S3Uri = Annotated[str, StringConstraints(pattern=S3_URI, min_length=6, max_length=1024)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 
 
 class NameReference(Model):

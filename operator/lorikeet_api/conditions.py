@@ -22,6 +22,9 @@ OperatorReason = Literal[
     "InvalidSpec",
     "NameTaken",
     "SameRunUnderway",
+    "JobNotFound",
+    "JobNotFinished",
+    "JobFailed",
     "Forbidden",
     # Suspended
     "SuspendedByUser",

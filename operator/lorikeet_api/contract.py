@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from lorikeet_api.base import Model, S3Uri, Text
+from lorikeet_api.base import Model, S3Uri, Sha256, Text
 from lorikeet_api.objectives import Objective
 from lorikeet_api.training import Dataset, DataSource, Method, ModelSource, Training
 
@@ -50,6 +50,15 @@ class StorageAccess(Model):
     """Region. Absent: us-east-1."""
 
 
+class Start(Model):
+    """A LoRA adapter that an earlier run has published, for a run that trains it further."""
+
+    uri: S3Uri
+    """Folder of that run."""
+    sha256: Sha256
+    """sha256 of its manifest."""
+
+
 class RunContract(Model):
     """Everything that a run needs to know; nothing in it depends on the pod that runs it."""
 
@@ -63,6 +72,8 @@ class RunContract(Model):
     """Address of the run below `outputUri`: see `run_id`."""
     model: ModelSource
     """Base model."""
+    start: Start | None = None
+    """The adapter that the run begins with. Absent: a new one, or none at all."""
     dataset: Dataset
     """Training and evaluation data."""
     method: Method
@@ -101,14 +112,23 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def run_id(model: ModelSource, dataset: Dataset, method: Method, objective: Objective, training: Training) -> str:
+def run_id(
+    model: ModelSource,
+    dataset: Dataset,
+    method: Method,
+    objective: Objective,
+    training: Training,
+    start: Start | None = None,
+) -> str:
     """Return the run's address: 16 hex digits of the sha256 of all that decides its result.
 
     The same request gives the same id wherever and whenever it is made, so a finished run is found again
     by a recreated job instead of being trained again.
     """
     decisive = training.model_copy(update={"checkpoints": None})
-    parts = [part.to_wire() for part in (model, dataset, method, objective, decisive)]
+    parts: list[Any] = [part.to_wire() for part in (model, dataset, method, objective, decisive)]
+    if start is not None:
+        parts.append(start.sha256)  # its content, wherever it lies
     return hashlib.sha256(canonical_json(parts)).hexdigest()[:16]
 
 

@@ -4,7 +4,20 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lorikeet_api.base import WHOLE, Image, LabelKey, Model, NameReference, ObjectName, S3Uri, Text, cel, listed, mapped
+from lorikeet_api.base import (
+    WHOLE,
+    Image,
+    LabelKey,
+    Model,
+    NameReference,
+    ObjectName,
+    S3Uri,
+    SourceUri,
+    Text,
+    cel,
+    listed,
+    mapped,
+)
 from lorikeet_api.compute import Compute
 from lorikeet_api.conditions import Condition, Phase
 from lorikeet_api.contract import Artifacts, Metrics, RunContract
@@ -12,7 +25,18 @@ from lorikeet_api.names import DEFAULT_PROFILE, MAX_JOB_NAME
 from lorikeet_api.objectives import Objective, Sft, misfit_rules, misfits
 from lorikeet_api.progress import Progress
 from lorikeet_api.resource import Resource
-from lorikeet_api.training import HUB, Dataset, Full, Lora, Method, ModelSource, QLora, Training
+from lorikeet_api.training import (
+    HUB,
+    NO_REVISION,
+    Dataset,
+    Full,
+    Lora,
+    Method,
+    ModelSource,
+    QLora,
+    Revision,
+    Training,
+)
 
 __all__ = [
     "FineTuneJob",
@@ -24,6 +48,61 @@ __all__ = [
     "QLora",
     "Resolved",
 ]
+
+
+_ONE_MODEL: Final = "give exactly one of uri and from"
+_OF_ITSELF: Final = "model.from names this very job: name an earlier one"
+
+
+class ModelOrigin(Model):
+    """Which run's result a model is."""
+
+    fine_tune_job_ref: NameReference
+    """A FineTuneJob of the same namespace. This one waits until it has succeeded."""
+
+
+class JobModel(Model):
+    """What is trained: exactly one of a base model (`uri`) and what an earlier FineTuneJob has published (`from`)."""
+
+    uri: SourceUri | None = None
+    """Where the base model lies: `s3://bucket/prefix`, `hf://org/name` or `pvc://claim/path`."""
+    revision: Revision | None = None
+    """Commit, tag or branch of an `hf://` model. Name a commit to pin it; absent: the main branch."""
+    from_: Annotated[ModelOrigin | None, Field(alias="from")] = None
+    """An earlier run to go on from. Its LoRA adapter is trained further, on the base model that it was made for; a
+    model that it has trained whole is the base model of this one."""
+    secret_ref: NameReference | None = None
+    """Secret in the job's namespace whose key `HF_TOKEN` opens gated `hf://` sources. Absent: with `from`, the earlier
+    job's."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> Self:
+        if (self.uri is None) == (self.from_ is None):
+            raise ValueError(_ONE_MODEL)
+        if self.revision is not None and not (self.uri or "").startswith(HUB):
+            raise ValueError(NO_REVISION)
+        return self
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rules of `_checks` for the API server."""
+        of_hub = f"has(self.uri) && self.uri.startsWith('{HUB}')"
+        return [
+            cel("has(self.uri) != has(self.from)", _ONE_MODEL),
+            cel(f"!has(self.revision) || ({of_hub})", NO_REVISION, fieldPath=".revision"),
+        ]
+
+    @property
+    def source(self) -> ModelSource | None:
+        """The base model that is named; None if an earlier run decides."""
+        if self.uri is None:
+            return None
+        return ModelSource(uri=self.uri, revision=self.revision, secret_ref=self.secret_ref)
+
+    @property
+    def earlier(self) -> str | None:
+        """Name of the FineTuneJob that this one goes on from."""
+        return None if self.from_ is None else self.from_.fine_tune_job_ref.name
 
 
 class Output(Model):
@@ -54,12 +133,13 @@ class FineTuneJobSpec(Model):
 
     profile_ref: NameReference = NameReference(name=DEFAULT_PROFILE)
     """TuningProfile with storage, images and defaults."""
-    model: ModelSource
-    """Base model."""
+    model: JobModel
+    """Base model, or what an earlier job has published."""
     dataset: Dataset
     """Training and evaluation data."""
-    method: Method = Method(qlora=QLora())
-    """How the weights are changed: exactly one of full, lora, qlora and bottleneck."""
+    method: Method | None = None
+    """How the weights are changed: exactly one of full, lora, qlora and bottleneck. Absent: that of the adapter which
+    `model.from` goes on with, else `qlora` with its defaults."""
     objective: Objective = Objective(sft=Sft())
     """What the run optimises."""
     training: Training = Training()
@@ -91,8 +171,10 @@ class FineTuneJobSpec(Model):
         dataset = self.dataset
         if self.training.eval_steps is not None and dataset.eval is None and dataset.eval_fraction is None:
             raise ValueError(_EVAL_STEPS)
-        sources = [self.model, *dataset.train, *([dataset.eval] if dataset.eval else [])]
-        if self.model.secret_ref is not None and not any(source.uri.startswith(HUB) for source in sources):
+        uris = [source.uri for source in (*dataset.train, *([dataset.eval] if dataset.eval else []))]
+        # Where an earlier job's base model lies is not known here.
+        opens = self.model.uri is None or any(uri.startswith(HUB) for uri in (self.model.uri, *uris))
+        if self.model.secret_ref is not None and not opens:
             raise ValueError(_NOTHING_TO_OPEN)
         return self
 
@@ -113,7 +195,8 @@ class FineTuneJobSpec(Model):
                 _EVAL_STEPS,
             ),
             cel(
-                f"!has(self.model.secretRef) || self.model.{from_hub} || self.dataset.train.exists(s, s.{from_hub})"
+                f"!has(self.model.secretRef) || !has(self.model.uri) || self.model.{from_hub}"
+                f" || self.dataset.train.exists(s, s.{from_hub})"
                 f" || (has(self.dataset.eval) && self.dataset.eval.{from_hub})",
                 _NOTHING_TO_OPEN,
             ),
@@ -221,6 +304,7 @@ class FineTuneJob(Resource):
             {"name": "Attempts", "type": "integer", "jsonPath": ".status.attempts", "priority": 1},
             {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
             {"name": "Model", "type": "string", "jsonPath": ".spec.model.uri", "priority": 1},
+            {"name": "From", "type": "string", "jsonPath": ".spec.model.from.fineTuneJobRef.name", "priority": 1},
             {"name": "Revision", "type": "string", "jsonPath": ".status.artifacts.revision", "priority": 1},
             {"name": "Message", "type": "string", "jsonPath": ".status.message", "priority": 1},
         ],
@@ -232,6 +316,10 @@ class FineTuneJob(Resource):
             cel(
                 "!self.metadata.name.contains('.')",
                 "the name may not contain dots: it becomes the host name of its pods",
+            ),
+            cel(
+                "!has(self.spec.model.from) || self.spec.model.from.fineTuneJobRef.name != self.metadata.name",
+                _OF_ITSELF,
             ),
         ],
     }
@@ -251,4 +339,6 @@ class FineTuneJob(Resource):
             raise ValueError(f"the name may have at most {MAX_JOB_NAME} characters, so that the names of its pods fit")
         if "." in self.metadata.name:
             raise ValueError("the name may not contain dots: it becomes the host name of its pods")
+        if self.spec.model.earlier == self.metadata.name:
+            raise ValueError(_OF_ITSELF)
         return self

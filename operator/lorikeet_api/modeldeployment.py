@@ -10,6 +10,7 @@ from lorikeet_api.base import (
     Model,
     NameReference,
     S3Uri,
+    Sha256,
     cel,
     listed,
     mapped,
@@ -28,7 +29,6 @@ DeploymentConditionType = Literal["Ready", "AdaptersReady", "RouterReady", "Degr
 ShortName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=40)]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", min_length=1, max_length=128)]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$", min_length=1, max_length=64)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 
 OWNED_FLAGS: Final = (
     "--model", "--served-model-name", "--host", "--port", "--uds", "--config", "--root-path", "--api-key",

@@ -113,8 +113,8 @@ class Objective(Model):
         return [exactly_one(Objective, "objective")]
 
 
-def misfits(method: Method, dataset: Dataset, objective: Objective) -> str | None:
-    """Return why method, data and objective do not go together, or None if they do."""
+def misfits(method: Method | None, dataset: Dataset, objective: Objective) -> str | None:
+    """Return why method (if it is given), data and objective do not go together, or None if they do."""
     name = objective.name
     if dataset.format != "auto" and dataset.format not in OBJECTIVE_FORMATS[name]:
         return _format_misfit(name)
@@ -122,6 +122,8 @@ def misfits(method: Method, dataset: Dataset, objective: Objective) -> str | Non
         return None
     if dataset.train_on is not None:
         return _TRAIN_ON
+    if method is None:
+        return None
     if method.bottleneck is not None:
         return _BOTTLENECK
     if method.lora is not None and method.lora.init != "default":

@@ -5,6 +5,7 @@ from typing import Final
 
 from lorikeet_api import names
 from lorikeet_operator.finetune.evidence import OURS, pod_at_work, without_template
+from lorikeet_operator.finetune.start import by_earlier
 from lorikeet_operator.finetune.turns import by_run
 from lorikeet_operator.kinds import FINETUNEJOB, MODELDEPLOYMENT, TUNINGPROFILE
 from lorikeet_operator.kube.controller import Watch
@@ -33,7 +34,12 @@ def by_job(deployment: Object) -> Iterable[tuple[str, str]]:
             yield namespace, str(reference.get("name"))
 
 
-FINETUNEJOBS: Final = Watch(FINETUNEJOB, index=by_run)
+def by_run_and_earlier(job: Object) -> Iterable[tuple[str, str]]:
+    """Index FineTuneJobs by the folder that they write, and by the job that they go on from."""
+    return [*by_run(job), *by_earlier(job)]
+
+
+FINETUNEJOBS: Final = Watch(FINETUNEJOB, index=by_run_and_earlier)
 MODELDEPLOYMENTS: Final = Watch(MODELDEPLOYMENT, index=by_job)
 TUNINGPROFILES: Final = Watch(TUNINGPROFILE)
 JOBS: Final = Watch(JOB, label_selector=OURS, index=owned_by, slim=without_template)

@@ -5,21 +5,24 @@ from typing import Final, Literal
 
 from lorikeet_api.conditions import TrainerReason
 
-Role = Literal["model", "data", "output"]
+Role = Literal["model", "start", "data", "output"]
 """What the storage is used for; it decides the reason of an absence."""
 
 _MISSING: Final[dict[Role, TrainerReason]] = {
     "model": "ModelNotFound",
+    "start": "ModelNotFound",
     "data": "DataNotFound",
     "output": "StorageRefused",
 }
 _INVALID: Final[dict[Role, TrainerReason]] = {
     "model": "ModelInvalid",
+    "start": "ModelInvalid",
     "data": "DataInvalid",
     "output": "OutputConflict",
 }
 _FIELD: Final[dict[Role, str]] = {
     "model": "spec.model.uri",
+    "start": "spec.model.from",
     "data": "spec.dataset",
     "output": "spec.output.uri",
 }

@@ -260,7 +260,7 @@ def _same_run(data: bytes, contract: RunContract) -> bool:
         other = RunContract.model_validate_json(data)
     except ValidationError:
         return False
-    ids = {run_id(c.model, c.dataset, c.method, c.objective, c.training) for c in (other, contract)}
+    ids = {run_id(c.model, c.dataset, c.method, c.objective, c.training, c.start) for c in (other, contract)}
     return len(ids) == 1 and other.run_id == contract.run_id
 
 

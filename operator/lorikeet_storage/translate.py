@@ -114,6 +114,7 @@ def _client_error(error: aws.ClientError, place: Place) -> StorageError:
 
 _RIGHTS: Final[dict[Role, str]] = {
     "model": "s3:GetObject and s3:ListBucket",
+    "start": "s3:GetObject and s3:ListBucket",
     "data": "s3:GetObject and s3:ListBucket",
     "output": "s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket",
 }

@@ -32,12 +32,39 @@ def answer(server: Target, body: dict[str, Any], *arguments: str) -> str:
 
 TRAIN = {"train": [{"uri": "s3://datasets/sql/train.jsonl"}]}
 
+EARLIER = {"from": {"fineTuneJobRef": {"name": "sft-v1"}}}
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "two methods": (
         {"method": {"lora": {}, "qlora": {}}},
         r"spec\.method.*give exactly one method: full, lora, qlora, bottleneck",
     ),
     "no method": ({"method": {}}, r"spec\.method.*give exactly one method"),
+    "no model": ({"model": {}}, r"spec\.model.*give exactly one of uri and from"),
+    "two models": (
+        {"model": {"uri": "s3://models/base", **EARLIER}},
+        r"spec\.model.*give exactly one of uri and from",
+    ),
+    "a revision of an earlier job": (
+        {"model": {**EARLIER, "revision": "v1"}},
+        r"spec\.model\.revision.*only hf:// sources have revisions",
+    ),
+    "an earlier job without a name": (
+        {"model": {"from": {"fineTuneJobRef": {}}}},
+        r"spec\.model\.from\.fineTuneJobRef\.name: Required value",
+    ),
+    "an earlier job of another kind": (
+        {"model": {"from": {"uri": "s3://adapters/x"}}},
+        r'unknown field "spec\.model\.from\.uri"',
+    ),
+    "itself": (
+        {"model": {"from": {"fineTuneJobRef": {"name": "sql-v1"}}}},
+        r"names this very job: name an earlier one",
+    ),
+    "a secret without effect": (
+        {"model": {"uri": "s3://models/base", "secretRef": {"name": "hf-token"}}},
+        r"model\.secretRef opens hf:// sources, and there is none",
+    ),
     "no objective": ({"objective": {}}, r"spec\.objective.*give exactly one objective"),
     "an unknown field": ({"modle": {}}, r'unknown field "spec\.modle"'),
     "an unknown field inside a union": ({"method": {"full": {"rank": 8}}}, r'unknown field "spec\.method\.full\.rank"'),
@@ -150,6 +177,7 @@ def test_the_longest_name_is_taken(server: Target, namespace: str) -> None:
     ("change", "field"),
     [
         ({"model": {"uri": "s3://models/other"}}, "model"),
+        ({"model": EARLIER}, "model"),
         ({"training": {"epochs": 2}}, "training"),
         ({"method": {"lora": {}}}, "method"),
         ({"output": {"uri": "s3://adapters/elsewhere"}}, "output"),
@@ -160,6 +188,23 @@ def test_what_defines_the_run_cannot_change(server: Target, namespace: str, chan
     assert "created" in answer(server, job_body(namespace=namespace))
     said = answer(server, job_body(namespace=namespace, **change))
     assert f"{field} cannot change once the job exists: create a new FineTuneJob" in said
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"model": EARLIER},
+        {"model": {**EARLIER, "secretRef": {"name": "hf-token"}}},
+        {"model": EARLIER, "method": {"lora": {"rank": 8}}},
+    ],
+)
+def test_a_job_that_goes_on_from_another_is_taken(server: Target, namespace: str, spec: dict[str, Any]) -> None:
+    assert "created" in answer(server, job_body(namespace=namespace, **spec), "--dry-run=server")
+
+
+def test_a_method_that_was_left_open_stays_open(server: Target, namespace: str) -> None:
+    assert "created" in answer(server, job_body(namespace=namespace))
+    assert "method" not in json.loads(server.kubectl("get", "ftj", "sql-v1", "-n", namespace, "-o", "json"))["spec"]
 
 
 def test_an_optional_field_cannot_vanish_either(server: Target, namespace: str) -> None:

@@ -71,7 +71,7 @@ class Lab:
             method=parts[2],
             objective=objective,
             training=training,
-            **{"run_id": run_id(*parts, training), **changes},
+            **{"run_id": run_id(*parts, training, changes.get("start")), **changes},
         )
 
     def layout(self, contract: RunContract) -> Layout:

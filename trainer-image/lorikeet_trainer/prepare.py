@@ -13,6 +13,7 @@ from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import check_split, split
 from lorikeet_run.output import adopt_or_take
 from lorikeet_run.patience import FETCH_SECONDS, patiently
+from lorikeet_run.start import fetch_start
 from lorikeet_storage import Checkpoints, fetch_data, fetch_model
 from lorikeet_storage.errors import Conflict, Invalid, Missing
 from lorikeet_trainer.state import Layout, Prepared, StoredCheckpoint
@@ -29,7 +30,10 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
         pin = contract.pins[0] if contract.pins else None
         model = patiently(lambda: fetch_model(contract.model, layout.model, contract.storage, pin), FETCH_SECONDS)
         told["bytes"] = sum(file.size for file in model.digest.files)
-    prepared = Prepared(model=model.digest, data=data)
+    start = None
+    if contract.start is not None:
+        start = fetch_start(contract, contract.start, model.digest, layout.start, FETCH_SECONDS)
+    prepared = Prepared(model=model.digest, data=data, start=start)
     step = _resume(contract, prepared.basis(contract.date), layout)
     prepared.model_copy(update={"checkpoint": step}).write(layout.prepared)
     return None

@@ -40,12 +40,15 @@ class Prepared(_File):
     """The base model as it was read."""
     data: list[SourceDigest]
     """The training sources in the contract's order, then the evaluation set."""
+    start: SourceDigest | None = None
+    """The adapter that the run begins with, if it goes on from an earlier one's."""
     checkpoint: int | None = None
     """Step of the checkpoint that was fetched to go on from."""
 
     def basis(self, date: str) -> str:
         """Return the sha256 over all that is trained on; `date` is the day that templates print."""
-        files = [[file.sha256 for file in source.files] for source in (self.model, *self.data)]
+        sources = [self.model, *self.data, *([self.start] if self.start is not None else [])]
+        files = [[file.sha256 for file in source.files] for source in sources]
         return hashlib.sha256(canonical_json([date, files])).hexdigest()
 
 
@@ -128,6 +131,8 @@ class Layout:
         self.contract = work / "run.json"
         """The contract as it was when the run began."""
         self.model = work / "model"
+        self.start = work / "start"
+        """The adapter that the run begins with, if it goes on from an earlier one's."""
         self.data = work / "data"
         self.output = work / "output"
         """Holds exactly what is published: `adapter/` or `model/`, and `metrics.json`."""

@@ -196,7 +196,8 @@ def load(session: Session) -> Trainable:
     transformers.set_seed(session.hyper.seed)
     base = model.load(session.layout.model, contract.method, contract.objective, compute)
     layout = session.layout
-    trainable = methods.make_trainable(base, contract.method, compute, layout.model, layout.scratch)
+    start = None if contract.start is None else layout.start
+    trainable = methods.make_trainable(base, contract.method, compute, layout.model, layout.scratch, start)
     log.event(
         "model",
         method=contract.method.name,

@@ -7,6 +7,7 @@ from typing import Final
 from lorikeet_api.serving import AdapterReason
 from lorikeet_engines import EngineError
 from lorikeet_storage import StorageError
+from lorikeet_storage.adapter import Flaw
 from lorikeet_storage.errors import Invalid, Missing
 
 _FIELD: Final = "spec.adapters[].from.uri"
@@ -33,6 +34,8 @@ def failure_of(error: Exception) -> AdapterError:
             f"no room is left for the adapter in the pod's scratch volume ({error.__cause__ or error}): raise"
             " compute.scratch, or serve fewer adapters",
         )
+    if isinstance(error, Flaw):
+        return AdapterError(error.kind, error.message)
     if isinstance(error, StorageError):
         # Storage speaks of what it was asked for as a model, which here is the adapter.
         message = error.message.replace("spec.model.uri", _FIELD)

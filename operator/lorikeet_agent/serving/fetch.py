@@ -3,21 +3,16 @@
 import hashlib
 import shutil
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
-from lorikeet_agent.serving.errors import AdapterError
-from lorikeet_agent.serving.manifest import adapter_files, check_fit, parse_manifest, read_manifest
+from lorikeet_agent.serving.manifest import check_fit
 from lorikeet_agent.serving.settings import DIGEST, Settings
 from lorikeet_api.contract import FileDigest
 from lorikeet_api.serving import AdapterRevision
 from lorikeet_run import log
-from lorikeet_storage.s3 import S3, ObjectInfo
+from lorikeet_storage.adapter import Flaw, parse_adapter, read_adapter
+from lorikeet_storage.s3 import S3
 from lorikeet_storage.sources import file_digest
-from lorikeet_storage.uri import parse_s3
-
-_RESTORE: Final = "restore the file, or publish the adapter again"
 
 
 class AdapterFiles:
@@ -70,46 +65,27 @@ class AdapterFiles:
             content = (folder / DIGEST).read_bytes()
             if hashlib.sha256(content).hexdigest() != revision.sha256:
                 return False
-            files = adapter_files(parse_manifest(content, revision), revision)
+            files = parse_adapter(content, revision.uri).files
             return all(_same(file_digest(folder / name, name), file) for name, file in files.items())
-        except (OSError, AdapterError):
+        except (OSError, Flaw):
             return False
 
     def _fetch(self, revision: AdapterRevision) -> None:
         with log.timed("fetch", adapter=revision.served, uri=revision.uri) as told:
             store = S3(self._contract.storage, "model")
-            content = read_manifest(store, revision)
-            manifest = parse_manifest(content, revision)
-            check_fit(manifest, revision, self._contract, self._model)
-            files = adapter_files(manifest, revision)
+            adapter = read_adapter(store, revision.uri, revision.sha256)
+            check_fit(adapter.manifest, revision, self._contract, self._model)
+            files = adapter.files
             told["bytes"] = sum(file.size for file in files.values())
             self._root.mkdir(parents=True, exist_ok=True)
             partial = self._root / f".{revision.served}-{uuid.uuid4().hex[:8]}"
             try:
                 partial.mkdir()
-                _download(store, revision, files, partial)
-                (partial / DIGEST).write_bytes(content)
+                adapter.fetch(store, files, partial)
+                (partial / DIGEST).write_bytes(adapter.content)
                 partial.rename(self.folder(revision.served))
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-
-
-def _download(store: S3, revision: AdapterRevision, files: Mapping[str, FileDigest], into: Path) -> None:
-    """Bring the files into a folder, if they are what the manifest says."""
-    root = parse_s3(revision.uri)
-    wanted = []
-    for name, file in files.items():
-        location = root.child(file.path)
-        info = store.head(location)
-        if info is None or info.size != file.size:
-            found = "does not exist" if info is None else f"has {info.size} bytes"
-            raise AdapterError("FileCorrupt", f"{location} {found}, the manifest says {file.size} bytes: {_RESTORE}")
-        wanted.append((location, ObjectInfo(name, file.size, info.etag), into / name))
-    for (location, _, _), sha256, file in zip(wanted, store.download(wanted), files.values(), strict=True):
-        if sha256 != file.sha256:
-            raise AdapterError(
-                "FileCorrupt", f"{location} has sha256 {sha256}, the manifest says {file.sha256}: {_RESTORE}"
-            )
 
 
 def _same(found: FileDigest, wanted: FileDigest) -> bool:

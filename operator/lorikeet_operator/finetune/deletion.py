@@ -1,9 +1,10 @@
 """What happens when a FineTuneJob goes whose deletionPolicy is Delete: the run ends, then its files are deleted.
 
 What a ModelDeployment serves is not deleted before that lets it go, however long that takes: a pod of an engine that
-starts later has to fetch it. A finalizer holds the FineTuneJob until all is done. It waits for nothing else without an
-end: where run or cleaning take longer than CLEANUP_SECONDS, where the cleaning fails, and in a namespace that goes
-itself and takes no new pods, it lets go and says so: in its log, and by an Event.
+starts later has to fetch it. Nor is what a FineTuneJob trains further, before that has ended. A finalizer holds the
+FineTuneJob until all is done. It waits for nothing else without an end: where run or cleaning take longer than
+CLEANUP_SECONDS, where the cleaning fails, and in a namespace that goes itself and takes no new pods, it lets go and
+says so: in its log, and by an Event.
 """
 
 import logging
@@ -13,6 +14,7 @@ from datetime import datetime
 from typing import Final
 
 from lorikeet_api import names
+from lorikeet_api.conditions import FINAL
 from lorikeet_api.contract import Artifacts, RunContract
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
 from lorikeet_operator.finetune.agent import CLEANUP_SECONDS, cleanup_name
@@ -88,22 +90,29 @@ class Deletion:
         return self._kube.cache.get(JOB, Key(job.metadata.namespace or "", cleanup_name(job))) is not None
 
     async def _is_needed(self, body: Object, job: FineTuneJob, resolved: Resolved) -> bool:
-        """Return whether engines may yet fetch what the run has written, and say for whom."""
+        """Return whether engines, or later runs, may yet fetch what the run has written, and say for whom."""
         cache = self._kube.cache
         # Without the agent nobody serves.
         deployments = cache.all(MODELDEPLOYMENT) if cache.keeps(MODELDEPLOYMENT) else []
         run = _Run(key_of(body), resolved.contract, job.status.artifacts)
         users = sorted(key_of(each) for each in deployments if not is_deleted(each) and run.is_served_by(each))
         # In a namespace that goes nothing can be cleaned any more, and one of another namespace must not hold it up.
-        if not users or await self._namespace_goes(key_of(body).namespace):
+        later = sorted(key_of(each) for each in cache.all(FINETUNEJOB) if run.is_trained_further_by(each))
+        if not (users or later) or await self._namespace_goes(key_of(body).namespace):
             return False
+        reason = "StillServed"
         message = (
             f"{run.folder} is deleted once it is served no more: let ModelDeployment {', '.join(map(str, users))} name"
             " another adapter, or delete it"
         )
+        if not users:
+            reason = "StillTrained"
+            message = (
+                f"{run.folder} is deleted once FineTuneJob {', '.join(map(str, later))} has ended, which trains it"
+            )
         # Once an hour: Events do not last longer, and nothing else says why the deletion waits.
         hour = timestamp(self._now())[: len("2026-11-23T10")]
-        await self._kube.recorder.event(body, "Warning", "StillServed", message, hour)
+        await self._kube.recorder.event(body, "Warning", reason, message, hour)
         return True
 
     async def _namespace_goes(self, name: str) -> bool:
@@ -231,6 +240,15 @@ class _Run:
             or (uri is None and self.made is not None and name == names.served_adapter(led[name], self.made.sha256))
             for name, uri in folders.items()
         )
+
+    def is_trained_further_by(self, later: Object) -> bool:
+        """Return whether a FineTuneJob that has not ended begins with what the run has written."""
+        status = later.get("status") or {}
+        contract = (status.get("resolved") or {}).get("contract")
+        if contract is None or is_deleted(later) or status.get("phase") in FINAL:
+            return False
+        read = [contract["model"]["uri"], *([start["uri"]] if (start := contract.get("start")) else [])]
+        return any(f"{uri}/".startswith(f"{self.folder}/") for uri in read)
 
     def _is_named_by(self, deployment: Key, adapter: Object) -> bool:
         source = adapter.get("from") or {}

@@ -6,8 +6,9 @@ from lorikeet_api.compute import Compute, Resources
 from lorikeet_api.contract import RunContract, StorageAccess, run_id
 from lorikeet_api.defaults import DEFAULTS, unusual
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
-from lorikeet_api.training import Training
+from lorikeet_api.training import Method, Training
 from lorikeet_api.tuningprofile import TuningProfile
+from lorikeet_operator.finetune.start import beginning
 from lorikeet_operator.profiles import Refused, asked, gpu_class, overlay, placed
 
 LARGEST_AUTOMATIC_MICRO_BATCH: Final = 4
@@ -20,19 +21,24 @@ COMPUTE_DEFAULTS: Final = Compute(
 )
 
 
-def resolve(job: FineTuneJob, profile: TuningProfile, trainer_image: str) -> Resolved:
+def resolve(
+    job: FineTuneJob, profile: TuningProfile, trainer_image: str, earlier: FineTuneJob | None = None
+) -> Resolved:
     """Return the request with everything decided.
 
     Args:
         job: the request.
         profile: the TuningProfile that it names.
         trainer_image: image of trainers where neither job nor profile name one.
+        earlier: the FineTuneJob that it goes on from, if it does and there is one.
 
     Raises:
-        Refused: if profile and request do not fit together.
+        Refused: if profile and request do not fit together, or what it goes on from is not there.
     """
     spec = job.spec
-    training = _training(job, profile)
+    storage = profile.spec.storage
+    begin = beginning(job, earlier, storage.endpoint)
+    training = _training(job, begin.method, profile)
     compute = asked(COMPUTE_DEFAULTS, profile.spec.defaults.compute, spec.compute)
     of_class = gpu_class(compute, profile)
     compute = placed(compute, of_class, profile)
@@ -43,17 +49,17 @@ def resolve(job: FineTuneJob, profile: TuningProfile, trainer_image: str) -> Res
             "no trainer image is known: set compute.image, images.trainer of the TuningProfile, or trainer.image of the"
             " operator's chart",
         )
-    storage = profile.spec.storage
     return Resolved(
         profile=profile.metadata.name,
         profile_generation=profile.metadata.generation,
         contract=RunContract(
             namespace=job.metadata.namespace or "",
             name=job.metadata.name,
-            run_id=run_id(spec.model, spec.dataset, spec.method, spec.objective, training),
-            model=spec.model,
+            run_id=run_id(begin.model, spec.dataset, begin.method, spec.objective, training, begin.start),
+            model=begin.model,
+            start=begin.start,
             dataset=spec.dataset,
-            method=spec.method,
+            method=begin.method,
             objective=spec.objective,
             training=training,
             output_uri=_output_uri(job, profile),
@@ -69,13 +75,13 @@ def resolve(job: FineTuneJob, profile: TuningProfile, trainer_image: str) -> Res
         gpu_resource=of_class.resource_name,
         secret_name=storage.secret_name,
         ca_config_map_name=storage.ca_config_map_name,
-        warnings=unusual(spec.method, spec.objective.name, training),
+        warnings=unusual(begin.method, spec.objective.name, training),
     )
 
 
-def _training(job: FineTuneJob, profile: TuningProfile) -> Training:
+def _training(job: FineTuneJob, method: Method, profile: TuningProfile) -> Training:
     spec = job.spec
-    layers = (DEFAULTS[spec.method.name, spec.objective.name], profile.spec.defaults.training, spec.training)
+    layers = (DEFAULTS[method.name, spec.objective.name], profile.spec.defaults.training, spec.training)
     try:
         training = overlay(*layers)
     except ValueError as error:

@@ -51,7 +51,7 @@ def _news(before: FineTuneJobStatus, after: FineTuneJobStatus) -> list[tuple[Lit
             continue
         if condition.type in ("Complete", "Failed") and condition.status == "False":
             continue  # the other one of the two tells it
-        asked_for = condition.type == "Suspended" or condition.reason == "PullingImage"
+        asked_for = condition.type == "Suspended" or condition.reason in ("PullingImage", "JobNotFinished")
         bad = (condition.status == "True") == (condition.type == "Failed") and not asked_for
         told.append(("Warning" if bad else "Normal", condition.reason, condition.message))
     return told

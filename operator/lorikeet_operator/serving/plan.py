@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -153,10 +154,10 @@ def _of_job(adapter: DeployedAdapter, text: str, job: dict[str, object] | None) 
 
 
 def _unservable(job: dict[str, object]) -> str | None:
-    """Return why engines will not take what a job makes, which its spec tells before it has made it."""
+    """Return why engines will not take what a job makes, which is told before it has made it."""
     spec = job.get("spec")
     spec = spec if isinstance(spec, dict) else {}
-    method, objective = spec.get("method"), spec.get("objective", {"sft": {}})
+    method, objective = _method(job), spec.get("objective", {"sft": {}})
     try:
         return (
             None
@@ -165,3 +166,9 @@ def _unservable(job: dict[str, object]) -> str | None:
         )
     except ValidationError:
         return None  # of another version: its manifest will tell
+
+
+def _method(job: dict[str, Any]) -> Any:
+    """Return how a job trains; None if that is still to be decided."""
+    resolved = (job.get("status") or {}).get("resolved") or {}
+    return (resolved.get("contract") or {}).get("method") or (job.get("spec") or {}).get("method")

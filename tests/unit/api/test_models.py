@@ -38,6 +38,11 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
     [
         ({"method": {"lora": {}, "full": {}}}, "exactly one method"),
         ({"modle": {}}, "Extra inputs"),
+        ({"model": {}}, "exactly one of uri and from"),
+        ({"model": {"uri": "s3://models/x", "from": {"fineTuneJobRef": {"name": "a"}}}}, "exactly one of uri and from"),
+        ({"model": {"from": {"fineTuneJobRef": {"name": "a"}}, "revision": "v1"}}, "only hf:// sources have revisions"),
+        ({"model": {"from": {"fineTuneJobRef": {"name": "sql-v1"}}}}, "names this very job"),
+        ({"model": {"uri": "s3://models/x", "secretRef": {"name": "t"}}}, "secretRef opens hf:// sources"),
         ({"training": {"learning_rate": 1e-4}}, "Extra inputs"),
         ({"compute": {"env": [{"name": "A"}, {"name": "A"}]}}, "two items have the same name"),
     ],

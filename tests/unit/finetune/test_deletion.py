@@ -372,3 +372,36 @@ async def test_without_the_agent_the_policy_is_refused(world: World) -> None:
     await world.reconcile()
     assert world.condition("Validated")["reason"] == "InvalidSpec"
     assert "agent.enabled" in world.status["message"]
+
+
+def trains_further(world: World, phase: str, **begins: Any) -> None:
+    """Put a FineTuneJob that begins with some of the run's files."""
+    contract = {"model": {"uri": "s3://models/base"}, **begins}
+    status = {"phase": phase, "resolved": {"contract": contract}}
+    metadata = {"name": "dpo-v1", "namespace": "team-a", "uid": "the later one"}
+    world.put(FINETUNEJOB, {"metadata": metadata, "spec": {}, "status": status})
+
+
+@pytest.mark.parametrize("what", ["adapter", "model"])
+async def test_what_a_job_trains_further_is_not_deleted_before_that_has_ended(held: World, what: str) -> None:
+    ends(held, TRAIN, 0, RECORD)
+    await held.reconcile()
+    uri = its_adapter(held)["uri"]
+    begins = {"start": {"uri": uri}} if what == "adapter" else {"model": {"uri": f"{uri}/model"}}
+    trains_further(held, "Running", **begins)
+    deleted(held)
+    assert await held.reconcile() == Requeue(SERVED_AGAIN)
+    assert (held.made(JOB), said(held)["reason"]) == (2, "StillTrained")
+    assert "once FineTuneJob team-a/dpo-v1 has ended" in said(held)["message"]
+    trains_further(held, "Succeeded", **begins)
+    await held.reconcile()
+    assert held.made(JOB) == 3
+
+
+async def test_a_job_that_begins_with_something_else_holds_nothing_up(held: World) -> None:
+    ends(held, TRAIN, 0, RECORD)
+    await held.reconcile()
+    trains_further(held, "Running", start={"uri": its_adapter(held)["uri"] + "0"})
+    deleted(held)
+    await held.reconcile()
+    assert held.made(JOB) == 3

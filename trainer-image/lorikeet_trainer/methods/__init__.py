@@ -20,8 +20,10 @@ def check(model: PreTrainedModel, method: Method) -> None:
         lora.check(model, method)
 
 
-def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, folder: Path, scratch: Path) -> Trainable:
-    """Return the base model with what is trained of it. Raises RunError (MethodNotApplicable).
+def make_trainable(
+    model: PreTrainedModel, method: Method, compute: Compute, folder: Path, scratch: Path, start: Path | None = None
+) -> Trainable:
+    """Return the base model with what is trained of it. Raises RunError (MethodNotApplicable, ModelInvalid).
 
     Args:
         model: the base model, loaded.
@@ -29,9 +31,10 @@ def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, fol
         compute: where, and in which precision.
         folder: where the base model came from.
         scratch: for files that are of use until the run has ended.
+        start: folder of the LoRA adapter that the run begins with, if it is not a new one.
     """
     if method.bottleneck is not None:
         return bottleneck.Bottlenecked(model, method.bottleneck)
     if method.adapter is not None:
-        return lora.make_trainable(model, method, compute, scratch)
+        return lora.make_trainable(model, method, compute, scratch, start)
     return full.Full(model, folder)

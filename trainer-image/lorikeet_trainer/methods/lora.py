@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +19,8 @@ from lorikeet_run.errors import RunError
 from lorikeet_trainer.device import Compute
 from lorikeet_trainer.methods.trainable import Trainable, base_name, cast_trained, tensor_names
 from lorikeet_trainer.model import REWARD_HEAD, Quantized, head, quantized
+
+_WEIGHTS: Final = "adapter_model.safetensors"
 
 
 class Lora(Trainable):
@@ -78,6 +81,20 @@ class Lora(Trainable):
         """Read it in the type in which it is trained: peft would cast it to float32."""
         self.model.load_adapter(str(folder), "default", is_trainable=True, autocast_adapter_dtype=False)
 
+    def begin(self, folder: Path) -> None:
+        """Take the weights of a published adapter. Raises RunError (ModelInvalid) if they are those of another one."""
+        own = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        with safe_open(folder / _WEIGHTS, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
+        differing = [name for name in {**own, **found} if name not in own or found.get(name) != tuple(own[name].shape)]
+        if differing:
+            raise RunError(
+                "ModelInvalid",
+                f"the adapter to go on from has other weights than this job trains ({', '.join(differing[:3])}, …):"
+                " leave spec.method out of a new job to go on as the earlier one",
+            )
+        self.load_checkpoint(folder)
+
     def publish(self, output: Path, base: SourceDigest, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the adapter in peft's layout, for the base as it is published.
 
@@ -98,7 +115,7 @@ class Lora(Trainable):
         less = None if self._initial is None else str(self._initial)
         self._write(folder, less)
         tokenizer.save_pretrained(folder)
-        keys = tensor_names(folder / "adapter_model.safetensors")
+        keys = tensor_names(folder / _WEIGHTS)
         known = _keys(config)
         foreign = [key for key in keys if not known.search(key)]
         absent = [name for name in config.modules_to_save or [] if not any(f".{name}." in key for key in keys)]
@@ -122,9 +139,10 @@ def check(model: PreTrainedModel, method: Method) -> None:
         )
 
 
-def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, scratch: Path) -> Lora:
-    """Return the base model with adapters. Raises RunError (MethodNotApplicable).
+def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, scratch: Path, start: Path | None) -> Lora:
+    """Return the base model with adapters, new ones or those in the folder `start`.
 
+    Raises RunError: MethodNotApplicable, or ModelInvalid if those in `start` are not what the method makes.
     They are of `compute.dtype`, but of float32 where what is trained is as large as the base's own weights (DoRA's
     magnitudes, whole layers, parts of the base): usual steps would vanish in bfloat16's eight bits there.
     """
@@ -155,7 +173,10 @@ def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, scr
         adapted.save_pretrained(str(initial), save_embedding_layers=False, is_main_process=compute.rank == 0)
     large = adapter.dora or bool(adapter.modules_to_save) or rewards or initial is not None
     dtype = torch.float32 if large else compute.dtype
-    return Lora(adapted, dtype, four_bits, initial, adapter.lora_plus_ratio)
+    made = Lora(adapted, dtype, four_bits, initial, adapter.lora_plus_ratio)
+    if start is not None:
+        made.begin(start)
+    return made
 
 
 def _check_targets(model: PreTrainedModel, adapter: Adapter) -> None:

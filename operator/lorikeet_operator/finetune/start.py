@@ -1,0 +1,170 @@
+"""What a run begins with that goes on from an earlier FineTuneJob's result, and why it does not begin yet (pure)."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from lorikeet_api.conditions import FINAL
+from lorikeet_api.contract import Artifacts, RunContract, Start
+from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.training import HUB, Lora, Method, ModelSource, QLora
+from lorikeet_operator.profiles import Refused
+
+USUAL: Final = Method(qlora=QLora())
+"""How a job trains that does not say how."""
+_SHAPE: Final = ("rank", "alpha", "rs_lora", "dora", "target_modules", "modules_to_save", "init")
+"""What makes an adapter the one that it is: who goes on with it cannot have it otherwise."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins with, decided."""
+
+    model: ModelSource
+    """The base model."""
+    method: Method
+    start: Start | None = None
+    """The adapter that is trained further."""
+
+
+def by_earlier(body: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """Index FineTuneJobs by the one that they go on from: namespace and name."""
+    origin = ((body.get("spec") or {}).get("model") or {}).get("from") or {}
+    if reference := origin.get("fineTuneJobRef"):
+        yield str(body["metadata"]["namespace"]), str(reference.get("name"))
+
+
+def beginning(job: FineTuneJob, earlier: FineTuneJob | None, endpoint: str | None) -> Beginning:
+    """Return what a run begins with.
+
+    Args:
+        job: the request.
+        earlier: the FineTuneJob that it goes on from, if it does and there is one.
+        endpoint: the store that the run reads.
+
+    Raises:
+        Refused: if the earlier job has nothing to go on from (yet), or the request does not fit to it.
+    """
+    if (source := job.spec.model.source) is not None:
+        return Beginning(source, job.spec.method or USUAL)
+    name = str(job.spec.model.earlier)
+    contract, artifacts = _result(name, earlier)
+    if (contract.storage.endpoint or "").rstrip("/") != (endpoint or "").rstrip("/"):
+        raise Refused(
+            "InvalidSpec",
+            f"FineTuneJob {name} has published to {contract.storage.endpoint or 'AWS'}, and this job's TuningProfile"
+            f" reads {endpoint or 'AWS'}: name a profile with the same storage.endpoint in spec.profileRef",
+        )
+    if contract.method.full is not None:
+        model = ModelSource(uri=f"{artifacts.uri}/model", secret_ref=job.spec.model.secret_ref)
+        return Beginning(model, job.spec.method or USUAL)
+    method = _continued(name, contract.method, job.spec.method)
+    return Beginning(_base(contract, job), method, Start(uri=artifacts.uri, sha256=artifacts.sha256))
+
+
+def _result(name: str, earlier: FineTuneJob | None) -> tuple[RunContract, Artifacts]:
+    if earlier is None:
+        raise Refused(
+            "JobNotFound",
+            f"there is no FineTuneJob {name} in this namespace: create it, and this job starts by itself once it has"
+            " succeeded; or name another one in spec.model.from of a new job",
+        )
+    status = earlier.status
+    if earlier.metadata.deletion_timestamp is not None and earlier.spec.deletion_policy == "Delete":
+        raise Refused(
+            "JobNotFound",
+            f"FineTuneJob {name} is being deleted, and what it has published with it: create it anew, and this job"
+            " starts by itself once it has succeeded; or name another one in spec.model.from of a new job",
+        )
+    if status.phase not in FINAL:
+        message = f"FineTuneJob {name} is {status.phase}: this job goes on from its result as soon as it has succeeded"
+        raise Refused("JobNotFinished", message)
+    if status.phase == "Failed" or status.artifacts is None or status.resolved is None:
+        raise Refused(
+            "JobFailed",
+            f"FineTuneJob {name} has published nothing ({status.message or status.phase}): create it anew, and this"
+            " job starts by itself once it has succeeded; or name another one in spec.model.from of a new job",
+        )
+    contract = status.resolved.contract
+    if contract.objective.reward is not None:
+        raise Refused(
+            "InvalidSpec",
+            f"FineTuneJob {name} has published a reward model, which writes no answers and is not trained further: name"
+            " another job in spec.model.from of a new job",
+        )
+    return contract, status.artifacts
+
+
+def _base(contract: RunContract, job: FineTuneJob) -> ModelSource:
+    """Return the base model of an adapter, at the commit that it was trained on."""
+    base = contract.model
+    pinned = contract.pins[0] if contract.pins and base.uri.startswith(HUB) else base.revision
+    secret = job.spec.model.secret_ref or base.secret_ref
+    return base.model_copy(update={"revision": pinned, "secret_ref": secret})
+
+
+def _continued(name: str, before: Method, asked: Method | None) -> Method:
+    """Return the method by which an adapter that `before` has made is trained further. Raises Refused."""
+    made = _published(name, before)
+    if asked is None:
+        return made
+    known, wanted = made.adapter, asked.adapter
+    if known is None or wanted is None:
+        raise Refused(
+            "InvalidSpec",
+            f"FineTuneJob {name} has published a LoRA adapter, which {asked.name} does not train further: leave"
+            " spec.method out, or give lora or qlora",
+        )
+    differing = {field: _setting(known, field) for field in _SHAPE if _setting(known, field) != _setting(wanted, field)}
+    if differing:
+        right = ", ".join(
+            f"{type(known).model_fields[field].alias or field}: {json.dumps(value)}"
+            for field, value in differing.items()
+        )
+        raise Refused(
+            "InvalidSpec",
+            f"spec.method.{asked.name} does not fit to the adapter of FineTuneJob {name}: create this job with {right};"
+            " or leave spec.method out to go on as that one",
+        )
+    return asked
+
+
+def _setting(adapter: Lora | QLora, field: str) -> Any:
+    """Return one setting of an adapter in a form that can be compared; init has qlora none but the default."""
+    value = getattr(adapter, field, "default")
+    return sorted(value) if isinstance(value, list) else value
+
+
+def _published(name: str, method: Method) -> Method:
+    """Return the method that would have made what `method` has published. Raises Refused.
+
+    An adapter that was trained in the place of a part of the base is published as the difference: a plain one of twice
+    the rank, scaled as before (peft's `save_pretrained`, `path_initial_model_for_weight_conversion`).
+    """
+    lora = method.lora
+    if method.adapter is None:
+        raise Refused(
+            "InvalidSpec",
+            f"FineTuneJob {name} was trained with {method.name}, whose modules no run goes on with: name a job of full,"
+            " lora or qlora in spec.model.from of a new job",
+        )
+    if lora is None or lora.init == "default":
+        return method
+    if lora.rs_lora:
+        raise Refused(
+            "InvalidSpec",
+            f"FineTuneJob {name} was trained with init {lora.init} and rsLora, and the alpha of what it has published"
+            " is no whole number: train it again without rsLora, or without init, to go on from it",
+        )
+    try:
+        plain = {**lora.to_wire(), "init": "default", "rank": lora.published_rank, "alpha": 2 * lora.alpha}
+        return Method(lora=Lora.model_validate(plain))
+    except ValidationError as error:
+        raise Refused(
+            "InvalidSpec",
+            f"FineTuneJob {name} has published rank {lora.published_rank} and alpha {2 * lora.alpha}, which is more"
+            " than a job can have: train it again with half of them, or without init, to go on from it",
+        ) from error
