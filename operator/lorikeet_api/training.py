@@ -84,7 +84,8 @@ class Columns(Model):
     completion: ColumnName | None = None
     """Column of the completion (usual name: `completion`)."""
     messages: ColumnName | None = None
-    """Column of the chat messages, a list of `{role, content}` (usual name: `messages`)."""
+    """Column of the chat messages, a list of `{role, content}`, or of ShareGPT's `{from, value}` (usual names:
+    `messages`, `conversations`)."""
     text: ColumnName | None = None
     """Column of the plain text (usual name: `text`)."""
     instruction: ColumnName | None = None
@@ -95,11 +96,13 @@ class Columns(Model):
     """Column of the expected output (usual name: `output`)."""
     system: ColumnName | None = None
     """Column of an optional system prompt (usual name: `system`)."""
+    tools: ColumnName | None = None
+    """Column of the tools that a conversation may call, a list of functions or that as JSON (usual name: `tools`)."""
 
 
 FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
     "instruction": ("instruction", "input", "output", "system"),
-    "chat": ("messages",),
+    "chat": ("messages", "system", "tools"),
     "completion": ("prompt", "completion", "system"),
     "text": ("text",),
 }
@@ -125,11 +128,13 @@ class Dataset(Model):
     eval_fraction: Annotated[float, Field(gt=0, le=0.5)] | None = None
     """Share of the training examples held out for evaluation, chosen by the seed. Excludes `eval`."""
     format: DataFormat = "auto"
-    """Shape of the rows: `instruction` (instruction, input, output), `chat` (messages), `completion`
-    (prompt, completion), `text`; `auto` tells it from the columns of the first row."""
+    """Shape of the rows: `instruction` (instruction, input, output), `chat` (messages or ShareGPT's conversations;
+    system, tools), `completion` (prompt, completion), `text`; `auto` tells it from the columns of the first row.
+    A conversation begins with the user, after an optional system message, and a tool's result follows a call; whether
+    one role may speak twice is the chat template's to say."""
     train_on: TrainOn | None = None
-    """Tokens that the loss counts: `completion` (the answer), `assistant` (every assistant turn), `lastTurn`
-    (the last one), `all`. Absent: `completion` for instruction and completion rows, `assistant` for chat,
+    """Tokens that the loss counts: `completion` (the answer), `assistant` (every assistant turn, calls of tools too),
+    `lastTurn` (the last one), `all`. Absent: `completion` for instruction and completion rows, `assistant` for chat,
     `all` for text."""
     overlong: Overlong = "drop"
     """What happens to a row of more than `maxLength` tokens: `drop` (counted in the metrics), `truncate`

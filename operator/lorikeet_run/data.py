@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from lorikeet_api.training import FORMAT_COLUMNS, Dataset, TrainOn
+from lorikeet_run.conversation import Message, chat_column, read_conversation, read_tools
 from lorikeet_run.files import Placed, invalid, kind, read_rows
 
 Format = Literal["instruction", "chat", "completion", "text"]
-Role = Literal["system", "user", "assistant"]
 
 DEFAULT_TRAIN_ON: Final[dict[Format, TrainOn]] = {
     "instruction": "completion",
@@ -27,14 +27,6 @@ _NEEDED: Final[dict[Format, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Role
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
 class Example:
     """One example: a conversation, or a plain text."""
 
@@ -46,11 +38,13 @@ class Example:
     """The conversation; empty for a plain text."""
     text: str = ""
     """The plain text."""
+    tools: str = ""
+    """The tools that a conversation may call, as JSON; empty where there are none."""
 
     @property
-    def content(self) -> tuple[tuple[Message, ...], str]:
+    def content(self) -> tuple[tuple[Message, ...], str, str]:
         """What it teaches: equal examples have equal contents."""
-        return self.messages, self.text
+        return self.messages, self.text, self.tools
 
 
 def read_source(files: Sequence[tuple[Path, str]], dataset: Dataset) -> Iterator[Example]:
@@ -79,15 +73,13 @@ def column(role: str, dataset: Dataset) -> str:
 def detect(placed: Placed, dataset: Dataset) -> Format:
     """Return the format that the row's columns tell. Raises RunError (DataInvalid) if none does."""
     for data_format, roles in _NEEDED.items():
-        if all(column(role, dataset) in placed.row for role in roles):
+        if all(_found(role, placed, dataset) in placed.row for role in roles):
             return data_format
     found = ", ".join(placed.row) or "none"
-    if "conversations" in placed.row:
-        raise invalid(placed.where, "ShareGPT's conversations are not read; turn them into messages of {role, content}")
     raise invalid(
         placed.where,
-        f"no format has these columns: {found}; needed are messages, or instruction and output, or prompt and"
-        " completion, or text; dataset.columns maps other names",
+        f"no format has these columns: {found}; needed are messages or conversations, or instruction and output,"
+        " or prompt and completion, or text; dataset.columns maps other names",
     )
 
 
@@ -97,11 +89,22 @@ def _example(placed: Placed, data_format: Format, dataset: Dataset) -> Example:
         if train_on != "all":
             raise invalid(placed.where, f"text rows have no roles: trainOn {train_on} cannot be, choose all")
         return Example(placed.where, train_on, text=_text(placed, "text", data_format, dataset))
-    chat = data_format == "chat"
-    messages = _conversation(placed, dataset) if chat else tuple(_turns(placed, data_format, dataset))
+    tools = ""
+    if data_format == "chat":
+        system = _optional(placed, "system", dataset)
+        messages = read_conversation(placed, _found("messages", placed, dataset), system)
+        tools = read_tools(placed, column("tools", dataset))
+    else:
+        messages = tuple(_turns(placed, data_format, dataset))
     if train_on != "all" and not any(message.role == "assistant" for message in messages):
         raise invalid(placed.where, "no assistant turn to train on")
-    return Example(placed.where, train_on, messages=messages)
+    return Example(placed.where, train_on, messages=messages, tools=tools)
+
+
+def _found(role: str, placed: Placed, dataset: Dataset) -> str:
+    """Return the column that plays `role` in this row: a conversation has two usual names."""
+    name = column(role, dataset)
+    return chat_column(placed.row) if name == "messages" else name
 
 
 def _turns(placed: Placed, data_format: Format, dataset: Dataset) -> Iterator[Message]:
@@ -143,38 +146,3 @@ def _optional(placed: Placed, role: str, dataset: Dataset) -> str:
     if not isinstance(value, str):
         raise invalid(placed.where, f"column {name} is {kind(value)}, not text")
     return value if value.strip() else ""
-
-
-def _conversation(placed: Placed, dataset: Dataset) -> tuple[Message, ...]:
-    name = column("messages", dataset)
-    if name not in placed.row:
-        raise invalid(placed.where, f"no column {name}; found: {', '.join(placed.row) or 'none'} (format chat)")
-    turns = placed.row[name]
-    if not isinstance(turns, list) or not turns:
-        what = "an empty list" if turns == [] else kind(turns)
-        raise invalid(placed.where, f"column {name} is {what}, not a list of {{role, content}}")
-    messages = tuple(_message(turn, number, placed.where) for number, turn in enumerate(turns, start=1))
-    if any(message.role == "system" for message in messages[1:]):
-        raise invalid(placed.where, "a system message stands only at the beginning")
-    if all(message.role == "system" for message in messages) or _first_turn(messages).role == "assistant":
-        raise invalid(placed.where, "the conversation must begin with a user's turn, after an optional system message")
-    return messages
-
-
-def _first_turn(messages: Sequence[Message]) -> Message:
-    return next(message for message in messages if message.role != "system")
-
-
-def _message(turn: Any, number: int, where: str) -> Message:
-    if not isinstance(turn, dict):
-        raise invalid(where, f"message {number} is {kind(turn)}, not {{role, content}}")
-    role, content = turn.get("role"), turn.get("content")
-    if role in ("tool", "function") or turn.get("tool_calls"):
-        raise invalid(where, f"message {number} calls a tool or answers for one, which is not trained; leave it out")
-    if role not in ("system", "user", "assistant"):
-        raise invalid(where, f"message {number} has the role {role!r}; roles are system, user and assistant")
-    if not isinstance(content, str):
-        raise invalid(where, f"message {number} has {kind(content)} as content, not text")
-    if not content.strip():
-        raise invalid(where, f"message {number} ({role}) is empty")
-    return Message(role, content)

@@ -1,5 +1,6 @@
 """Token ids and labels out of examples: the chat template, which tokens count, what is too long."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,13 +9,14 @@ from pathlib import Path
 from typing import Any, Final, Self, cast
 
 import numpy as np
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from lorikeet_api.contract import RunContract, Template
 from lorikeet_api.training import Overlong
 from lorikeet_run.batches import batched
+from lorikeet_run.conversation import tool_variants
 from lorikeet_run.data import Example
 from lorikeet_run.errors import RunError
 from lorikeet_run.files import invalid
@@ -147,8 +149,16 @@ class Renderer:
     def _piece(self, example: Example) -> _Piece:
         if not example.messages:
             return _Piece(example, example.text)
-        messages = [{"role": message.role, "content": message.content} for message in example.messages]
-        whole = self._apply(messages, example.where)
+        messages = [message.for_template() for message in example.messages]
+        tools = json.loads(example.tools) if example.tools else None
+        whole = self._apply(messages, tools, example.where)
+        for what, other_messages, other_tools in tool_variants(messages, tools):
+            if self._apply(other_messages, other_tools, example.where) == whole:
+                raise RunError(
+                    "MethodNotApplicable",
+                    f"{example.where}: the base model's chat template does not write {what}, so the model would learn"
+                    " from text without: choose a base model whose chat template does, or take tools out of the data",
+                )
         answers = [number for number, message in enumerate(example.messages) if message.role == "assistant"]
         if example.train_on == "all":
             answers = []
@@ -156,8 +166,8 @@ class Renderer:
             answers = answers[-1:]
         turns = []
         for number in answers:
-            before = self._apply(messages[:number], example.where, answer_next=True)
-            after = whole if number == len(messages) - 1 else self._apply(messages[: number + 1], example.where)
+            before = self._apply(messages[:number], tools, example.where, answer_next=True)
+            after = whole if number == len(messages) - 1 else self._apply(messages[: number + 1], tools, example.where)
             if number == answers[-1] and not whole.startswith(before):
                 raise RunError(
                     "MethodNotApplicable",
@@ -174,16 +184,32 @@ class Renderer:
             turns.append((before, after))
         return _Piece(example, whole, tuple(turns))
 
-    def _apply(self, messages: list[dict[str, str]], where: str, *, answer_next: bool = False) -> str:
+    def _apply(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None, where: str, *, answer_next: bool = False
+    ) -> str:
         try:
-            template = self._tokenizer.get_chat_template()
+            template = self._tokenizer.get_chat_template(tools=tools)
             if "strftime_now" in template:
                 template = self._clock + template
             text = self._tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=answer_next
+                messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=answer_next
             )
+        except TemplateSyntaxError as error:
+            raise RunError(
+                "ModelInvalid",
+                f"the base model's chat template is none ({error}): correct it, or choose another base model",
+            ) from error
+        except (UndefinedError, TypeError) as error:
+            raise invalid(
+                where,
+                f"the base model's chat template needs what the conversation does not have ({error}): add it, or choose"
+                " a base model whose chat template does without",
+            ) from error
         except TemplateError as error:
-            raise invalid(where, f"the base model's chat template refuses the conversation ({error})") from error
+            raise invalid(
+                where,
+                f"the base model's chat template refuses the conversation ({error}): correct it or leave it out",
+            ) from error
         return cast(str, text)
 
     def _span(self, whole: list[int], before: list[int], after: list[int]) -> tuple[int, int]:
