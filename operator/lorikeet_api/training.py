@@ -3,6 +3,7 @@
 These models stand in a FineTuneJob's spec and, resolved, in the trainer's contract.
 """
 
+import re
 from typing import Annotated, Final, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, model_validator
@@ -18,6 +19,7 @@ Scheduler = Literal["cosine", "linear", "constant"]
 
 Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", min_length=1, max_length=128)]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+PartName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$", min_length=1, max_length=128)]
 ALL_LINEAR: Final = "all-linear"
 TargetName = Annotated[
@@ -27,6 +29,8 @@ TargetName = Annotated[
 
 HUB = "hf://"
 NO_REVISION = "only hf:// sources have revisions: remove it"
+_WHOLE_DATA_SET: Final = rf"^{HUB}[^/]+/[^/]+$"
+_NO_PARTS: Final = "subset and split are of a whole data set, hf://org/dataset: remove them, or the path after it"
 
 
 class _Versioned(Model):
@@ -62,10 +66,28 @@ class DataSource(_Versioned):
     """One file, or a folder of files, of examples: .jsonl, .json, .csv or .parquet."""
 
     uri: SourceUri
-    """Where the examples lie: `s3://bucket/key`, `hf://org/dataset/path/in/repository` or `pvc://claim/path`.
-    A URI without a known file ending is read as a folder, all files of it in name order."""
+    """Where the examples lie: `s3://bucket/key`, `hf://org/dataset` with subset and split,
+    `hf://org/dataset/path/in/repository` or `pvc://claim/path`. A URI without a known file ending is read as a folder,
+    all files of it in name order."""
     revision: Revision | None = None
     """Commit, tag or branch of an `hf://` data set. Absent: the main branch."""
+    subset: PartName | None = None
+    """Subset (configuration) of a whole `hf://org/dataset`, by its card, else by its folders. Absent: the card's
+    default, or the only one."""
+    split: PartName | None = None
+    """Split of it, by its card, else by the names of its files: `train`, `validation`, `test`. Absent: the only one."""
+
+    @model_validator(mode="after")
+    def _only_whole_data_sets_have_parts(self) -> Self:
+        if (self.subset or self.split) and not re.match(_WHOLE_DATA_SET, self.uri):
+            raise ValueError(_NO_PARTS)
+        return self
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rule of `_Versioned`, and that of `_only_whole_data_sets_have_parts`."""
+        none = "!has(self.subset) && !has(self.split)"
+        return [*_Versioned.cel_rules(), cel(f"({none}) || self.uri.matches('{_WHOLE_DATA_SET}')", _NO_PARTS)]
 
 
 class WeightedDataSource(DataSource):

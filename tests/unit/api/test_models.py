@@ -40,6 +40,12 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
         ({"modle": {}}, "Extra inputs"),
         ({"training": {"learning_rate": 1e-4}}, "Extra inputs"),
         ({"compute": {"env": [{"name": "A"}, {"name": "A"}]}}, "two items have the same name"),
+        (
+            {"dataset": {"train": [{"uri": "s3://data/a", "split": "train"}]}},
+            "subset and split are of a whole data set",
+        ),
+        ({"dataset": {"train": [{"uri": "hf://o/d/en", "subset": "en"}]}}, "subset and split are of a whole data set"),
+        ({"dataset": {"train": [{"uri": "s3://data/a", "revision": "v1"}]}}, "only hf:// sources have revisions"),
     ],
 )
 def test_wrong_requests_are_refused(spec: dict[str, Any], message: str) -> None:
