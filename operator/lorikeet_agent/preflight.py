@@ -34,9 +34,14 @@ class Sample:
     rows: int
     """How many were parsed."""
     whole: bool
-    """Whether these are all that the source has."""
+    """Whether these rows are all that the source has."""
     differs: bool
     """Whether two of the rows are different examples."""
+
+    @property
+    def is_all(self) -> bool:
+        """Whether `examples` are all that the source has."""
+        return self.whole and len(self.examples) == self.rows
 
 
 def preflight(contract: RunContract, folder: Path) -> RunRecord:
@@ -99,7 +104,7 @@ def sample(survey: Survey, contract: RunContract, folder: Path) -> Sample:
 def _render(contract: RunContract, model: Survey, samples: list[Sample], folder: Path) -> str:
     """Turn the samples into tokens as the trainer will; return what template that took."""
     # Here, since it takes a second: what is wrong with a URI is said before.
-    from lorikeet_run.render import Renderer, check_stops, choose_template
+    from lorikeet_run.render import Renderer, check_left, check_stops, choose_template
     from lorikeet_run.tokenizer import load_tokenizer
 
     patiently(lambda: fetch_description(model, folder), PATIENCE)
@@ -107,7 +112,12 @@ def _render(contract: RunContract, model: Survey, samples: list[Sample], folder:
         tokenizer = load_tokenizer(folder)
         template = choose_template(tokenizer, [example for one in samples for example in one.examples])
         renderer = Renderer.of(contract, folder, tokenizer)
-        check_stops([renderer.render(one.examples) for one in samples], contract.dataset.overlong)
+        rendered = [renderer.render(one.examples) for one in samples]
+        check_stops(rendered, contract.dataset.overlong)
+    count = len(contract.dataset.train)
+    for what, some in (("training", slice(count)), ("evaluation", slice(count, None))):
+        if all(one.is_all for one in samples[some]):
+            check_left(what, rendered[some], contract.dataset.max_length)
     return {"base": "the base model's chat template", "lorikeet": "Lorikeet's template", "none": "no template"}[
         template.source
     ]

@@ -303,6 +303,17 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
     return Template(source="lorikeet" if own else "base", sha256=sha256(text.encode()).hexdigest())
 
 
+def check_left(what: str, rendered: Sequence[Rendered], max_length: int) -> None:
+    """Find out whether an example is left to train or evaluate on. Raises RunError (DataInvalid)."""
+    if rendered and not any(one.rows for one in rendered):
+        dropped = sum(one.dropped for one in rendered)
+        raise RunError(
+            "DataInvalid",
+            f"no {what} example is left: of all {dropped} maxLength {max_length} leaves no whole one (overlong drop) or"
+            " no token of the answer (overlong truncate): raise maxLength",
+        )
+
+
 def check_stops(rendered: Sequence[Rendered], overlong: Overlong) -> float | None:
     """Return the share of answers that end with a stop token, in percent. Raises RunError (ModelInvalid).
 

@@ -61,6 +61,8 @@ def test_a_sound_run_is_pinned_and_its_folder_taken(lab: Lab, tmp_path: Path) ->
         ({"train": "s3://nowhere/train.jsonl"}, "DataNotFound", "nowhere"),
         ({"dataset": {"format": "completion", "columns": {"prompt": "question"}}}, "DataInvalid", "question"),
         ({"dataset": {"maxLength": 8, "overlong": "fail"}}, "DataInvalid", "maxLength"),
+        ({"dataset": {"maxLength": 8}}, "DataInvalid", "no training example is left: of all 60 maxLength 8"),
+        ({"dataset": {"maxLength": 8, "overlong": "truncate"}}, "DataInvalid", "no training example is left"),
         ({"training": {"batchSize": 3}, "gpus": 2}, "InvalidContract", "2 GPUs"),
         ({"output": "s3://nowhere/x"}, "StorageRefused", "nowhere"),
     ],

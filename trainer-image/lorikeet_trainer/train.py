@@ -19,7 +19,7 @@ from lorikeet_run import log
 from lorikeet_run.errors import RunError, not_finite
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import mix
-from lorikeet_run.render import Rendered, Renderer, Tokens, check_stops, choose_template
+from lorikeet_run.render import Rendered, Renderer, Tokens, check_left, check_stops, choose_template
 from lorikeet_run.tokenizer import limits, load_tokenizer
 from lorikeet_trainer import device, methods, model, sft
 from lorikeet_trainer.checkpoints import COURSE, Keeper
@@ -132,7 +132,7 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
     rendered = [renderer.render(source) for source in sources]
     held = renderer.render(held_out)
     for what, some in (("training", rendered), ("evaluation", [held] if held_out else [])):
-        _check_left(what, some, dataset.max_length)
+        check_left(what, some, dataset.max_length)
     _check_limits([*rendered, held], *limits(session.layout.model))
     stop_percent = check_stops([*rendered, held], dataset.overlong)
     weights = [source.weight for source in dataset.train if source.weight is not None]
@@ -169,16 +169,6 @@ def _check_limits(rendered: list[Rendered], positions: int | None, vocabulary: i
             "ModelInvalid",
             f"the tokenizer gives the token id {largest} and the base model knows {vocabulary} ids: tokenizer and model"
             " do not belong together",
-        )
-
-
-def _check_left(what: str, rendered: list[Rendered], max_length: int) -> None:
-    if rendered and not any(one.rows for one in rendered):
-        dropped = sum(one.dropped for one in rendered)
-        raise RunError(
-            "DataInvalid",
-            f"no {what} example is left: of all {dropped} maxLength {max_length} leaves no whole one (overlong drop) or"
-            " no token of the answer (overlong truncate): raise maxLength",
         )
 
 
