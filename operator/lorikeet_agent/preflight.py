@@ -60,8 +60,9 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
             samples.append(patiently(partial(sample, survey, contract, folder / str(index)), PATIENCE))
             told["rows"] = samples[-1].rows
         pins.append(survey.pin)
-    if contract.dataset.eval_fraction is not None and all(one.whole and not one.differs for one in samples):
-        check_split(one.examples[0] for one in samples)
+    trained = samples[: len(contract.dataset.train)]
+    if contract.dataset.eval_fraction is not None and all(one.whole and not one.differs for one in trained):
+        check_split(one.examples[0] for one in trained)
     template = _render(contract, model, samples, folder / "model")
     rows = sum(one.rows for one in samples)
     extent = "every row" if all(one.whole for one in samples) else "a sample"
@@ -114,10 +115,13 @@ def _render(contract: RunContract, model: Survey, samples: list[Sample], folder:
         renderer = Renderer.of(contract, folder, tokenizer)
         rendered = [renderer.render(one.examples) for one in samples]
         check_stops(rendered, contract.dataset.overlong)
-    count = len(contract.dataset.train)
-    for what, some in (("training", slice(count)), ("evaluation", slice(count, None))):
-        if all(one.is_all for one in samples[some]):
-            check_left(what, rendered[some], contract.dataset.max_length)
+    dataset = contract.dataset
+    others = [what for what, source in (("evaluation", dataset.eval), ("test", dataset.test)) if source is not None]
+    roles = [*["training"] * len(dataset.train), *others]
+    for what in dict.fromkeys(roles):
+        of = [number for number, role in enumerate(roles) if role == what]
+        if all(samples[number].is_all for number in of):
+            check_left(what, [rendered[number] for number in of], dataset.max_length)
     return {"base": "the base model's chat template", "lorikeet": "Lorikeet's template", "none": "no template"}[
         template.source
     ]

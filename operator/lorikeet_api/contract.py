@@ -82,7 +82,8 @@ class RunContract(Model):
     """Seconds between SIGTERM and SIGKILL."""
     pins: Annotated[list[Text], Field(max_length=64)] | None = None
     """What the sources were when the run was checked: the model's, the training sources' in order, the evaluation
-    set's. A commit of the hub, or the sha256 over names, sizes and versions (ETags, times of change) of the files."""
+    set's, the test set's. A commit of the hub, or the sha256 over names, sizes and versions (ETags, times of change) of
+    the files."""
     job_uid: Text | None = None
     """uid of the FineTuneJob; absent outside a cluster."""
     date: str
@@ -90,9 +91,9 @@ class RunContract(Model):
 
 
 def data_sources(contract: RunContract) -> list[DataSource]:
-    """Return the training sources in the contract's order, then the evaluation set if there is one."""
+    """Return the training sources in the contract's order, then the evaluation set and the test set if there are."""
     dataset = contract.dataset
-    return [*dataset.train, *([dataset.eval] if dataset.eval is not None else [])]
+    return [*dataset.train, *(source for source in (dataset.eval, dataset.test) if source is not None)]
 
 
 def canonical_json(value: Any) -> bytes:
@@ -126,6 +127,12 @@ class Metrics(Model):
     """The same before training."""
     perplexity: Figure | None = None
     """exp(evalLoss)."""
+    test_loss: Figure | None = None
+    """Loss on the test set after training, computed as evalLoss."""
+    base_test_loss: Figure | None = None
+    """The same before training."""
+    test_perplexity: Figure | None = None
+    """exp(testLoss)."""
     steps: int | None = None
     """Optimiser steps made."""
     resumed_from_step: int | None = None
@@ -134,6 +141,8 @@ class Metrics(Model):
     """Examples trained on (an epoch's)."""
     eval_examples: int | None = None
     """Held-out examples."""
+    test_examples: int | None = None
+    """Examples of the test set; absent without one."""
     dropped_examples: int | None = None
     """Examples left out because they were longer than maxLength."""
     trained_tokens: int | None = None
@@ -281,7 +290,7 @@ class Manifest(Model):
     base_model: SourceDigest
     """The base model as it was read."""
     data: list[SourceDigest]
-    """Training sources in the spec's order, then the evaluation set."""
+    """Training sources in the spec's order, then the evaluation set and the test set."""
     contract: RunContract
     """The whole request, resolved."""
     files: list[FileDigest]

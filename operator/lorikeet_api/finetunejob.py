@@ -90,7 +90,7 @@ class FineTuneJobSpec(Model):
         dataset = self.dataset
         if self.training.eval_steps is not None and dataset.eval is None and dataset.eval_fraction is None:
             raise ValueError(_EVAL_STEPS)
-        sources = [self.model, *dataset.train, *([dataset.eval] if dataset.eval else [])]
+        sources = [self.model, *dataset.train, *(one for one in (dataset.eval, dataset.test) if one is not None)]
         if self.model.secret_ref is not None and not any(source.uri.startswith(HUB) for source in sources):
             raise ValueError(_NOTHING_TO_OPEN)
         return self
@@ -107,7 +107,8 @@ class FineTuneJobSpec(Model):
             ),
             cel(
                 f"!has(self.model.secretRef) || self.model.{from_hub} || self.dataset.train.exists(s, s.{from_hub})"
-                f" || (has(self.dataset.eval) && self.dataset.eval.{from_hub})",
+                f" || (has(self.dataset.eval) && self.dataset.eval.{from_hub})"
+                f" || (has(self.dataset.test) && self.dataset.test.{from_hub})",
                 _NOTHING_TO_OPEN,
             ),
         ] + [

@@ -149,6 +149,9 @@ class Dataset(Model):
     """Held-out examples for the evaluation loss. Excludes `evalFraction`."""
     eval_fraction: Annotated[float, Field(gt=0, le=0.5)] | None = None
     """Share of the training examples held out for evaluation, chosen by the seed. Excludes `eval`."""
+    test: DataSource | None = None
+    """Examples that judge the result: the loss on them is taken before training and at the end, never on the way.
+    Where the evaluation loss selects, as between runs, this one is of examples that selected nothing."""
     format: DataFormat = "auto"
     """Shape of the rows: `instruction` (instruction, input, output), `chat` (messages or ShareGPT's conversations;
     system, tools), `completion` (prompt, completion), `text`; `auto` tells it from the columns of the first row.

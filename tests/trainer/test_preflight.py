@@ -63,6 +63,7 @@ def test_a_sound_run_is_pinned_and_its_folder_taken(lab: Lab, tmp_path: Path) ->
         ({"dataset": {"maxLength": 8, "overlong": "fail"}}, "DataInvalid", "maxLength"),
         ({"dataset": {"maxLength": 8}}, "DataInvalid", "no training example is left: of all 60 maxLength 8"),
         ({"dataset": {"maxLength": 8, "overlong": "truncate"}}, "DataInvalid", "no training example is left"),
+        ({"dataset": {"test": {"uri": "s3://datasets/nothing.jsonl"}}}, "DataNotFound", "s3://datasets/nothing.jsonl"),
         ({"training": {"batchSize": 3}, "gpus": 2}, "InvalidContract", "2 GPUs"),
         ({"output": "s3://nowhere/x"}, "StorageRefused", "nowhere"),
     ],

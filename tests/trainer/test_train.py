@@ -70,6 +70,38 @@ def test_the_held_out_loss_falls(learned: Run) -> None:
     assert metrics.perplexity == pytest.approx(2.718281828**metrics.eval_loss, rel=1e-4)
 
 
+TEST: dict[str, Any] = {"test": HELD_OUT["eval"]}
+
+
+def test_a_test_set_judges_before_training_and_at_the_end_alone(lab: Lab) -> None:
+    training = {"maxSteps": 4, "evalSteps": 2}
+    contract = lab.contract("lora", MODEL, TRAIN, dataset={**HELD_OUT, **TEST}, training=training)
+    metrics = run_and_probe(lab, contract).metrics
+    assert (metrics.test_examples, metrics.eval_examples, metrics.train_examples) == (12, 12, 60)
+    assert metrics.test_loss is not None
+    assert metrics.test_loss == metrics.eval_loss
+    assert metrics.base_test_loss == metrics.base_eval_loss != metrics.test_loss
+    assert metrics.test_perplexity == metrics.perplexity
+    assert [source.uri for source in lab.manifest(contract).data] == [TRAIN, *["s3://datasets/heldout.jsonl"] * 2]
+
+
+def test_a_test_set_has_no_part_in_what_is_held_out_of_the_training_set(lab: Lab) -> None:
+    contract = lab.contract("lora", MODEL, TRAIN, dataset={"evalFraction": 0.25, **TEST}, training={"maxSteps": 1})
+    metrics = run_and_probe(lab, contract).metrics
+    assert (metrics.train_examples, metrics.eval_examples, metrics.test_examples) == (45, 15, 12)
+    twice = lab.put_rows("twice.jsonl", [{"prompt": "a", "completion": "b"}] * 4)
+    code, reason, message = failure(lab.run(lab.contract("lora", MODEL, twice, dataset={"evalFraction": 0.25, **TEST})))
+    assert (code, reason) == (65, "DataInvalid")
+    assert "evalFraction needs at least two different examples" in message
+
+
+def test_a_test_set_that_leaves_no_example_is_told(lab: Lab) -> None:
+    long = lab.put_rows("long.jsonl", [{"prompt": "a " * 100, "completion": "b"}])
+    code, reason, message = failure(lab.run(lab.contract("lora", MODEL, TRAIN, dataset={"test": {"uri": long}})))
+    assert (code, reason) == (65, "DataInvalid")
+    assert "no test example is left" in message
+
+
 def test_shuffled_answers_do_not_reach_it(lab: Lab, learned: Run) -> None:
     if learned.contract.method.name != "lora":
         pytest.skip("one method is enough")

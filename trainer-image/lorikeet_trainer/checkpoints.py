@@ -32,6 +32,8 @@ class Keeper(TrainerCallback):
     every_steps: int
     base_eval_loss: float | None
     """Loss on the held-out examples before training."""
+    base_test_loss: float | None
+    """Loss on the test set before training."""
     resumed: Course | None
     """The course up to the checkpoint that the run goes on from; None if it begins at the beginning."""
     _began: float = 0.0
@@ -84,6 +86,7 @@ class Keeper(TrainerCallback):
         """Add our part to what transformers has saved, and hand it on under its final name."""
         course = Course(
             base_eval_loss=self.base_eval_loss,
+            base_test_loss=self.base_test_loss,
             curve=self.report.curve,
             seconds=self.seconds,
             loss_sum=self.trainer._total_loss_scalar,

@@ -74,6 +74,8 @@ class Course(_File):
 
     base_eval_loss: float | None = None
     """Loss on the held-out examples before training."""
+    base_test_loss: float | None = None
+    """Loss on the test set before training."""
     curve: list[LossPoint]
     """The loss so far."""
     seconds: float

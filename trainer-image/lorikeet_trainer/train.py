@@ -2,7 +2,7 @@
 
 import math
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -40,9 +40,24 @@ class Examples:
     train: list[Tokens]
     """An epoch's."""
     held_out: list[Tokens]
+    test: list[Tokens]
     template: Template
     dropped: int
     stop_percent: float | None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss on some examples before and after training, where there are such examples."""
+
+    before: float | None
+    after: Evaluation | None
+
+    @property
+    def perplexity(self) -> float | None:
+        """That after training; not an infinite one, which cannot be written as JSON, and which the loss says."""
+        perplexity = self.after.perplexity if self.after else math.inf
+        return perplexity if math.isfinite(perplexity) else None
 
 
 @dataclass
@@ -81,14 +96,16 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     # The ranks go in step: the first one speaks for all.
     reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
     report = Report(
-        (lambda: held_out_loss(session, trainable, tokenizer, examples)) if examples.held_out else None,
+        (lambda: held_out_loss(session, trainable, tokenizer, examples.held_out)) if examples.held_out else None,
         session.hyper.eval_steps,
         reporter,
     )
     trainer = sft.build(trainable, tokenizer, examples.train, configuration(session, trainable, examples))
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
-    base = resumed.base_eval_loss if resumed else base_loss(session, report)
-    keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
+    judge = (lambda: held_out_loss(session, trainable, tokenizer, examples.test)) if examples.test else None
+    base = resumed.base_eval_loss if resumed else base_loss(session, "base_eval", report.evaluate)
+    base_test = resumed.base_test_loss if resumed else base_loss(session, "base_test", judge)
+    keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, base_test, resumed)
     trainer.add_callback(keeper)
     trainer.add_callback(report)
     with session.part("train"):
@@ -99,21 +116,25 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         final = report.evaluate and report.evaluate()
     if final and not math.isfinite(final.loss):
         raise not_finite("the evaluation loss", outcome.steps)
+    with session.part("test"):
+        judged = judge and judge()
+    if judged and not math.isfinite(judged.loss):
+        raise not_finite("the loss on the test set", outcome.steps)
     if session.compute.rank == 0:
         if final:
             report.curve.append(LossPoint(step=outcome.steps, eval_loss=final.loss))
         with session.part("save"):
             save(session, trainable, tokenizer)
-        metrics = figures(session, examples, trainable, outcome, base, final)
+        metrics = figures(session, examples, trainable, outcome, Losses(base, final), Losses(base_test, judged))
         leave(session, examples.template, MetricsFile(metrics=metrics, curve=report.curve, seconds=session.seconds))
     reporter.close()
     return None
 
 
-def base_loss(session: Session, report: Report) -> float | None:
-    """Return the loss on the held-out examples before training. Raises RunError (ModelInvalid)."""
-    with session.part("base_eval"):
-        base = report.evaluate and report.evaluate()
+def base_loss(session: Session, part: str, evaluate: Callable[[], Evaluation] | None) -> float | None:
+    """Return the loss before training, where there is something to take it on. Raises RunError (ModelInvalid)."""
+    with session.part(part):
+        base = evaluate and evaluate()
     if base and not math.isfinite(base.loss):
         raise RunError(
             "ModelInvalid",
@@ -126,30 +147,37 @@ def base_loss(session: Session, report: Report) -> float | None:
 def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """Return the run's data as tokens. Raises RunError."""
     contract, dataset = session.contract, session.contract.dataset
-    sources, held_out = read_data(contract, session.layout, session.prepared.data)
-    template = choose_template(tokenizer, [*(example for source in sources for example in source), *held_out])
+    sources, held_out, test = read_data(contract, session.layout, session.prepared.data)
+    template = choose_template(tokenizer, [example for source in (*sources, held_out, test) for example in source])
     renderer = Renderer.of(contract, session.layout.model, tokenizer)
     rendered = [renderer.render(source) for source in sources]
-    held = renderer.render(held_out)
-    for what, some in (("training", rendered), ("evaluation", [held] if held_out else [])):
+    held, judging = renderer.render(held_out), renderer.render(test)
+    everything = [*rendered, held, judging]
+    for what, some in (
+        ("training", rendered),
+        ("evaluation", [held] if held_out else []),
+        ("test", [judging] if test else []),
+    ):
         check_left(what, some, dataset.max_length)
-    _check_limits([*rendered, held], *limits(session.layout.model))
-    stop_percent = check_stops([*rendered, held], dataset.overlong)
+    _check_limits(everything, *limits(session.layout.model))
+    stop_percent = check_stops(everything, dataset.overlong)
     weights = [source.weight for source in dataset.train if source.weight is not None]
     chosen = mix([len(one.rows) for one in rendered], weights or None, session.hyper.seed)
     log.event(
         "examples",
         train=len(chosen),
         held_out=len(held.rows),
-        dropped=sum(one.dropped for one in [*rendered, held]),
+        test=len(judging.rows),
+        dropped=sum(one.dropped for one in everything),
         template=template.source,
         stop_token_percent=stop_percent,
     )
     return Examples(
         [rendered[source].rows[index] for source, index in chosen],
         held.rows,
+        judging.rows,
         template,
-        sum(one.dropped for one in [*rendered, held]),
+        sum(one.dropped for one in everything),
         stop_percent,
     )
 
@@ -204,12 +232,12 @@ def configuration(session: Session, trainable: Trainable, examples: Examples) ->
 
 
 def held_out_loss(
-    session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase, examples: Examples
+    session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase, rows: list[Tokens]
 ) -> Evaluation:
-    """Return the model's loss on the held-out examples, computed as training computes."""
+    """Return the model's loss on held-out examples, computed as training computes."""
     autocast = session.compute.dtype if session.compute.dtype == torch.bfloat16 else None
     pad_id = int(tokenizer.pad_token_id or 0)
-    return evaluate(trainable.model, examples.held_out, session.hyper.micro_batch_size, pad_id, autocast)
+    return evaluate(trainable.model, rows, session.hyper.micro_batch_size, pad_id, autocast)
 
 
 def save(session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -222,22 +250,24 @@ def figures(
     examples: Examples,
     trainable: Trainable,
     outcome: sft.TrainingOutcome,
-    base: float | None,
-    final: Evaluation | None,
+    held_out: Losses,
+    test: Losses,
 ) -> Metrics:
     """Return the run's figures."""
     quantized = trainable.quantized
-    perplexity = final.perplexity if final else None
     return Metrics(
         train_loss=outcome.loss,
-        eval_loss=final.loss if final else None,
-        base_eval_loss=base,
-        # An infinite one cannot be written as JSON, and evalLoss says it.
-        perplexity=perplexity if perplexity is not None and math.isfinite(perplexity) else None,
+        eval_loss=held_out.after.loss if held_out.after else None,
+        base_eval_loss=held_out.before,
+        perplexity=held_out.perplexity,
+        test_loss=test.after.loss if test.after else None,
+        base_test_loss=test.before,
+        test_perplexity=test.perplexity,
         steps=outcome.steps,
         resumed_from_step=session.prepared.checkpoint,
         train_examples=len(examples.train),
         eval_examples=len(examples.held_out),
+        test_examples=len(examples.test) or None,
         dropped_examples=examples.dropped,
         trained_tokens=sum(row.trained for row in examples.train),
         trainable_parameters=trainable.trained,
