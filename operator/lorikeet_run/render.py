@@ -154,11 +154,7 @@ class Renderer:
         whole = self._apply(messages, tools, example.where)
         for what, other_messages, other_tools in tool_variants(messages, tools):
             if self._apply(other_messages, other_tools, example.where) == whole:
-                raise RunError(
-                    "MethodNotApplicable",
-                    f"{example.where}: the base model's chat template does not write {what}, so the model would learn"
-                    " from text without: choose a base model whose chat template does, or take tools out of the data",
-                )
+                raise _unwritten(what, example.where)
         answers = [number for number, message in enumerate(example.messages) if message.role == "assistant"]
         if example.train_on == "all":
             answers = []
@@ -261,6 +257,14 @@ class Renderer:
             if str(self._tokenizer.decode([int(token)])).strip():
                 return False
         return False
+
+
+def _unwritten(what: str, where: str) -> RunError:
+    return RunError(
+        "MethodNotApplicable",
+        f"{where}: the base model's chat template does not write {what}, so the model would learn from text without:"
+        " choose a base model whose chat template does, or take tools out of the data",
+    )
 
 
 def _clock_macro(day: datetime) -> str:

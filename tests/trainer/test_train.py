@@ -18,9 +18,10 @@ from lorikeet_run.render import OWN_TEMPLATE
 from lorikeet_trainer import model, train
 from lorikeet_trainer.evaluate import Evaluation
 from lorikeet_trainer.lifecycle import STAGES
+from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.stage import run_stage
-from lorikeet_trainer.state import StageResult
+from lorikeet_trainer.state import Prepared, StageResult
 from tests.s3 import S3Server
 from tests.trainer import tiny
 from tests.trainer.lab import ALL_LINEAR, Lab, open_lab
@@ -86,9 +87,11 @@ def test_a_test_set_judges_before_training_and_at_the_end_alone(lab: Lab) -> Non
 
 
 def test_a_test_set_has_no_part_in_what_is_held_out_of_the_training_set(lab: Lab) -> None:
-    contract = lab.contract("lora", MODEL, TRAIN, dataset={"evalFraction": 0.25, **TEST}, training={"maxSteps": 1})
-    metrics = run_and_probe(lab, contract).metrics
-    assert (metrics.train_examples, metrics.eval_examples, metrics.test_examples) == (45, 15, 12)
+    contract = lab.contract("lora", MODEL, TRAIN, dataset={"evalFraction": 0.25, **TEST})
+    layout = lab.layout(contract)
+    assert run_stage("prepare", lab.write(contract), layout).exit_code == 0
+    (training,), held_out, test = read_data(contract, layout, Prepared.read(layout.prepared).data)
+    assert (len(training), len(held_out), len(test)) == (45, 15, 12)
     twice = lab.put_rows("twice.jsonl", [{"prompt": "a", "completion": "b"}] * 4)
     code, reason, message = failure(lab.run(lab.contract("lora", MODEL, twice, dataset={"evalFraction": 0.25, **TEST})))
     assert (code, reason) == (65, "DataInvalid")

@@ -53,6 +53,14 @@ def test_wrong_requests_are_refused(spec: dict[str, Any], message: str) -> None:
         FineTuneJob.parse(job_body(**spec))
 
 
+def test_a_token_may_open_a_test_set_alone() -> None:
+    model = {"uri": "s3://models/base", "secretRef": {"name": "hf-token"}}
+    dataset: dict[str, Any] = {"train": [{"uri": "s3://data/a"}]}
+    FineTuneJob.parse(job_body(model=model, dataset={**dataset, "test": {"uri": "hf://o/d", "split": "test"}}))
+    with pytest.raises(ValidationError, match="secretRef"):
+        FineTuneJob.parse(job_body(model=model, dataset=dataset))
+
+
 def serve_with(*args: str) -> None:
     """Have the model read a ModelDeployment with these arguments of vLLM."""
     ModelDeployment.parse(deployment_body(engine={"vllm": {"args": list(args)}}))
