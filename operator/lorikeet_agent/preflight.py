@@ -9,7 +9,7 @@ from typing import Final
 from lorikeet_api.contract import RunContract, RunRecord, data_sources
 from lorikeet_run import log
 from lorikeet_run.data import read_source
-from lorikeet_run.examples import Row
+from lorikeet_run.examples import Instance
 from lorikeet_run.mixture import check_split
 from lorikeet_run.output import adopt_or_take
 from lorikeet_run.patience import patiently
@@ -31,14 +31,19 @@ ROWS: Final = 200
 class Sample:
     """What was read of one source."""
 
-    examples: list[Row]
+    examples: list[Instance]
     """The first ones."""
     rows: int
     """How many were parsed."""
     whole: bool
-    """Whether these are all that the source has."""
+    """Whether these rows are all that the source has."""
     differs: bool
     """Whether two of the rows are different examples."""
+
+    @property
+    def is_all(self) -> bool:
+        """Whether `examples` are all that the source has."""
+        return self.whole and len(self.examples) == self.rows
 
 
 def preflight(contract: RunContract, folder: Path) -> RunRecord:
@@ -59,8 +64,9 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
             samples.append(patiently(partial(sample, survey, contract, folder / str(index)), PATIENCE))
             told["rows"] = samples[-1].rows
         pins.append(survey.pin)
-    if contract.dataset.eval_fraction is not None and all(one.whole and not one.differs for one in samples):
-        check_split(one.examples[0] for one in samples)
+    trained = samples[: len(contract.dataset.train)]
+    if contract.dataset.eval_fraction is not None and all(one.whole and not one.differs for one in trained):
+        check_split(one.examples[0] for one in trained)
     template = _render(contract, model, samples, folder / "model")
     rows = sum(one.rows for one in samples)
     extent = "every row" if all(one.whole for one in samples) else "a sample"
@@ -89,7 +95,7 @@ def sample(survey: Survey, contract: RunContract, folder: Path) -> Sample:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(head[:end])
             names.insert(0, first.name)
-    kept: list[Row] = []
+    kept: list[Instance] = []
     rows, differs = 0, False
     for example in read_source([(folder / name, name) for name in names], contract.dataset, contract.objective.name):
         rows += 1
@@ -103,7 +109,7 @@ def sample(survey: Survey, contract: RunContract, folder: Path) -> Sample:
 def _render(contract: RunContract, model: Survey, samples: list[Sample], folder: Path) -> str:
     """Turn the samples into tokens as the trainer will; return what template that took."""
     # Here, since it takes a second: what is wrong with a URI is said before.
-    from lorikeet_run.render import Renderer, check_stops, choose_template
+    from lorikeet_run.render import Renderer, check_left, check_stops, choose_template
     from lorikeet_run.tokenizer import load_tokenizer
 
     patiently(lambda: fetch_description(model, folder), PATIENCE)
@@ -111,7 +117,15 @@ def _render(contract: RunContract, model: Survey, samples: list[Sample], folder:
         tokenizer = load_tokenizer(folder)
         template = choose_template(tokenizer, [example for one in samples for example in one.examples])
         renderer = Renderer.of(contract, folder, tokenizer)
-        check_stops([renderer.render(one.examples) for one in samples], contract.dataset.overlong)
+        rendered = [renderer.render(one.examples) for one in samples]
+        check_stops(rendered, contract.dataset.overlong)
+    dataset = contract.dataset
+    others = [what for what, source in (("evaluation", dataset.eval), ("test", dataset.test)) if source is not None]
+    roles = [*["training"] * len(dataset.train), *others]
+    for what in dict.fromkeys(roles):
+        of = [number for number, role in enumerate(roles) if role == what]
+        if all(samples[number].is_all for number in of):
+            check_left(what, [rendered[number] for number in of], dataset.max_length)
     return {"base": "the base model's chat template", "lorikeet": "Lorikeet's template", "none": "no template"}[
         template.source
     ]

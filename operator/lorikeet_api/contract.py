@@ -94,7 +94,8 @@ class RunContract(Model):
     """Seconds between SIGTERM and SIGKILL."""
     pins: Annotated[list[Text], Field(max_length=64)] | None = None
     """What the sources were when the run was checked: the model's, the training sources' in order, the evaluation
-    set's. A commit of the hub, or the sha256 over names, sizes and versions (ETags, times of change) of the files."""
+    set's, the test set's. A commit of the hub, or the sha256 over names, sizes and versions (ETags, times of change) of
+    the files."""
     job_uid: Text | None = None
     """uid of the FineTuneJob; absent outside a cluster."""
     date: str
@@ -102,9 +103,9 @@ class RunContract(Model):
 
 
 def data_sources(contract: RunContract) -> list[DataSource]:
-    """Return the training sources in the contract's order, then the evaluation set if there is one."""
+    """Return the training sources in the contract's order, then the evaluation set and the test set if there are."""
     dataset = contract.dataset
-    return [*dataset.train, *([dataset.eval] if dataset.eval is not None else [])]
+    return [*dataset.train, *(source for source in (dataset.eval, dataset.test) if source is not None)]
 
 
 def canonical_json(value: Any) -> bytes:
@@ -156,6 +157,14 @@ class Metrics(Model):
     eval_margin: Figure | None = None
     """By how much chosen answers' rewards exceed rejected ones', mean over the held-out pairs after training; of kto:
     good answers' mean over bad answers' mean."""
+    test_loss: Figure | None = None
+    """Loss on the test set after training, computed as evalLoss."""
+    base_test_loss: Figure | None = None
+    """The same before training."""
+    test_perplexity: Figure | None = None
+    """exp(testLoss), of sft."""
+    test_accuracy: Figure | None = None
+    """As evalAccuracy, on the test set."""
     steps: int | None = None
     """Optimiser steps made."""
     resumed_from_step: int | None = None
@@ -164,6 +173,8 @@ class Metrics(Model):
     """Examples trained on (an epoch's)."""
     eval_examples: int | None = None
     """Held-out examples."""
+    test_examples: int | None = None
+    """Examples of the test set; absent without one."""
     dropped_examples: int | None = None
     """Examples left out because they were longer than maxLength."""
     trained_tokens: int | None = None
@@ -313,7 +324,7 @@ class Manifest(Model):
     base_model: SourceDigest
     """The base model as it was read."""
     data: list[SourceDigest]
-    """Training sources in the spec's order, then the evaluation set."""
+    """Training sources in the spec's order, then the evaluation set and the test set."""
     contract: RunContract
     """The whole request, resolved."""
     files: list[FileDigest]

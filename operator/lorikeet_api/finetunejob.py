@@ -171,7 +171,8 @@ class FineTuneJobSpec(Model):
         dataset = self.dataset
         if self.training.eval_steps is not None and dataset.eval is None and dataset.eval_fraction is None:
             raise ValueError(_EVAL_STEPS)
-        uris = [source.uri for source in (*dataset.train, *([dataset.eval] if dataset.eval else []))]
+        sets = (dataset.eval, dataset.test)
+        uris = [source.uri for source in (*dataset.train, *(one for one in sets if one is not None))]
         # Where an earlier job's base model lies is not known here.
         opens = self.model.uri is None or any(uri.startswith(HUB) for uri in (self.model.uri, *uris))
         if self.model.secret_ref is not None and not opens:
@@ -197,7 +198,8 @@ class FineTuneJobSpec(Model):
             cel(
                 f"!has(self.model.secretRef) || !has(self.model.uri) || self.model.{from_hub}"
                 f" || self.dataset.train.exists(s, s.{from_hub})"
-                f" || (has(self.dataset.eval) && self.dataset.eval.{from_hub})",
+                f" || (has(self.dataset.eval) && self.dataset.eval.{from_hub})"
+                f" || (has(self.dataset.test) && self.dataset.test.{from_hub})",
                 _NOTHING_TO_OPEN,
             ),
             *misfit_rules(),

@@ -3,6 +3,7 @@
 These models stand in a FineTuneJob's spec and, resolved, in the trainer's contract.
 """
 
+import re
 from typing import Annotated, Final, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, model_validator
@@ -17,6 +18,7 @@ Scheduler = Literal["cosine", "linear", "constant"]
 
 Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", min_length=1, max_length=128)]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+PartName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$", min_length=1, max_length=128)]
 ALL_LINEAR: Final = "all-linear"
 TargetName = Annotated[
@@ -26,6 +28,8 @@ TargetName = Annotated[
 
 HUB = "hf://"
 NO_REVISION = "only hf:// sources have revisions: remove it"
+_WHOLE_DATA_SET: Final = rf"^{HUB}[^/]+/[^/]+$"
+_NO_PARTS: Final = "subset and split are of a whole data set, hf://org/dataset: remove them, or the path after it"
 
 
 class _Versioned(Model):
@@ -61,10 +65,28 @@ class DataSource(_Versioned):
     """One file, or a folder of files, of examples: .jsonl, .json, .csv or .parquet."""
 
     uri: SourceUri
-    """Where the examples lie: `s3://bucket/key`, `hf://org/dataset/path/in/repository` or `pvc://claim/path`.
-    A URI without a known file ending is read as a folder, all files of it in name order."""
+    """Where the examples lie: `s3://bucket/key`, `hf://org/dataset` with subset and split,
+    `hf://org/dataset/path/in/repository` or `pvc://claim/path`. A URI without a known file ending is read as a folder,
+    all files of it in name order."""
     revision: Revision | None = None
     """Commit, tag or branch of an `hf://` data set. Absent: the main branch."""
+    subset: PartName | None = None
+    """Subset (configuration) of a whole `hf://org/dataset`, by its card, else by its folders. Absent: the card's
+    default, or the only one."""
+    split: PartName | None = None
+    """Split of it, by its card, else by the names of its files: `train`, `validation`, `test`. Absent: the only one."""
+
+    @model_validator(mode="after")
+    def _only_whole_data_sets_have_parts(self) -> Self:
+        if (self.subset or self.split) and not re.match(_WHOLE_DATA_SET, self.uri):
+            raise ValueError(_NO_PARTS)
+        return self
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rule of `_Versioned`, and that of `_only_whole_data_sets_have_parts`."""
+        none = "!has(self.subset) && !has(self.split)"
+        return [*_Versioned.cel_rules(), cel(f"({none}) || self.uri.matches('{_WHOLE_DATA_SET}')", _NO_PARTS)]
 
 
 class WeightedDataSource(DataSource):
@@ -89,7 +111,8 @@ class Columns(Model):
     label: ColumnName | None = None
     """Column that says whether a completion is good (usual name: `label`)."""
     messages: ColumnName | None = None
-    """Column of the chat messages, a list of `{role, content}` (usual name: `messages`)."""
+    """Column of the chat messages, a list of `{role, content}`, or of ShareGPT's `{from, value}` (usual names:
+    `messages`, `conversations`)."""
     text: ColumnName | None = None
     """Column of the plain text (usual name: `text`)."""
     instruction: ColumnName | None = None
@@ -100,11 +123,13 @@ class Columns(Model):
     """Column of the expected output (usual name: `output`)."""
     system: ColumnName | None = None
     """Column of an optional system prompt (usual name: `system`)."""
+    tools: ColumnName | None = None
+    """Column of the tools that a conversation may call, a list of functions or that as JSON (usual name: `tools`)."""
 
 
 FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
     "instruction": ("instruction", "input", "output", "system"),
-    "chat": ("messages",),
+    "chat": ("messages", "system", "tools"),
     "completion": ("prompt", "completion", "system"),
     "text": ("text",),
     "preference": ("prompt", "chosen", "rejected", "system"),
@@ -131,14 +156,19 @@ class Dataset(Model):
     """Held-out examples for the evaluation loss. Excludes `evalFraction`."""
     eval_fraction: Annotated[float, Field(gt=0, le=0.5)] | None = None
     """Share of the training examples held out for evaluation, chosen by the seed. Excludes `eval`."""
+    test: DataSource | None = None
+    """Examples that judge the result: the loss on them is taken before training and at the end, never on the way.
+    Where the evaluation loss selects, as between runs, this one is of examples that selected nothing."""
     format: DataFormat = "auto"
-    """Shape of the rows: for sft `instruction` (instruction, input, output), `chat` (messages), `completion`
-    (prompt, completion) or `text`; for dpo, orpo and reward `preference` (prompt, chosen, rejected); for kto `feedback`
-    (prompt, completion, label). `auto` tells it from the objective and the columns of the first row."""
+    """Shape of the rows: for sft `instruction` (instruction, input, output), `chat` (messages or ShareGPT's
+    conversations; system, tools), `completion` (prompt, completion) or `text`; for dpo, orpo and reward `preference`
+    (prompt, chosen, rejected); for kto `feedback` (prompt, completion, label). `auto` tells it from the objective and
+    the columns of the first row. A conversation begins with the user, after an optional system message, and a tool's
+    result follows a call; whether one role may speak twice is the chat template's to say."""
     train_on: TrainOn | None = None
-    """Tokens that the loss of sft counts: `completion` (the answer), `assistant` (every assistant turn), `lastTurn`
-    (the last one), `all`. Absent: `completion` for instruction and completion rows, `assistant` for chat,
-    `all` for text. Other objectives look at the answers alone."""
+    """Tokens that the loss of sft counts: `completion` (the answer), `assistant` (every assistant turn, calls of tools
+    too), `lastTurn` (the last one), `all`. Absent: `completion` for instruction and completion rows, `assistant` for
+    chat, `all` for text. Other objectives look at the answers alone."""
     overlong: Overlong = "drop"
     """What happens to a row of more than `maxLength` tokens: `drop` (counted in the metrics), `truncate`
     (at the end), or `fail`."""

@@ -7,8 +7,8 @@ from typing import Final, Literal
 from lorikeet_api.objectives import OBJECTIVE_FORMATS, ObjectiveName
 from lorikeet_api.training import Dataset, TrainOn
 from lorikeet_run.columns import column, optional, text
-from lorikeet_run.conversation import conversation
-from lorikeet_run.examples import Example, Message, Row
+from lorikeet_run.conversation import Message, chat_column, read_conversation, read_tools
+from lorikeet_run.examples import Example, Instance
 from lorikeet_run.files import Placed, invalid, read_rows
 from lorikeet_run.preferences import feedback, preference
 
@@ -31,7 +31,7 @@ _NEEDED: Final[dict[Format, tuple[str, ...]]] = {
 """The roles that a row of each format cannot do without, in the order in which `auto` looks for them."""
 
 
-def read_source(files: Sequence[tuple[Path, str]], dataset: Dataset, objective: ObjectiveName) -> Iterator[Row]:
+def read_source(files: Sequence[tuple[Path, str]], dataset: Dataset, objective: ObjectiveName) -> Iterator[Instance]:
     """Yield the rows of one source, as an objective takes them: its files as (path, name), in order.
 
     With format `auto` the source's first row decides. Raises RunError (DataInvalid).
@@ -40,7 +40,7 @@ def read_source(files: Sequence[tuple[Path, str]], dataset: Dataset, objective: 
     return _examples(rows, dataset, objective)
 
 
-def _examples(rows: Iterable[Placed], dataset: Dataset, objective: ObjectiveName) -> Iterator[Row]:
+def _examples(rows: Iterable[Placed], dataset: Dataset, objective: ObjectiveName) -> Iterator[Instance]:
     data_format: Format | None = None if dataset.format == "auto" else dataset.format
     for placed in rows:
         if data_format is None:
@@ -52,11 +52,9 @@ def detect(placed: Placed, dataset: Dataset, objective: ObjectiveName) -> Format
     """Return the format that the row's columns tell. Raises RunError (DataInvalid) if none does."""
     known = {name: roles for name, roles in _NEEDED.items() if name in OBJECTIVE_FORMATS[objective]}
     for data_format, roles in known.items():
-        if all(column(role, dataset) in placed.row for role in roles):
+        if all(_found(role, placed, dataset) in placed.row for role in roles):
             return data_format
     found = ", ".join(placed.row) or "none"
-    if "conversations" in placed.row:
-        raise invalid(placed.where, "ShareGPT's conversations are not read; turn them into messages of {role, content}")
     needed = ", or ".join(" and ".join(roles) for roles in known.values())
     raise invalid(
         placed.where,
@@ -65,7 +63,7 @@ def detect(placed: Placed, dataset: Dataset, objective: ObjectiveName) -> Format
     )
 
 
-def _row(placed: Placed, data_format: Format, dataset: Dataset) -> Row:
+def _row(placed: Placed, data_format: Format, dataset: Dataset) -> Instance:
     if data_format == "preference":
         return preference(placed, dataset)
     if data_format == "feedback":
@@ -79,11 +77,22 @@ def _example(placed: Placed, data_format: Format, dataset: Dataset) -> Example:
         if train_on != "all":
             raise invalid(placed.where, f"text rows have no roles: trainOn {train_on} cannot be, choose all")
         return Example(placed.where, train_on, text=text(placed, "text", data_format, dataset))
-    chat = data_format == "chat"
-    messages = conversation(placed, dataset) if chat else tuple(_turns(placed, data_format, dataset))
+    tools = ""
+    if data_format == "chat":
+        system = optional(placed, "system", dataset)
+        messages = read_conversation(placed, _found("messages", placed, dataset), system)
+        tools = read_tools(placed, column("tools", dataset))
+    else:
+        messages = tuple(_turns(placed, data_format, dataset))
     if train_on != "all" and not any(message.role == "assistant" for message in messages):
         raise invalid(placed.where, "no assistant turn to train on")
-    return Example(placed.where, train_on, messages=messages)
+    return Example(placed.where, train_on, messages=messages, tools=tools)
+
+
+def _found(role: str, placed: Placed, dataset: Dataset) -> str:
+    """Return the column that plays `role` in this row: a conversation has two usual names."""
+    name = column(role, dataset)
+    return chat_column(placed.row) if name == "messages" else name
 
 
 def _turns(placed: Placed, data_format: Format, dataset: Dataset) -> Iterator[Message]:

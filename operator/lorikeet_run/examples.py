@@ -1,21 +1,12 @@
-"""Rows as objectives take them: one text or conversation, or several that belong together."""
+"""Rows as objectives take them: one text or conversation, or two that belong together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from lorikeet_api.training import TrainOn
+from lorikeet_run.conversation import Message
 from lorikeet_run.tokens import Judged, Pair, TokenRow, Tokens
-
-Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Role
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +21,13 @@ class Example:
     """The conversation; empty for a plain text."""
     text: str = ""
     """The plain text."""
+    tools: str = ""
+    """The tools that a conversation may call, as JSON; empty where there are none."""
 
     @property
-    def content(self) -> tuple[tuple[Message, ...], str]:
+    def content(self) -> tuple[object, ...]:
         """What it teaches: equal examples have equal contents."""
-        return self.messages, self.text
+        return self.messages, self.text, self.tools
 
     @property
     def parts(self) -> "tuple[Example, ...]":
@@ -105,5 +98,5 @@ class Feedback:
         return Judged(tokens.answered_from(tokens.answer), self.good)
 
 
-Row: TypeAlias = Example | Preference | Feedback
-"""A row of the data, by objective: sft's, that of dpo, orpo and reward, kto's."""
+Instance: TypeAlias = Example | Preference | Feedback
+"""What a row of the data is, by objective: sft's, that of dpo, orpo and reward, kto's."""

@@ -132,9 +132,18 @@ def _parquet(path: Path, name: str) -> Iterator[Placed]:
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
-                yield Placed(row, f"{name}, row {number}")
+                yield Placed({name: _without_nulls(value) for name, value in row.items()}, f"{name}, row {number}")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise invalid(name, f"not Parquet ({error})") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a cell without the keys that Parquet adds: there every object has the keys of all, most of them null."""
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
 
 
 _READERS: Final[dict[str, Callable[[Path, str], Iterator[Placed]]]] = {

@@ -5,18 +5,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lorikeet_run.errors import RunError
-from lorikeet_run.examples import Row
+from lorikeet_run.examples import Instance
 
 
 @dataclass(frozen=True)
 class Split:
     """Training sources without what is held out, and that."""
 
-    train: list[list[Row]]
-    held_out: list[Row]
+    train: list[list[Instance]]
+    held_out: list[Instance]
 
 
-def check_split(examples: Iterable[Row]) -> None:
+def check_split(examples: Iterable[Instance]) -> None:
     """Find out whether something can be held out. Raises RunError (DataInvalid) without two different examples."""
     contents = (example.content for example in examples)
     first = next(contents, None)
@@ -26,7 +26,7 @@ def check_split(examples: Iterable[Row]) -> None:
         )
 
 
-def split(sources: Sequence[Sequence[Row]], fraction: float, seed: int) -> Split:
+def split(sources: Sequence[Sequence[Instance]], fraction: float, seed: int) -> Split:
     """Hold out `fraction` of all examples, at least one, chosen by `seed`.
 
     Equal examples stay on one side together, in whatever source they stand: what is held out was never trained

@@ -4,8 +4,8 @@ from typing import Final
 
 from lorikeet_api.training import Dataset
 from lorikeet_run.columns import column, optional, text, value
-from lorikeet_run.conversation import check_beginning, turns
-from lorikeet_run.examples import Example, Feedback, Message, Preference
+from lorikeet_run.conversation import Message, check_order, read_turns
+from lorikeet_run.examples import Example, Feedback, Preference
 from lorikeet_run.files import Placed, invalid, kind
 
 _LABELS: Final[dict[object, bool]] = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
@@ -55,7 +55,7 @@ def _prompt(placed: Placed, data_format: str, dataset: Dataset) -> tuple[Message
         return first
     if isinstance(placed.row[name], str):
         return (*first, Message("user", text(placed, "prompt", data_format, dataset)))
-    listed = turns(placed.row[name], name, placed.where)
+    listed = read_turns(placed.row[name], name, placed.where)
     if listed[-1].role != "user":
         raise invalid(
             placed.where, f"column {name} ends with a turn of the {listed[-1].role}: it must end with a user's"
@@ -69,7 +69,7 @@ def _answered(
     """Return the prompt with the answer in the column of a role: a text, its turn, or the whole conversation."""
     name, found = column(role, dataset), value(placed, role, data_format, dataset)
     if isinstance(found, list):
-        listed = turns(found, name, placed.where)
+        listed = read_turns(found, name, placed.where)
         whole = listed if listed[: len(prompt)] == prompt else (*prompt, *listed)
     elif found is None or isinstance(found, str):
         if not prompt or prompt[-1].role != "user":
@@ -80,7 +80,7 @@ def _answered(
         whole = (*prompt, Message("assistant", text(placed, role, data_format, dataset)))
     else:
         raise invalid(placed.where, f"column {name} is {kind(found)}, neither text nor a list of {{role, content}}")
-    check_beginning(whole, placed.where)
+    check_order(whole, placed.where)
     if whole[-1].role != "assistant":
         raise invalid(placed.where, f"column {name} ends with a turn of the {whole[-1].role}, not with an answer")
     if prompt and any(message.role == "user" for message in prompt) and len(whole) != len(prompt) + 1:

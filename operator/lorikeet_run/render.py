@@ -1,5 +1,6 @@
 """Token ids and labels out of examples: the chat template, which tokens count, what is too long."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,15 +9,16 @@ from pathlib import Path
 from typing import Any, Final, Self, cast
 
 import numpy as np
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from lorikeet_api.contract import RunContract, Template
 from lorikeet_api.training import Overlong
 from lorikeet_run.batches import batched
+from lorikeet_run.conversation import tool_variants
 from lorikeet_run.errors import RunError
-from lorikeet_run.examples import Example, Row
+from lorikeet_run.examples import Example, Instance
 from lorikeet_run.files import invalid
 from lorikeet_run.tokenizer import stop_ids
 from lorikeet_run.tokens import IGNORED, TokenRow, Tokens
@@ -99,7 +101,7 @@ class Renderer:
             overlong=contract.dataset.overlong,
         )
 
-    def render(self, rows: Sequence[Row]) -> Rendered:
+    def render(self, rows: Sequence[Instance]) -> Rendered:
         """Return the rows as tokens. Raises RunError (DataInvalid, MethodNotApplicable)."""
         rendered = Rendered()
         for some in batched(rows, _BATCH):
@@ -142,8 +144,12 @@ class Renderer:
     def _piece(self, example: Example) -> _Piece:
         if not example.messages:
             return _Piece(example, example.text)
-        messages = [{"role": message.role, "content": message.content} for message in example.messages]
-        whole = self._apply(messages, example.where)
+        messages = [message.for_template() for message in example.messages]
+        tools = json.loads(example.tools) if example.tools else None
+        whole = self._apply(messages, tools, example.where)
+        for what, other_messages, other_tools in tool_variants(messages, tools):
+            if self._apply(other_messages, other_tools, example.where) == whole:
+                raise _unwritten(what, example.where)
         answers = [number for number, message in enumerate(example.messages) if message.role == "assistant"]
         if example.train_on == "all":
             answers = []
@@ -151,8 +157,8 @@ class Renderer:
             answers = answers[-1:]
         turns = []
         for number in answers:
-            before = self._apply(messages[:number], example.where, answer_next=True)
-            after = whole if number == len(messages) - 1 else self._apply(messages[: number + 1], example.where)
+            before = self._apply(messages[:number], tools, example.where, answer_next=True)
+            after = whole if number == len(messages) - 1 else self._apply(messages[: number + 1], tools, example.where)
             if number == answers[-1] and not whole.startswith(before):
                 raise RunError(
                     "MethodNotApplicable",
@@ -169,16 +175,32 @@ class Renderer:
             turns.append((before, after))
         return _Piece(example, whole, tuple(turns))
 
-    def _apply(self, messages: list[dict[str, str]], where: str, *, answer_next: bool = False) -> str:
+    def _apply(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None, where: str, *, answer_next: bool = False
+    ) -> str:
         try:
-            template = self._tokenizer.get_chat_template()
+            template = self._tokenizer.get_chat_template(tools=tools)
             if "strftime_now" in template:
                 template = self._clock + template
             text = self._tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=answer_next
+                messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=answer_next
             )
+        except TemplateSyntaxError as error:
+            raise RunError(
+                "ModelInvalid",
+                f"the base model's chat template is none ({error}): correct it, or choose another base model",
+            ) from error
+        except (UndefinedError, TypeError) as error:
+            raise invalid(
+                where,
+                f"the base model's chat template needs what the conversation does not have ({error}): add it, or choose"
+                " a base model whose chat template does without",
+            ) from error
         except TemplateError as error:
-            raise invalid(where, f"the base model's chat template refuses the conversation ({error})") from error
+            raise invalid(
+                where,
+                f"the base model's chat template refuses the conversation ({error}): correct it or leave it out",
+            ) from error
         return cast(str, text)
 
     def _span(self, whole: list[int], before: list[int], after: list[int]) -> tuple[int, int]:
@@ -232,6 +254,14 @@ class Renderer:
         return False
 
 
+def _unwritten(what: str, where: str) -> RunError:
+    return RunError(
+        "MethodNotApplicable",
+        f"{where}: the base model's chat template does not write {what}, so the model would learn from text without:"
+        " choose a base model whose chat template does, or take tools out of the data",
+    )
+
+
 def _clock_macro(day: datetime) -> str:
     """Return a beginning of a template in which `strftime_now` says `day`, at midnight.
 
@@ -252,7 +282,7 @@ def _common(left: list[int], right: list[int]) -> int:
     return min(len(left), len(right))
 
 
-def choose_template(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> Template:
+def choose_template(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Instance]) -> Template:
     """Return the chat template of the run, and set ours where conversations meet a base without one.
 
     Raises RunError (ModelInvalid) if such a base has no stop token either: it could not learn to stop.
@@ -270,6 +300,17 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> 
         tokenizer.chat_template = OWN_TEMPLATE
     text: Any = tokenizer.get_chat_template()
     return Template(source="lorikeet" if own else "base", sha256=sha256(text.encode()).hexdigest())
+
+
+def check_left(what: str, rendered: Sequence[Rendered], max_length: int) -> None:
+    """Find out whether an example is left to train or evaluate on. Raises RunError (DataInvalid)."""
+    if rendered and not any(one.rows for one in rendered):
+        dropped = sum(one.dropped for one in rendered)
+        raise RunError(
+            "DataInvalid",
+            f"no {what} example is left: of all {dropped} maxLength {max_length} leaves no whole one (overlong drop) or"
+            " no token of the answer (overlong truncate): raise maxLength",
+        )
 
 
 def check_stops(rendered: Sequence[Rendered], overlong: Overlong) -> float | None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from lorikeet_api.contract import FileDigest, SourceDigest, StorageAccess, canonical_json
 from lorikeet_api.training import HUB, DataSource, ModelSource
+from lorikeet_storage import splits
 from lorikeet_storage.errors import StorageError
 from lorikeet_storage.sources import Entry, Source, open_source
 from lorikeet_storage.uri import HubLocation, parse
@@ -71,16 +72,12 @@ def survey_model(source: ModelSource, access: StorageAccess, pin: str | None = N
 def survey_data(source: DataSource, access: StorageAccess, pin: str | None = None) -> Survey:
     """Look at one file, or all .jsonl, .json, .csv and .parquet files of a folder.
 
-    Hidden files and folders (`.x`, `_x`) and empty files are left out. Raises StorageError: DataNotFound if nothing is
+    Hidden files and folders (`.x`, `_x`) and empty files are left out; of a whole repository of the hub one subset and
+    split is taken, and the splits of a folder there do not mix. Raises StorageError: DataNotFound if nothing is
     there, DataInvalid if no file of a known kind has content, SourceChanged if it is not what `pin` says,
     StorageRefused or StorageUnreachable if it cannot be read.
     """
     location = parse(source.uri)
-    if isinstance(location, HubLocation) and not location.path:
-        raise StorageError(
-            "DataInvalid",
-            f"{source.uri} names a whole repository, in which splits would mix: add the path of a file or folder",
-        )
     origin = open_source(location, "data", access, _revision(source, pin))
     found = origin.entries(recursive=True)
     if not found:
@@ -92,6 +89,8 @@ def survey_data(source: DataSource, access: StorageAccess, pin: str | None = Non
         raise origin.place.invalid(
             f"{origin.place.uri} holds no {', '.join(DATA_ENDINGS)} file, only {_some(e.name for e in found)}"
         )
+    if isinstance(location, HubLocation):
+        kept = splits.folder(origin, kept) if location.path else splits.whole(source, origin, kept, found)
     kept = [entry for entry in kept if entry.size]
     if not kept:
         raise origin.place.invalid(f"{origin.place.uri} is empty (0 bytes): upload the examples again")

@@ -137,6 +137,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"dataset": {"train": [{"uri": "s3://ddd/a", "weight": 1}, {"uri": "s3://ddd/b"}]}},
         r"give every training source a weight, or none",
     ),
+    "a split outside the hub": (
+        {"dataset": {"train": [{"uri": "s3://datasets/sql", "split": "train"}]}},
+        r"spec\.dataset\.train\[0\].*subset and split are of a whole data set",
+    ),
+    "a subset of a folder of the hub": (
+        {"dataset": {**TRAIN, "eval": {"uri": "hf://org/name/en", "subset": "en"}}},
+        r"spec\.dataset\.eval.*subset and split are of a whole data set",
+    ),
     "columns of another format": (
         {"dataset": {**TRAIN, "format": "chat", "columns": {"prompt": "q"}}},
         r"format chat has only the columns messages",

@@ -11,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl.trainer.utils import add_fused_lm_head
 
 from lorikeet_api.training import Overlong, TrainOn
+from lorikeet_run.conversation import Message, Role
 from lorikeet_run.errors import RunError
-from lorikeet_run.examples import Example, Message
+from lorikeet_run.examples import Example
 from lorikeet_run.render import Rendered, Renderer, check_stops, choose_template
 from lorikeet_run.tokens import IGNORED, Tokens
 from lorikeet_trainer.evaluate import Passes
@@ -152,8 +153,26 @@ def test_a_template_that_asks_in_other_words_than_it_writes_is_refused_for_answe
 
 def test_a_template_that_refuses_names_the_row() -> None:
     made = tiny.tokenizer("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(RunError, match=r"row 1: .*roles must alternate"):
+    with pytest.raises(RunError, match=r"row 1: .*roles must alternate.*: correct it or leave it out"):
         one(conversation("one", "two"), made)
+
+
+@pytest.mark.parametrize("needs", ["{{ messages[0].thought.strip() }}", "{{ messages[0].content + none }}"])
+def test_a_template_that_needs_a_field_names_the_row_and_the_field(needs: str) -> None:
+    with pytest.raises(RunError, match=r"row 1: .* needs what the conversation does not have .*(thought|None)"):
+        one(conversation("one", "two"), tiny.tokenizer(needs + tiny.CHATML))
+
+
+def test_a_template_that_is_none_is_the_models_fault() -> None:
+    with pytest.raises(RunError, match=r"chat template is none .*: correct it") as caught:
+        one(conversation("one", "two"), tiny.tokenizer("{% for m in messages %}{{ m.content }}"))
+    assert caught.value.reason == "ModelInvalid"
+
+
+def test_whether_one_role_may_speak_twice_is_the_templates_to_say(chatml: PreTrainedTokenizerFast) -> None:
+    roles: tuple[Role, ...] = ("user", "user", "assistant", "assistant", "user")
+    twice = Example("row 1", "assistant", messages=tuple(Message(role, f"{role} speaks") for role in roles))
+    assert trained(one(twice, chatml), chatml) == "assistant speaks<|im_end|>" * 2
 
 
 @pytest.mark.parametrize(

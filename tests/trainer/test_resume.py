@@ -88,7 +88,8 @@ def test_a_stopped_run_ends_as_if_nothing_had_been(
     model = "s3://models/experts" if method == "experts" else MODEL
 
     def contract() -> RunContract:
-        return lab.contract(METHODS[method], model, TRAIN, training=STEPS, dataset=HELD_OUT)
+        judge = {"test": HELD_OUT["eval"]} if method == "lora" else {}
+        return lab.contract(METHODS[method], model, TRAIN, training=STEPS, dataset=HELD_OUT | judge)
 
     whole, stopped = contract(), contract()
     assert lab.run(whole).exit_code == 0
@@ -103,7 +104,10 @@ def test_a_stopped_run_ends_as_if_nothing_had_been(
     assert second.record.metrics.resumed_from_step == where
     assert not lab.layout(stopped).resume.exists(), "as large as the model, and read"
     assert outcome(lab, stopped) == outcome(lab, whole)
-    assert second.record.metrics.train_loss == lab.manifest(whole).metrics.train_loss
+    before = lab.manifest(whole).metrics
+    assert second.record.metrics.train_loss == before.train_loss
+    assert second.record.metrics.base_test_loss == before.base_test_loss
+    assert (before.base_test_loss is None) == (method != "lora")
     assert steps_stored(lab, stopped) == [], "a published run needs none"
 
 

@@ -17,9 +17,10 @@ from lorikeet_run.render import OWN_TEMPLATE
 from lorikeet_trainer import model, train
 from lorikeet_trainer.lifecycle import STAGES
 from lorikeet_trainer.objectives.sft import Sft
+from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.stage import run_stage
-from lorikeet_trainer.state import Evaluation, StageResult
+from lorikeet_trainer.state import Evaluation, Prepared, StageResult
 from tests.s3 import S3Server
 from tests.trainer import tiny
 from tests.trainer.lab import ALL_LINEAR, Lab, open_lab
@@ -67,6 +68,40 @@ def test_the_held_out_loss_falls(learned: Run) -> None:
     assert (metrics.train_examples, metrics.eval_examples, metrics.steps) == (60, 12, 96)
     assert metrics.stop_token_percent == 100
     assert metrics.perplexity == pytest.approx(2.718281828**metrics.eval_loss, rel=1e-4)
+
+
+TEST: dict[str, Any] = {"test": HELD_OUT["eval"]}
+
+
+def test_a_test_set_judges_before_training_and_at_the_end_alone(lab: Lab) -> None:
+    training = {"maxSteps": 4, "evalSteps": 2}
+    contract = lab.contract("lora", MODEL, TRAIN, dataset={**HELD_OUT, **TEST}, training=training)
+    metrics = run_and_probe(lab, contract).metrics
+    assert (metrics.test_examples, metrics.eval_examples, metrics.train_examples) == (12, 12, 60)
+    assert metrics.test_loss is not None
+    assert metrics.test_loss == metrics.eval_loss
+    assert metrics.base_test_loss == metrics.base_eval_loss != metrics.test_loss
+    assert metrics.test_perplexity == metrics.perplexity
+    assert [source.uri for source in lab.manifest(contract).data] == [TRAIN, *["s3://datasets/heldout.jsonl"] * 2]
+
+
+def test_a_test_set_has_no_part_in_what_is_held_out_of_the_training_set(lab: Lab) -> None:
+    contract = lab.contract("lora", MODEL, TRAIN, dataset={"evalFraction": 0.25, **TEST})
+    layout = lab.layout(contract)
+    assert run_stage("prepare", lab.write(contract), layout).exit_code == 0
+    (training,), held_out, test = read_data(contract, layout, Prepared.read(layout.prepared).data)
+    assert (len(training), len(held_out), len(test)) == (45, 15, 12)
+    twice = lab.put_rows("twice.jsonl", [{"prompt": "a", "completion": "b"}] * 4)
+    code, reason, message = failure(lab.run(lab.contract("lora", MODEL, twice, dataset={"evalFraction": 0.25, **TEST})))
+    assert (code, reason) == (65, "DataInvalid")
+    assert "evalFraction needs at least two different examples" in message
+
+
+def test_a_test_set_that_leaves_no_example_is_told(lab: Lab) -> None:
+    long = lab.put_rows("long.jsonl", [{"prompt": "a " * 100, "completion": "b"}])
+    code, reason, message = failure(lab.run(lab.contract("lora", MODEL, TRAIN, dataset={"test": {"uri": long}})))
+    assert (code, reason) == (65, "DataInvalid")
+    assert "no test example is left" in message
 
 
 def test_shuffled_answers_do_not_reach_it(lab: Lab, learned: Run) -> None:

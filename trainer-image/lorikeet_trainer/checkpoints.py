@@ -32,6 +32,8 @@ class Keeper(TrainerCallback):
     every_steps: int
     base: Evaluation | None
     """How the base model does on the held-out examples."""
+    base_test: Evaluation | None
+    """How it does on the test set."""
     resumed: Course | None
     """The course up to the checkpoint that the run goes on from; None if it begins at the beginning."""
     _began: float = 0.0
@@ -84,6 +86,7 @@ class Keeper(TrainerCallback):
         """Add our part to what transformers has saved, and hand it on under its final name."""
         course = Course(
             base=self.base,
+            base_test=self.base_test,
             curve=self.report.curve,
             seconds=self.seconds,
             loss_sum=self.trainer._total_loss_scalar,

@@ -8,7 +8,7 @@ from lorikeet_api.contract import RunContract, RunRecord, SourceDigest, data_sou
 from lorikeet_api.training import DataSource
 from lorikeet_run import log
 from lorikeet_run.data import read_source
-from lorikeet_run.examples import Row
+from lorikeet_run.examples import Instance
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import check_split, split
 from lorikeet_run.output import adopt_or_take
@@ -25,7 +25,8 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
         return finished
     data = [_fetch(source, index, contract, layout) for index, source in enumerate(data_sources(contract))]
     if contract.dataset.eval_fraction is not None:
-        check_split(example for index, digest in enumerate(data) for example in _read(digest, index, contract, layout))
+        trained = enumerate(data[: len(contract.dataset.train)])
+        check_split(example for index, digest in trained for example in _read(digest, index, contract, layout))
     with log.timed("fetch", what="model", uri=contract.model.uri) as told:
         pin = contract.pins[0] if contract.pins else None
         model = patiently(lambda: fetch_model(contract.model, layout.model, contract.storage, pin), FETCH_SECONDS)
@@ -68,18 +69,21 @@ def _fetch(source: DataSource, index: int, contract: RunContract, layout: Layout
     return fetched.digest.model_copy(update={"rows": rows})
 
 
-def read_data(contract: RunContract, layout: Layout, digests: list[SourceDigest]) -> tuple[list[list[Row]], list[Row]]:
-    """Return the training sources' examples and the held-out ones, from the files in the work folder."""
+def read_data(
+    contract: RunContract, layout: Layout, digests: list[SourceDigest]
+) -> tuple[list[list[Instance]], list[Instance], list[Instance]]:
+    """Return the training sources' examples, the held-out ones and the test set, from the files in the work folder."""
     read = [list(_read(digest, index, contract, layout)) for index, digest in enumerate(digests)]
     dataset = contract.dataset
     count = len(dataset.train)
+    test = read[-1] if dataset.test is not None else []
     if dataset.eval_fraction is not None:
-        parts = split(read, dataset.eval_fraction, Hyperparameters.of(contract).seed)
-        return parts.train, parts.held_out
-    return read[:count], read[count] if dataset.eval is not None else []
+        parts = split(read[:count], dataset.eval_fraction, Hyperparameters.of(contract).seed)
+        return parts.train, parts.held_out, test
+    return read[:count], read[count] if dataset.eval is not None else [], test
 
 
-def _read(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> Iterator[Row]:
+def _read(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> Iterator[Instance]:
     folder = layout.source(index)
     return read_source(
         [(folder / file.path, file.path) for file in digest.files], contract.dataset, contract.objective.name

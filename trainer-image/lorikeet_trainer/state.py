@@ -4,6 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Self
 
+from pydantic import ConfigDict
+
 from lorikeet_api.base import Model
 from lorikeet_api.contract import Metrics, RunRecord, SourceDigest, Template, canonical_json
 
@@ -62,6 +64,9 @@ class StoredCheckpoint(_File):
 class Evaluation(Model):
     """How a model does on held-out rows."""
 
+    # A model that diverges has no numbers; who asks ends the run with that reason.
+    model_config = ConfigDict(allow_inf_nan=True)
+
     loss: float
     """The objective's loss."""
     accuracy: float | None = None
@@ -90,6 +95,8 @@ class Course(_File):
 
     base: Evaluation | None = None
     """How the base model does on the held-out examples."""
+    base_test: Evaluation | None = None
+    """How it does on the test set."""
     curve: list[LossPoint]
     """The loss so far."""
     seconds: float

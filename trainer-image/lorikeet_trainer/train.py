@@ -3,7 +3,7 @@
 import math
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from lorikeet_run import log
 from lorikeet_run.errors import RunError, not_finite
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import mix
-from lorikeet_run.render import Rendered, Renderer, check_stops, choose_template
+from lorikeet_run.render import Rendered, Renderer, check_left, check_stops, choose_template
 from lorikeet_run.tokenizer import limits, load_tokenizer
 from lorikeet_run.tokens import TokenRow
 from lorikeet_trainer import device, loop, methods, model
@@ -42,9 +42,28 @@ class Examples:
     train: list[TokenRow]
     """An epoch's."""
     held_out: list[TokenRow]
+    test: list[TokenRow]
     template: Template
     dropped: int
     stop_percent: float | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How the model does on some rows before and after training, where there are such rows."""
+
+    before: Evaluation | None
+    after: Evaluation | None
+
+    @property
+    def loss(self) -> float | None:
+        """That after training."""
+        return self.after.loss if self.after else None
+
+    @property
+    def base_loss(self) -> float | None:
+        """That before training."""
+        return self.before.loss if self.before else None
 
 
 @dataclass
@@ -82,20 +101,16 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         trainable = load(session)
     objective = make_objective(contract.objective)
     passes = passes_of(session, tokenizer)
-    # The ranks go in step: the first one speaks for all.
-    reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
-    report = Report(
-        (lambda: objective.evaluate(trainable.model, examples.held_out, passes)) if examples.held_out else None,
-        session.hyper.eval_steps,
-        reporter,
-        objective.figures,
-    )
     trainer = objective.trainer(setting(session, trainable, tokenizer, examples), examples.train)
     loop.adopt(trainer, trainable)
-    objective.remember(trainable.model, examples.held_out, passes)
+    evaluate, judge = (objective.judge(trainable.model, rows, passes) for rows in (examples.held_out, examples.test))
+    # The ranks go in step: the first one speaks for all.
+    reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
+    report = Report(evaluate, session.hyper.eval_steps, reporter, objective.figures)
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
-    base = resumed.base if resumed else before_training(session, report)
-    keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
+    base = resumed.base if resumed else before_training(session, "base_eval", evaluate)
+    base_test = resumed.base_test if resumed else before_training(session, "base_test", judge)
+    keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, base_test, resumed)
     trainer.add_callback(keeper)
     trainer.add_callback(report)
     with session.part("train"):
@@ -106,21 +121,25 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         final = report.evaluate and report.evaluate()
     if final and not math.isfinite(final.loss):
         raise not_finite("the evaluation loss", outcome.steps)
+    with session.part("test"):
+        judged = judge and judge()
+    if judged and not math.isfinite(judged.loss):
+        raise not_finite("the loss on the test set", outcome.steps)
     if session.compute.rank == 0:
         if final:
             report.curve.append(LossPoint(step=outcome.steps, eval_loss=final.loss))
         with session.part("save"):
             save(session, trainable, tokenizer)
-        metrics = figures(session, examples, trainable, outcome, base, final)
+        metrics = figures(session, examples, trainable, outcome, Judgement(base, final), Judgement(base_test, judged))
         leave(session, examples.template, MetricsFile(metrics=metrics, curve=report.curve, seconds=session.seconds))
     reporter.close()
     return None
 
 
-def before_training(session: Session, report: Report) -> Evaluation | None:
-    """Return how the base model does on the held-out examples. Raises RunError (ModelInvalid)."""
-    with session.part("base_eval"):
-        base = report.evaluate and report.evaluate()
+def before_training(session: Session, part: str, evaluate: Callable[[], Evaluation] | None) -> Evaluation | None:
+    """Return how the base model does, where there is something to judge it by. Raises RunError (ModelInvalid)."""
+    with session.part(part):
+        base = evaluate and evaluate()
     if base and not math.isfinite(base.loss):
         raise RunError(
             "ModelInvalid",
@@ -133,30 +152,37 @@ def before_training(session: Session, report: Report) -> Evaluation | None:
 def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """Return the run's data as tokens. Raises RunError."""
     contract, dataset = session.contract, session.contract.dataset
-    sources, held_out = read_data(contract, session.layout, session.prepared.data)
-    template = choose_template(tokenizer, [*(example for source in sources for example in source), *held_out])
+    sources, held_out, test = read_data(contract, session.layout, session.prepared.data)
+    template = choose_template(tokenizer, [example for source in (*sources, held_out, test) for example in source])
     renderer = Renderer.of(contract, session.layout.model, tokenizer)
     rendered = [renderer.render(source) for source in sources]
-    held = renderer.render(held_out)
-    for what, some in (("training", rendered), ("evaluation", [held] if held_out else [])):
-        _check_left(what, some, dataset.max_length)
-    _check_limits([*rendered, held], *limits(session.layout.model))
-    stop_percent = check_stops([*rendered, held], dataset.overlong)
+    held, judging = renderer.render(held_out), renderer.render(test)
+    everything = [*rendered, held, judging]
+    for what, some in (
+        ("training", rendered),
+        ("evaluation", [held] if held_out else []),
+        ("test", [judging] if test else []),
+    ):
+        check_left(what, some, dataset.max_length)
+    _check_limits(everything, *limits(session.layout.model))
+    stop_percent = check_stops(everything, dataset.overlong)
     weights = [source.weight for source in dataset.train if source.weight is not None]
     chosen = mix([len(one.rows) for one in rendered], weights or None, session.hyper.seed)
     log.event(
         "examples",
         train=len(chosen),
         held_out=len(held.rows),
-        dropped=sum(one.dropped for one in [*rendered, held]),
+        test=len(judging.rows),
+        dropped=sum(one.dropped for one in everything),
         template=template.source,
         stop_token_percent=stop_percent,
     )
     return Examples(
         [rendered[source].rows[index] for source, index in chosen],
         held.rows,
+        judging.rows,
         template,
-        sum(one.dropped for one in [*rendered, held]),
+        sum(one.dropped for one in everything),
         stop_percent,
     )
 
@@ -176,16 +202,6 @@ def _check_limits(rendered: list[Rendered], positions: int | None, vocabulary: i
             "ModelInvalid",
             f"the tokenizer gives the token id {largest} and the base model knows {vocabulary} ids: tokenizer and model"
             " do not belong together",
-        )
-
-
-def _check_left(what: str, rendered: list[Rendered], max_length: int) -> None:
-    if rendered and not any(one.rows for one in rendered):
-        dropped = sum(one.dropped for one in rendered)
-        raise RunError(
-            "DataInvalid",
-            f"no {what} example is left: of all {dropped} maxLength {max_length} leaves no whole one (overlong drop) or"
-            " no token of the answer (overlong truncate): raise maxLength",
         )
 
 
@@ -238,23 +254,29 @@ def figures(
     examples: Examples,
     trainable: Trainable,
     outcome: loop.TrainingOutcome,
-    base: Evaluation | None,
-    final: Evaluation | None,
+    held_out: Judgement,
+    test: Judgement,
 ) -> Metrics:
     """Return the run's figures."""
     quantized = trainable.quantized
+    supervised = session.contract.objective.sft is not None
     return Metrics(
         train_loss=outcome.loss,
-        eval_loss=final.loss if final else None,
-        base_eval_loss=base.loss if base else None,
-        perplexity=perplexity(final.loss) if final and session.contract.objective.sft is not None else None,
-        eval_accuracy=final.accuracy if final else None,
-        base_eval_accuracy=base.accuracy if base else None,
-        eval_margin=final.margin if final else None,
+        eval_loss=held_out.loss,
+        base_eval_loss=held_out.base_loss,
+        perplexity=perplexity(held_out.loss) if supervised else None,
+        eval_accuracy=held_out.after.accuracy if held_out.after else None,
+        base_eval_accuracy=held_out.before.accuracy if held_out.before else None,
+        eval_margin=held_out.after.margin if held_out.after else None,
+        test_loss=test.loss,
+        base_test_loss=test.base_loss,
+        test_perplexity=perplexity(test.loss) if supervised else None,
+        test_accuracy=test.after.accuracy if test.after else None,
         steps=outcome.steps,
         resumed_from_step=session.prepared.checkpoint,
         train_examples=len(examples.train),
         eval_examples=len(examples.held_out),
+        test_examples=len(examples.test) or None,
         dropped_examples=examples.dropped,
         trained_tokens=sum(row.trained for row in examples.train),
         trainable_parameters=trainable.trained,
@@ -269,9 +291,9 @@ def figures(
     )
 
 
-def perplexity(loss: float) -> float | None:
+def perplexity(loss: float | None) -> float | None:
     """Return exp(loss), or None where it is too large to be written; the loss says it then."""
-    return math.exp(loss) if loss < math.log(sys.float_info.max) else None
+    return math.exp(loss) if loss is not None and loss < math.log(sys.float_info.max) else None
 
 
 def _peak_memory(compute: device.Compute) -> int:

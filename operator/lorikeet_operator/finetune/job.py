@@ -14,6 +14,7 @@ from lorikeet_api.contract import (
     PVC_DIR,
     WORK_DIR,
     canonical_json,
+    data_sources,
 )
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
 from lorikeet_operator import pods
@@ -203,8 +204,5 @@ def volumes(
 
 def claims(resolved: Resolved) -> list[str]:
     """Return the PersistentVolumeClaims that the run reads, by name."""
-    dataset = resolved.contract.dataset
-    sources = [resolved.contract.model.uri, *(source.uri for source in dataset.train)]
-    if dataset.eval is not None:
-        sources.append(dataset.eval.uri)
-    return sorted({urlsplit(uri).netloc for uri in sources if uri.startswith("pvc://")})
+    uris = [source.uri for source in (resolved.contract.model, *data_sources(resolved.contract))]
+    return sorted({urlsplit(uri).netloc for uri in uris if uri.startswith("pvc://")})

@@ -45,11 +45,25 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
         ({"model": {"uri": "s3://models/x", "secretRef": {"name": "t"}}}, "secretRef opens hf:// sources"),
         ({"training": {"learning_rate": 1e-4}}, "Extra inputs"),
         ({"compute": {"env": [{"name": "A"}, {"name": "A"}]}}, "two items have the same name"),
+        (
+            {"dataset": {"train": [{"uri": "s3://data/a", "split": "train"}]}},
+            "subset and split are of a whole data set",
+        ),
+        ({"dataset": {"train": [{"uri": "hf://o/d/en", "subset": "en"}]}}, "subset and split are of a whole data set"),
+        ({"dataset": {"train": [{"uri": "s3://data/a", "revision": "v1"}]}}, "only hf:// sources have revisions"),
     ],
 )
 def test_wrong_requests_are_refused(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         FineTuneJob.parse(job_body(**spec))
+
+
+def test_a_token_may_open_a_test_set_alone() -> None:
+    model = {"uri": "s3://models/base", "secretRef": {"name": "hf-token"}}
+    dataset: dict[str, Any] = {"train": [{"uri": "s3://data/a"}]}
+    FineTuneJob.parse(job_body(model=model, dataset={**dataset, "test": {"uri": "hf://o/d", "split": "test"}}))
+    with pytest.raises(ValidationError, match="secretRef"):
+        FineTuneJob.parse(job_body(model=model, dataset=dataset))
 
 
 def serve_with(*args: str) -> None:

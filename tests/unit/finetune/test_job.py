@@ -22,6 +22,7 @@ EVERYTHING: dict[str, Any] = {
             {"uri": "s3://datasets/general/", "weight": 0.1},
         ],
         "evalFraction": 0.05,
+        "test": {"uri": "pvc://exams/chat.jsonl"},
         "format": "chat",
         "trainOn": "lastTurn",
     },

@@ -13,7 +13,7 @@ import pytest
 
 from lorikeet_api.contract import StorageAccess
 from lorikeet_api.training import DataSource, ModelSource
-from lorikeet_storage import StorageError, fetch_data, fetch_model
+from lorikeet_storage import StorageError, fetch_data, fetch_model, survey_data
 
 ACCESS = StorageAccess()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -178,8 +178,33 @@ def test_data_of_the_hub(hub: type[_Hub], tmp_path: Path) -> None:
     one = fetch_data(DataSource(uri="hf://org/name/test.jsonl"), tmp_path / "one", ACCESS)
     assert [path.read_bytes() for path in whole.files] == [b"0", b"1"]
     assert [path.read_bytes() for path in one.files] == [b"2"]
-    with pytest.raises(StorageError, match="splits would mix"):
+
+
+CARD = b"""---
+configs:
+- config_name: en
+  data_files: [{split: train, path: data/train-*}, {split: test, path: test.jsonl}]
+---
+"""
+
+
+def test_of_a_whole_data_set_one_split_is_fetched_and_pinned(hub: type[_Hub], tmp_path: Path) -> None:
+    hub.files = {"data/train-0.jsonl": b"0", "data/train-1.jsonl": b"1", "test.jsonl": b"2", "README.md": CARD}
+    source = DataSource(uri="hf://org/name", subset="en", split="train")
+    survey = survey_data(source, ACCESS)
+    fetched = fetch_data(source, tmp_path / "in", ACCESS, survey.pin)
+    assert [path.read_bytes() for path in fetched.files] == [b"0", b"1"]
+    assert (survey.pin, fetched.digest.revision) == (COMMIT, COMMIT)
+    assert not any("test.jsonl" in path for path in hub.seen)
+    with pytest.raises(StorageError, match=r"hf://org/name, subset en, has several splits, which would mix"):
         fetch_data(DataSource(uri="hf://org/name"), tmp_path / "all", ACCESS)
+
+
+def test_a_folder_of_several_splits_is_refused(hub: type[_Hub], tmp_path: Path) -> None:
+    hub.files = {"d/train.jsonl": b"0", "d/test.jsonl": b"1"}
+    with pytest.raises(StorageError, match=r"hf://org/name/d has files of several splits \(test, train\)") as caught:
+        fetch_data(DataSource(uri="hf://org/name/d"), tmp_path / "in", ACCESS)
+    assert caught.value.reason == "DataInvalid"
 
 
 def test_gated_until_the_token_is_there(hub: type[_Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from trl.trainer.dpo_config import DPOConfig
@@ -32,8 +31,6 @@ class Dpo(Objective[Pair]):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._reference = torch.empty(0)
-        """Log-probabilities of the held-out answers before training."""
 
     def trainer(self, setting: Setting, rows: Sequence[Pair]) -> Guarded:
         """Return trl's trainer on an epoch's rows."""
@@ -55,13 +52,14 @@ class Dpo(Objective[Pair]):
             train_dataset=paired(rows),
         )
 
-    def remember(self, model: nn.Module, held_out: Sequence[Pair], passes: Passes) -> None:
-        """Keep what the reference makes of the held-out answers."""
-        self._reference = log_probabilities(model, sequences(held_out), passes)
+    def reference(self, model: nn.Module, held_out: Sequence[Pair], passes: Passes) -> Tensor:
+        """Return the log-probabilities of the answers."""
+        return log_probabilities(model, sequences(held_out), passes)
 
-    def evaluate(self, model: nn.Module, held_out: Sequence[Pair], passes: Passes) -> Evaluation:
+    def evaluate(
+        self, model: nn.Module, held_out: Sequence[Pair], passes: Passes, reference: Tensor | None
+    ) -> Evaluation:
         """Return how the rewards that the model implies tell the pairs apart, whatever the loss of training."""
-        return told_apart(*halves(self._rewards(log_probabilities(model, sequences(held_out), passes))))
-
-    def _rewards(self, found: Tensor) -> Tensor:
-        return self._settings.beta * (found - self._reference)
+        assert reference is not None  # noqa: S101 - there always is one
+        rewards = self._settings.beta * (self.reference(model, held_out, passes) - reference)
+        return told_apart(*halves(rewards))

@@ -33,8 +33,6 @@ class Kto(Objective[Judged]):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._reference = torch.empty(0)
-        """Log-probabilities of the held-out answers before training."""
 
     def trainer(self, setting: Setting, rows: Sequence[Judged]) -> Guarded:
         """Return trl's trainer on an epoch's rows."""
@@ -60,14 +58,17 @@ class Kto(Objective[Judged]):
             train_dataset=_judged(shuffled, config.per_device_train_batch_size),
         )
 
-    def remember(self, model: nn.Module, held_out: Sequence[Judged], passes: Passes) -> None:
-        """Keep what the reference makes of the held-out answers."""
-        self._reference = self._log_probabilities(model, held_out, passes)
+    def reference(self, model: nn.Module, held_out: Sequence[Judged], passes: Passes) -> Tensor:
+        """Return the log-probabilities of each row's answer, then those of another row's answer to its prompt."""
+        return log_probabilities(model, [row.tokens for row in held_out] + _mismatched(held_out), passes)
 
-    def evaluate(self, model: nn.Module, held_out: Sequence[Judged], passes: Passes) -> Evaluation:
+    def evaluate(
+        self, model: nn.Module, held_out: Sequence[Judged], passes: Passes, reference: Tensor | None
+    ) -> Evaluation:
         """Return KTO's loss (equation 7 of its paper), the drift estimated over all held-out rows together."""
+        assert reference is not None  # noqa: S101 - there always is one
         settings = self._settings
-        ratios = self._log_probabilities(model, held_out, passes) - self._reference
+        ratios = self.reference(model, held_out, passes) - reference
         own, others = torch.chunk(ratios, 2)
         drift = others.mean().clamp(min=0)
         good = torch.tensor([row.good for row in held_out], device=own.device)
@@ -78,10 +79,6 @@ class Kto(Objective[Judged]):
         both = bool(good.any()) and not bool(good.all())
         margin = float(rewards[good].mean() - rewards[~good].mean()) if both else None
         return Evaluation(loss=float(loss), accuracy=float((sign * rewards > 0).double().mean()), margin=margin)
-
-    def _log_probabilities(self, model: nn.Module, rows: Sequence[Judged], passes: Passes) -> Tensor:
-        """Return those of each row's answer, then those of another row's answer to its prompt."""
-        return log_probabilities(model, [row.tokens for row in rows] + _mismatched(rows), passes)
 
 
 def _judged(rows: Sequence[Judged], batch_size: int) -> Dataset:

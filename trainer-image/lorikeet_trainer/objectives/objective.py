@@ -1,7 +1,7 @@
 """What all objectives have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -40,12 +40,23 @@ class Objective(ABC, Generic[R]):
     def trainer(self, setting: Setting, rows: Sequence[R]) -> Guarded:
         """Return trl's trainer on an epoch's rows."""
 
-    def remember(self, model: nn.Module, held_out: Sequence[R], passes: Passes) -> None:
-        """Look at the model as it is before training, where the objective measures by that."""
+    def reference(self, model: nn.Module, held_out: Sequence[R], passes: Passes) -> Tensor | None:
+        """Return what the model before training makes of held-out rows, where the objective measures by that."""
+        return None
 
     @abstractmethod
-    def evaluate(self, model: nn.Module, held_out: Sequence[R], passes: Passes) -> Evaluation:
-        """Return how the model does on held-out rows."""
+    def evaluate(self, model: nn.Module, held_out: Sequence[R], passes: Passes, reference: Tensor | None) -> Evaluation:
+        """Return how the model does on held-out rows, of which `reference` is what it made before training."""
+
+    def judge(self, model: nn.Module, held_out: Sequence[R], passes: Passes) -> Callable[[], Evaluation] | None:
+        """Return how to find out how the model does on held-out rows; None where there are none.
+
+        To be called before training.
+        """
+        if not held_out:
+            return None
+        reference = self.reference(model, held_out, passes)
+        return lambda: self.evaluate(model, held_out, passes, reference)
 
 
 def ids(tokens: Tokens, begin: int, end: int | None = None) -> list[int]:

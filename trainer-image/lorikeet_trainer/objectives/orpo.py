@@ -54,7 +54,9 @@ class Orpo(Objective[Pair]):
         trainer.beta = self._settings.beta
         return trainer
 
-    def evaluate(self, model: nn.Module, held_out: Sequence[Pair], passes: Passes) -> Evaluation:
+    def evaluate(
+        self, model: nn.Module, held_out: Sequence[Pair], passes: Passes, reference: Tensor | None = None
+    ) -> Evaluation:
         """Return how the mean log-probabilities of tokens tell the pairs apart, and ORPO's loss."""
         rows = sequences(held_out)
         found = log_probabilities(model, rows, passes)

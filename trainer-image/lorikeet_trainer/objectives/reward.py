@@ -46,7 +46,9 @@ class Reward(Objective[Pair]):
             model=setting.trainable.model, processing_class=setting.tokenizer, args=config, train_dataset=dataset
         )
 
-    def evaluate(self, model: nn.Module, held_out: Sequence[Pair], passes: Passes) -> Evaluation:
+    def evaluate(
+        self, model: nn.Module, held_out: Sequence[Pair], passes: Passes, reference: Tensor | None = None
+    ) -> Evaluation:
         """Return how the numbers tell the pairs apart."""
 
         def scored(batch: dict[str, Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from datasets import Dataset  # type: ignore[import-untyped]
-from torch import nn
+from torch import Tensor, nn
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -37,7 +37,9 @@ class Sft(Objective[Tokens]):
             model=setting.trainable.model, processing_class=setting.tokenizer, args=config, train_dataset=dataset
         )
 
-    def evaluate(self, model: nn.Module, held_out: Sequence[Tokens], passes: Passes) -> Evaluation:
+    def evaluate(
+        self, model: nn.Module, held_out: Sequence[Tokens], passes: Passes, reference: Tensor | None = None
+    ) -> Evaluation:
         """Return the mean negative log-likelihood of a counted token, in nats."""
         found = log_probabilities(model, held_out, passes)
         return Evaluation(loss=-float(found.sum()) / sum(row.trained for row in held_out))
