@@ -97,6 +97,7 @@ def test_it_begins_where_the_earlier_one_ended_and_is_published_for_the_same_bas
     second = run_and_probe(lab, contract(chain.second, rate / 5, start=start_of(first.record)))
     ended, began = first.metrics.eval_loss, second.metrics.base_eval_loss
     assert ended is not None
+    assert began is not None
     assert began == pytest.approx(ended, abs=1e-3)
     assert second.metrics.eval_loss is not None
     assert second.metrics.eval_loss < began

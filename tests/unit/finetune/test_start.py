@@ -74,7 +74,7 @@ def test_a_base_of_the_hub_is_taken_at_the_commit_that_was_trained_on() -> None:
 
 @pytest.mark.parametrize("method", [None, {"full": {}}, {"qlora": {"rank": 4}}, {"bottleneck": {}}])
 def test_a_model_that_was_trained_whole_is_the_base_of_any_method(method: dict[str, Any] | None) -> None:
-    spec = {} if method is None else {"method": method}
+    spec: dict[str, Any] = {} if method is None else {"method": method}
     contract = resolve(job(model=FROM, **spec), profile(), IMAGE, earlier(method={"full": {}})).contract
     assert (contract.model.uri, contract.start) == (f"{ARTIFACTS['uri']}/model", None)
     assert contract.method == resolve(job(**spec), profile(), IMAGE).contract.method
@@ -109,6 +109,7 @@ def test_how_it_is_trained_may_differ_where_the_adapter_does_not() -> None:
             'with targetModules: ["q_proj", "v_proj"], modulesToSave: ["norm"];',
         ),
         ({"lora": {}}, {"lora": {"init": "pissa", "dropout": 0}}, 'with init: "default";'),
+        ({"qlora": {}}, {"lora": {"init": "olora", "dropout": 0}}, 'with init: "default";'),
         ({"lora": {}}, {"full": {}}, "which full does not train further"),
         ({"qlora": {}}, {"bottleneck": {}}, "which bottleneck does not train further"),
         ({"bottleneck": {}}, {"lora": {}}, "whose modules no run goes on with"),
