@@ -121,8 +121,7 @@ def _continued(name: str, before: Method, asked: Method | None) -> Method:
     differing = {field: _setting(known, field) for field in _SHAPE if _setting(known, field) != _setting(wanted, field)}
     if differing:
         right = ", ".join(
-            f"{type(known).model_fields[field].alias or field}: {json.dumps(value)}"
-            for field, value in differing.items()
+            f"{Lora.model_fields[field].alias or field}: {json.dumps(value)}" for field, value in differing.items()
         )
         raise Refused(
             "InvalidSpec",

@@ -115,6 +115,7 @@ def test_how_it_is_trained_may_differ_where_the_adapter_does_not() -> None:
             'with targetModules: ["q_proj", "v_proj"], modulesToSave: ["norm"];',
         ),
         ({"lora": {}}, {"lora": {"init": "pissa", "dropout": 0}}, 'with init: "default";'),
+        ({"qlora": {}}, {"lora": {"init": "olora", "dropout": 0}}, 'with init: "default";'),
         ({"lora": {}}, {"full": {}}, "which full does not train further"),
         ({"qlora": {}}, {"bottleneck": {}}, "which bottleneck does not train further"),
         ({"bottleneck": {}}, {"lora": {}}, "whose modules no run goes on with"),

@@ -60,6 +60,7 @@ def test_what_a_finished_job_has_published_is_served() -> None:
         ({**job("Running"), "spec": {"method": {"lora": {}}, "objective": {"reward": {}}}}, "NotServable", True),
         ({**job("Running"), "spec": {"method": {"lora": {}}, "objective": {"dpo": {}}}}, "JobNotFinished", False),
         ({**job("Running"), "spec": {"method": {"lora": {"rsLora": True}}}}, "JobNotFinished", False),
+        (job("Running", resolved={"contract": {"method": {"lora": {"dora": True}}}}), "NotServable", True),
     ],
     ids=[
         "none",
@@ -74,6 +75,7 @@ def test_what_a_finished_job_has_published_is_served() -> None:
         "reward",
         "dpo",
         "rsLora",
+        "dora of the earlier job that it goes on from",
     ],
 )
 def test_why_a_job_gives_no_adapter_is_told(found: dict[str, object] | None, reason: str, fault: bool) -> None:
