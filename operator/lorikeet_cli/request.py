@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from lorikeet_api import request
 from lorikeet_api.compute import Compute
 from lorikeet_api.contract import RunContract, StorageAccess
@@ -114,7 +116,10 @@ def contract_of(job: FineTuneJob, profile: TuningProfile, machine: Machine) -> R
     in_folder = machine.output is not None and not machine.output.startswith("s3://")
     output = job.spec.output
     if machine.output is not None and not in_folder:
-        output = Output.model_validate({"uri": machine.output})
+        try:
+            output = Output(uri=machine.output)
+        except ValidationError as error:
+            raise Problem(f"--output {machine.output}: write it as s3://bucket/path, or name a folder") from error
     elif output is None and in_folder and profile.spec.storage.uri is None:
         output = Output(uri=f"{NOWHERE}/{namespace}/{job.metadata.name}")
     job = job.model_copy(update={"spec": job.spec.model_copy(update={"output": output})})
