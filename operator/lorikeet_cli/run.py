@@ -54,7 +54,7 @@ def run(given: argparse.Namespace) -> int:
     """Run the job and return the trainer's exit code. Raises Problem and StorageError."""
     contract = contract_of(*the_job(given), Machine.of(given))
     if find_spec("lorikeet_trainer") is None or find_spec("torch") is None:
-        raise Problem("the trainer is not installed here: pip install 'lorikeet[trainer]'")
+        raise Problem("the trainer is not installed here: pip install '.[trainer]' in a checkout of Lorikeet")
     if (begun := find_run(contract)) is not None:
         # Templates print it: a run that goes on tomorrow goes on as what it was.
         contract = contract.model_copy(update={"date": begun.date})

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from lorikeet_api.contract import RunContract, RunRecord
 from lorikeet_cli import run
 from lorikeet_cli.main import main
 from lorikeet_cli.problem import Problem
 from lorikeet_cli.terminal import Line, bar
+from lorikeet_storage.publish import check_free
 from tests.resources import job_body
 from tests.unit.cli.conftest import Write
 
@@ -72,5 +74,28 @@ def test_a_run_without_the_trainers_libraries_is_refused(
 ) -> None:
     monkeypatch.setattr(run, "find_spec", lambda _: None)
     assert main(["run", "-f", str(write(job_body())), "--output", str(tmp_path / "out")]) == 64
-    assert "pip install 'lorikeet[trainer]'" in capsys.readouterr().err
+    assert "pip install '.[trainer]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_was_begun_goes_on_with_the_day_of_its_beginning(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Templates print it, and checkpoints of another day are none of this run."""
+    told: list[RunContract] = []
+
+    def train(contract: RunContract, work: object) -> tuple[int, RunRecord]:
+        check_free(contract)
+        told.append(contract)
+        return 75, RunRecord(reason="Preempted", message="stopped", retryable=True)
+
+    monkeypatch.setattr(run, "_train", train)
+    arguments = ["run", "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "-f"]
+    body = job_body()
+    body["metadata"]["creationTimestamp"] = "2026-01-02T03:04:05Z"
+    assert main([*arguments, str(write(body))]) == 75
+    assert main([*arguments, str(write(job_body()))]) == 75
+    assert [contract.date for contract in told] == ["2026-01-02", "2026-01-02"]
+    assert "Preempted: stopped\nrun the same command again to go on" in capsys.readouterr().err
+    assert main([*arguments, str(write(job_body())), "--set", "training.seed=7"]) == 75
+    assert told[-1].date > "2026-01-02"
