@@ -66,10 +66,12 @@ class Kubectl:
             with self._start(asked, stdout=subprocess.PIPE) as process:
                 assert process.stdout is not None  # noqa: S101 - for the type checker; PIPE was asked for
                 try:
-                    for body in documents(process.stdout):
+                    for line in process.stdout:  # an event a line
+                        body = json.loads(line)
                         yield Event(body["object"], body["type"] == "DELETED")
-                finally:
+                except BaseException:
                     process.terminate()  # the reader has seen enough
+                    raise
             if process.returncode:
                 raise Problem(f"kubectl could not watch FineTuneJob {self.job}: see above", FAILED)
 
@@ -84,19 +86,3 @@ class Kubectl:
             return subprocess.Popen(["kubectl", *self.flags, *arguments], text=True, **popen)
         except FileNotFoundError as error:
             raise Problem("kubectl is not on the PATH: install it; `lorikeet run` needs no cluster") from error
-
-
-def documents(lines: Iterator[str] | Any) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects that stand one after the other, however they are broken into lines."""
-    text, decoder = "", json.JSONDecoder()
-    for line in lines:
-        text = (text + line).lstrip()
-        if not line.lstrip().startswith(("}", "{")):
-            continue  # an object ends only here, if it is written over several lines
-        while text:
-            try:
-                body, end = decoder.raw_decode(text)
-            except ValueError:
-                break
-            yield body
-            text = text[end:].lstrip()

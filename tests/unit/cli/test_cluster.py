@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from lorikeet_cli.kubectl import documents
 from lorikeet_cli.main import main
 
 METRICS = {"evalLoss": 0.98, "baseEvalLoss": 2.5, "steps": 20, "aFigureOfTomorrow": 1}
@@ -29,7 +28,7 @@ def body(phase: str, **status: Any) -> dict[str, Any]:
 
 
 def events(*bodies: dict[str, Any], kind: str = "MODIFIED") -> str:
-    return "".join(json.dumps({"type": kind, "object": each}, indent=4) + "\n" for each in bodies)
+    return "".join(json.dumps({"type": kind, "object": each}) + "\n" for each in bodies)
 
 
 RUNNING = body("Running", progress={"percent": 35, "step": 7, "totalSteps": 20, "loss": 1.23456, "etaSeconds": 75})
@@ -112,10 +111,3 @@ def test_a_job_that_has_published_nothing_is_said_with_its_state(
     (kubectl / "says").write_text(json.dumps(body("Failed", message="line 37 is not JSON")))
     assert main(["report", "sql"]) == 1
     assert "has published nothing (Failed: line 37 is not JSON)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("indent", [None, 4])
-def test_objects_are_read_however_they_are_broken_into_lines(indent: int | None) -> None:
-    objects = [{"a": {"b": [1, {}]}}, {"c": "}\n{"}, {}]
-    text = "\n".join(json.dumps(each, indent=indent) for each in objects) + "\n"
-    assert list(documents(iter(text.splitlines(keepends=True)))) == objects

@@ -36,7 +36,7 @@ def made(file: Path, *arguments: str) -> RunContract:
     ],
 )
 def test_request_and_profile_make_the_contract_that_the_operator_makes(write: Write, spec: dict[str, Any]) -> None:
-    settings = {"defaults": {"training": {"epochs": 2}}}
+    settings: dict[str, Any] = {"defaults": {"training": {"epochs": 2}}}
     here = made(write(profile_body(**settings), job_body(**spec)))
     there = resolve(job(**spec), profile(**settings), "trainer:test").contract
     assert here.model_dump(exclude=OWN) == there.model_dump(exclude=OWN)
