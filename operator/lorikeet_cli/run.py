@@ -157,7 +157,7 @@ class _Stop:
         if self._process is not None:
             self._process.terminate()
         # Not by print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping: the step is finished and saved\n")
+        os.write(2, b"\nstopping: a step that is under way is finished and saved\n")
 
 
 @contextmanager

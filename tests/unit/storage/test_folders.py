@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lorikeet_api.compute import RESERVED_ENV
 from lorikeet_api.contract import LatestPointer, StorageAccess
 from lorikeet_api.training import DataSource, ModelSource
 from lorikeet_storage import (
@@ -62,6 +63,10 @@ def files(folder: Path) -> list[str]:
 )
 def test_whole_segments_of_a_uri_name_a_folder(out: Path, tmp_path: Path, uri: str, path: str | None) -> None:
     assert folder_of(parse(uri)) == (None if path is None else tmp_path / path)
+
+
+def test_no_job_of_a_cluster_may_have_its_pod_publish_to_itself() -> None:
+    assert FOLDERS_VARIABLE in RESERVED_ENV
 
 
 def test_the_longest_beginning_counts(out: Path, tmp_path: Path) -> None:
