@@ -24,10 +24,10 @@ from lorikeet_api.base import (
 RESERVED_ENV: Final = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE", "HF_TOKEN", "HOME", "USER", "VLLM_API_KEY",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_USE_RUST_FRONTEND",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_USE_RUST_FRONTEND", "LORIKEET_FOLDERS",
 )  # fmt: skip
 """Environment that is not the user's: Lorikeet or its images set it, or it would open an engine's doors (vLLM's other
-frontend runs no middleware, so no guard) or shut them to its own routers."""
+frontend runs no middleware, so no guard) or shut them to its own routers, or have a pod publish to itself."""
 
 
 class KeySelector(Model):

@@ -14,3 +14,8 @@ def load_all(source: str | Path) -> list[Any]:
     """
     text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
     return [document for document in YAML(typ="safe", pure=True).load_all(text) if document is not None]
+
+
+def load(text: str) -> Any:
+    """Return the one value of a YAML text; None if it is empty. Raises ruamel.yaml.YAMLError."""
+    return YAML(typ="safe", pure=True).load(text)

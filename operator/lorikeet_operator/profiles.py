@@ -1,31 +1,12 @@
 """Fills a TuningProfile's values into what a resource says of its pods (pure)."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from lorikeet_api.base import Model
 from lorikeet_api.compute import GpuClass, PodSettings
-from lorikeet_api.conditions import OperatorReason
+from lorikeet_api.request import Refused, overlay
 from lorikeet_api.tuningprofile import TuningProfile
 
-M = TypeVar("M", bound=Model)
 P = TypeVar("P", bound=PodSettings)
-
-
-class Refused(Exception):
-    """The request cannot be run as it stands; `reason` and `message` become a condition."""
-
-    def __init__(self, reason: OperatorReason, message: str) -> None:
-        super().__init__(message)
-        self.reason: OperatorReason = reason
-        self.message = message
-
-
-def overlay(*layers: M) -> M:
-    """Return the layers merged field by field; a later layer's present fields win, whole."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged.update({name: value for name in type(layer).model_fields if (value := getattr(layer, name)) is not None})
-    return type(layers[0])(**merged)
 
 
 def asked(usual: P, of_profile: P, of_request: P) -> P:

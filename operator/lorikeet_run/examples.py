@@ -34,6 +34,11 @@ class Example:
         """What is rendered of it."""
         return (self,)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a reader calls the parts, behind the place."""
+        return ("",)
+
     def assemble(self, parts: Sequence[Tokens]) -> TokenRow:
         """Return the row that its rendered parts make."""
         (tokens,) = parts
@@ -61,6 +66,11 @@ class Preference:
     def parts(self) -> tuple[Example, ...]:
         """What is rendered of it."""
         return (self.chosen, self.rejected)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a reader calls the parts, behind the place."""
+        return (", chosen", ", rejected")
 
     def assemble(self, parts: Sequence[Tokens]) -> TokenRow:
         """Return the row that its rendered parts make."""
@@ -91,6 +101,11 @@ class Feedback:
     def parts(self) -> tuple[Example, ...]:
         """What is rendered of it."""
         return (self.answer,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a reader calls the parts, behind the place."""
+        return (", good" if self.good else ", bad",)
 
     def assemble(self, parts: Sequence[Tokens]) -> TokenRow:
         """Return the row that its rendered parts make."""

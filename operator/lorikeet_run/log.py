@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import time
 import warnings
@@ -33,6 +34,16 @@ def _value(value: object) -> str:
     text = str(value)
     plain = text and not any(character.isspace() or character in '"=' for character in text)
     return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+_FIELD: Final = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)')
+
+
+def parse(line: str) -> dict[str, str]:
+    """Return the fields of a line that was written here; of any other text none."""
+    if not line.startswith("time="):
+        return {}
+    return {key: json.loads(value) if value[:1] == '"' else value for key, value in _FIELD.findall(line)}
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -1,9 +1,10 @@
-"""Streaming access to S3, the hub and mounted claims, and the atomic publishing of what a run made.
+"""Streaming access to S3, the hub, mounted claims and folders in their place, and the atomic publishing of what a run
+made.
 
 The functions to call: `survey_model` and `survey_data` look at a source and pin it, `fetch_model` and `fetch_data`
-bring its files into a folder and digest them, `find_manifest` and `check_free` look at an output before a run,
-`publish` writes it after the run, `Checkpoints` keeps what a run goes on from. All raise `StorageError` and nothing
-else, whose reason is one of `lorikeet_api.conditions.TrainerReason`.
+bring its files into a folder and digest them, `find_manifest`, `find_run` and `check_free` look at an output before a
+run, `publish` writes it after the run, `Checkpoints` keeps what a run goes on from. All raise `StorageError` and
+nothing else, whose reason is one of `lorikeet_api.conditions.TrainerReason`.
 """
 
 from lorikeet_storage.checkpoints import Checkpoints
@@ -17,7 +18,7 @@ from lorikeet_storage.fetch import (
     survey_data,
     survey_model,
 )
-from lorikeet_storage.publish import artifacts_of, check_free, find_manifest, publish, remove_run
+from lorikeet_storage.publish import artifacts_of, check_free, find_manifest, find_run, publish, remove_run
 
 __all__ = [
     "Checkpoints",
@@ -30,6 +31,7 @@ __all__ = [
     "fetch_description",
     "fetch_model",
     "find_manifest",
+    "find_run",
     "publish",
     "remove_run",
     "survey_data",

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from lorikeet_api.contract import Checkpoint, RunContract
 from lorikeet_storage.errors import Conflict
 from lorikeet_storage.publish import CHECKPOINTS, run_folder
-from lorikeet_storage.s3 import S3, ObjectInfo
+from lorikeet_storage.s3 import ObjectInfo
 from lorikeet_storage.sources import file_digest
+from lorikeet_storage.stores import open_output
 from lorikeet_storage.uri import S3Location, is_safe
 
 MARKER: Final = "checkpoint.json"
@@ -35,7 +36,7 @@ class Checkpoints:
     """The checkpoints of one run on one basis: what it is trained on. All methods raise StorageError."""
 
     def __init__(self, contract: RunContract, basis: str) -> None:
-        self._store = S3(contract.storage, "output")
+        self._store = open_output(contract.output_uri, contract.storage)
         self._folder = run_folder(contract.output_uri, contract.run_id).child(CHECKPOINTS)
         self._run_id = contract.run_id
         self._basis = basis

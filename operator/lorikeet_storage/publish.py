@@ -26,8 +26,8 @@ from lorikeet_api.contract import (
     run_id,
 )
 from lorikeet_storage.errors import Conflict, StorageError
-from lorikeet_storage.s3 import S3
 from lorikeet_storage.sources import file_digest
+from lorikeet_storage.stores import Store, open_output
 from lorikeet_storage.uri import S3Location, parse_s3, safe_relative
 
 MANIFEST: Final = "manifest.json"
@@ -45,7 +45,7 @@ def find_manifest(output_uri: str, run_id: str, access: StorageAccess) -> tuple[
     Every file that it names is looked up in the store: a manifest whose files are gone is no result. Raises
     StorageError: OutputConflict if the manifest is unreadable, of another run or without its files.
     """
-    store = S3(access, "output")
+    store = open_output(output_uri, access)
     folder = run_folder(output_uri, run_id)
     location = folder.child(MANIFEST)
     data = store.read(location)
@@ -69,7 +69,7 @@ def check_free(contract: RunContract) -> None:
     Writes `run.json`, so it also proves the right to write. Raises StorageError: OutputConflict if the folder
     belongs to another run or holds files that no run of ours put there.
     """
-    store = S3(contract.storage, "output")
+    store = open_output(contract.output_uri, contract.storage)
     folder = run_folder(contract.output_uri, contract.run_id)
     marker = folder.child(RUN)
     owner = store.read(marker)
@@ -94,6 +94,15 @@ def check_free(contract: RunContract) -> None:
         store.put(marker, _marker(contract))
 
 
+def find_run(contract: RunContract) -> RunContract | None:
+    """Return the contract with which an earlier attempt began this run, or None if none did. Raises StorageError."""
+    store = open_output(contract.output_uri, contract.storage)
+    marker = store.read(run_folder(contract.output_uri, contract.run_id).child(RUN))
+    if marker is None or not _same_run(marker, contract):
+        return None
+    return RunContract.model_validate_json(marker)
+
+
 def _marker(contract: RunContract) -> bytes:
     return json.dumps(contract.to_wire(), indent=1, sort_keys=True, ensure_ascii=False).encode()
 
@@ -112,7 +121,7 @@ def publish(folder: Path, draft: Manifest) -> Artifacts:
     if not digests:
         raise StorageError("InternalError", f"{folder} holds no file to publish")
     manifest = draft.model_copy(update={"files": digests})
-    store = S3(contract.storage, "output")
+    store = open_output(contract.output_uri, contract.storage)
     run = run_folder(contract.output_uri, contract.run_id)
     attempt = uuid.uuid4().hex[:12]
     _stage(store, folder, manifest, run.child(f"{STAGING}/{attempt}"))
@@ -128,7 +137,7 @@ def remove_run(contract: RunContract) -> str:
     Only if `run.json` says that this very job made it, not another one with the same request, nor an earlier one of
     the same name whose result it has adopted. Raises StorageError; a retry of the same call is safe.
     """
-    store = S3(contract.storage, "output")
+    store = open_output(contract.output_uri, contract.storage)
     folder = run_folder(contract.output_uri, contract.run_id)
     data = store.read(folder.child(RUN))
     if data is None:
@@ -168,13 +177,13 @@ def artifacts_of(manifest: Manifest, sha256: str) -> Artifacts:
     )
 
 
-def _stage(store: S3, folder: Path, manifest: Manifest, staging: S3Location) -> None:
+def _stage(store: Store, folder: Path, manifest: Manifest, staging: S3Location) -> None:
     for file in manifest.files:
         store.upload(folder / file.path, staging.child(file.path))
     store.put(staging.child(MANIFEST), manifest.to_bytes())
 
 
-def _commit(store: S3, run: S3Location, contract: RunContract, attempt: str) -> Artifacts:
+def _commit(store: Store, run: S3Location, contract: RunContract, attempt: str) -> Artifacts:
     """Put the committed attempt's files into place, ours or that of the pod that was first."""
     store.put_if_absent(run.child(COMMIT), json.dumps({"attempt": attempt}).encode())
     committed = _committed(store, run)
@@ -194,7 +203,7 @@ def _commit(store: S3, run: S3Location, contract: RunContract, attempt: str) -> 
     return _point(store, run, contract)
 
 
-def _committed(store: S3, run: S3Location) -> str:
+def _committed(store: Store, run: S3Location) -> str:
     location = run.child(COMMIT)
     try:
         attempt = json.loads(store.read(location) or b"")["attempt"]
@@ -203,7 +212,7 @@ def _committed(store: S3, run: S3Location) -> str:
         raise Conflict("OutputConflict", f"{location} cannot be read ({error}): delete it and run again") from error
 
 
-def _point(store: S3, run: S3Location, contract: RunContract) -> Artifacts:
+def _point(store: Store, run: S3Location, contract: RunContract) -> Artifacts:
     location = run.child(MANIFEST)
     data = store.read(location)
     if data is None:
@@ -218,7 +227,7 @@ def _point(store: S3, run: S3Location, contract: RunContract) -> Artifacts:
     return artifacts_of(manifest, sha256)
 
 
-def _sweep(store: S3, run: S3Location) -> None:
+def _sweep(store: Store, run: S3Location) -> None:
     """Remove the staging folders of all attempts once the manifest stands; what stays behind does no harm."""
     staging = run.child(STAGING)
     try:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 MIB: Final = 1 << 20
 PART: Final = 8 * MIB
 """Bytes asked for at once."""
+PARTIAL: Final = ".part"
+"""Ending of a file that is not whole yet."""
 WORKERS: Final = 4
 WINDOW: Final = 6
 """Parts in memory at most, being read or waiting for their turn to be hashed: 48 MiB."""
@@ -310,7 +312,7 @@ def check_ca_bundle(path: str | None) -> None:
 def write_file(path: Path, parts: Iterator[bytes | bytearray]) -> str:
     """Write `parts` to `path` and return their sha256; the name appears when the file is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + PARTIAL)
     digest = hashlib.sha256()
     with partial.open("wb") as file:
         for part in parts:

@@ -10,6 +10,7 @@ from typing import Final, Literal, Protocol
 
 from lorikeet_api.contract import FileDigest, StorageAccess
 from lorikeet_storage.errors import Place, Refused, Role
+from lorikeet_storage.folders import folder_of
 from lorikeet_storage.s3 import S3, ObjectInfo
 from lorikeet_storage.translate import translated
 from lorikeet_storage.uri import HubLocation, Location, PvcLocation, S3Location, safe_relative
@@ -51,11 +52,13 @@ class Source(Protocol):
 
 def open_source(location: Location, role: Role, access: StorageAccess, revision: str | None) -> Source:
     """Return the source at `location`."""
+    if (folder := folder_of(location)) is not None:
+        return PathSource(folder, Place(f"{location} ({folder})", role))
     if isinstance(location, S3Location):
         return S3Source(location, role, access)
     if isinstance(location, HubLocation):
         return HubSource(location, role, revision)
-    return PvcSource(location, role)
+    return PathSource(location.local, Place(str(location), role), location)
 
 
 class S3Source:
@@ -153,27 +156,29 @@ class HubSource:
         return digest
 
 
-class PvcSource:
-    """A path in a claim that the operator mounted. Nothing is copied: `fetch` links."""
+class PathSource:
+    """A path in a claim that the operator mounted, or on the user's own machine. Nothing is copied: `fetch` links."""
 
     revision: str | None = None
 
-    def __init__(self, location: PvcLocation, role: Role) -> None:
-        self._location = location
-        self.place = Place(str(location), role)
+    def __init__(self, root: Path, place: Place, claim: PvcLocation | None = None) -> None:
+        """Take the claim that the path must stay in; without one links may lead anywhere."""
+        self._root = root
+        self._claim = claim
+        self.place = place
 
     def entries(self, *, recursive: bool) -> list[Entry]:
         """Return the regular files below the folder, or the file itself."""
-        root = self._location.local
+        root, claim = self._root, self._claim
         with translated(self.place):
-            if not self._location.mount.is_dir():
+            if claim is not None and not claim.mount.is_dir():
                 raise self.place.missing(
-                    f"claim {self._location.claim} is not mounted in this pod: does it exist in the job's namespace?"
+                    f"claim {claim.claim} is not mounted in this pod: does it exist in the job's namespace?"
                 )
             if root.is_file():
                 return [_entry(root.name, root)]
-            if not root.is_dir():
-                raise self.place.missing(f"claim {self._location.claim} has no path {self._location.path}: correct it")
+            if claim is not None and not root.is_dir():
+                raise self.place.missing(f"claim {claim.claim} has no path {claim.path}: correct it")
             found = root.rglob("*") if recursive else root.glob("*")
             files = [(path.relative_to(root).as_posix(), path) for path in found if path.is_file()]
             return [_entry(name, path) for name, path in sorted(files)]
@@ -184,15 +189,15 @@ class PvcSource:
 
     def head(self, entry: Entry, size: int) -> bytes | None:
         """Return the first bytes of a file."""
-        root = self._location.local
+        root = self._root
         with translated(self.place), (root if root.is_file() else root / entry.name).open("rb") as file:
             return file.read(size)
 
     def _link(self, entry: Entry, into: Path) -> FileDigest:
-        root = self._location.local
+        root = self._root
         with translated(self.place):
             path = (root if root.is_file() else root / entry.name).resolve()
-            if not path.is_relative_to(self._location.mount.resolve()):
+            if self._claim is not None and not path.is_relative_to(self._claim.mount.resolve()):
                 raise Refused(
                     "StorageRefused",
                     f"{entry.name} in {self.place.uri} is a link out of the claim: copy the file",

@@ -14,7 +14,7 @@ from lorikeet_storage.errors import Place, Refused, Role, StorageError, Unreacha
 
 _CREDENTIALS: Final = (
     "put AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the Secret that the profile's storage.secretName names,"
-    " or give the ServiceAccount of storage.serviceAccountName a cloud identity"
+    " or give the ServiceAccount of storage.serviceAccountName a cloud identity (outside a cluster: the environment)"
 )
 _CA: Final = (
     "put the CA's certificate into ca.crt of the ConfigMap that the profile's storage.caConfigMapName names"

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from lorikeet_api import names
 from lorikeet_api.conditions import FINAL, OperatorReason
 from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
+from lorikeet_api.request import Refused
 from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_operator import watched
 from lorikeet_operator.finetune import job as build
@@ -40,7 +41,6 @@ from lorikeet_operator.kube.kinds import (
 )
 from lorikeet_operator.kube.queue import Requeue
 from lorikeet_operator.kube.writer import contains
-from lorikeet_operator.profiles import Refused
 
 VOID: Final = {"spec": {"ttlSecondsAfterFinished": 0}}
 """Makes a check's Job go once it has ended, to be made anew."""

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -10,24 +9,11 @@ from pydantic import ValidationError
 from lorikeet_api.conditions import FINAL
 from lorikeet_api.contract import Artifacts, RunContract, Start
 from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.request import USUAL, Beginning, Refused
 from lorikeet_api.training import HUB, Lora, Method, ModelSource, QLora
-from lorikeet_operator.profiles import Refused
 
-USUAL: Final = Method(qlora=QLora())
-"""How a job trains that does not say how."""
 _SHAPE: Final = ("rank", "alpha", "rs_lora", "dora", "target_modules", "modules_to_save", "init")
 """What makes an adapter the one that it is: who goes on with it cannot have it otherwise."""
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """What a run begins with, decided."""
-
-    model: ModelSource
-    """The base model."""
-    method: Method
-    start: Start | None = None
-    """The adapter that is trained further."""
 
 
 def by_earlier(body: dict[str, Any]) -> Iterable[tuple[str, str]]:

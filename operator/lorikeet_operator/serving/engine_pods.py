@@ -6,6 +6,7 @@ from typing import Any, Final
 from lorikeet_api import names
 from lorikeet_api.contract import canonical_json
 from lorikeet_api.modeldeployment import ModelDeployment
+from lorikeet_api.request import Refused
 from lorikeet_api.serving import (
     ADAPTERS_DIR,
     AGENT_PORT,
@@ -22,7 +23,6 @@ from lorikeet_api.serving import (
 )
 from lorikeet_engines import ENGINES, Launch
 from lorikeet_operator import pods
-from lorikeet_operator.profiles import Refused
 from lorikeet_operator.serving.setup import DRAIN_SECONDS, Setup
 from lorikeet_operator.serving.stores import claim, stores
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lorikeet_api import names
 from lorikeet_api.modeldeployment import ModelDeployment, ModelDeploymentStatus
+from lorikeet_api.request import Refused
 from lorikeet_api.serving import (
     LOOKED_UP_AT_ONCE,
     ROUTER_WANTED,
@@ -51,7 +52,6 @@ from lorikeet_operator.kube.kinds import (
 )
 from lorikeet_operator.kube.queue import Requeue
 from lorikeet_operator.kube.times import timestamp
-from lorikeet_operator.profiles import Refused
 from lorikeet_operator.serving import engine_pods, router_pods
 from lorikeet_operator.serving import status as story
 from lorikeet_operator.serving.facts import are_heard, gather, is_moving

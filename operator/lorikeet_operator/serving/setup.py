@@ -7,8 +7,9 @@ from typing import Final
 from lorikeet_api.compute import EngineCompute, Resources
 from lorikeet_api.contract import StorageAccess
 from lorikeet_api.modeldeployment import ModelDeployment
+from lorikeet_api.request import Refused
 from lorikeet_api.tuningprofile import TuningProfile
-from lorikeet_operator.profiles import Refused, asked, gpu_class, placed
+from lorikeet_operator.profiles import asked, gpu_class, placed
 
 DRAIN_SECONDS: Final = 300
 COMPUTE_DEFAULTS: Final = EngineCompute(

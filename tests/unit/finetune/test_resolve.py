@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lorikeet_operator.finetune.resolve import largest_divisor, resolve
-from lorikeet_operator.profiles import Refused
+from lorikeet_api.request import Refused, largest_divisor
+from lorikeet_operator.finetune.resolve import resolve
 from tests.resources import job, profile
 
 IMAGE = "trainer:test"

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.request import Refused
 from lorikeet_operator.finetune.resolve import resolve
 from lorikeet_operator.kinds import FINETUNEJOB
 from lorikeet_operator.kube.kinds import JOB, Key
-from lorikeet_operator.profiles import Refused
 from tests.resources import job, profile
 from tests.unit.finetune.test_reconcile import NAME, World, request
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lorikeet_operator.profiles import Refused
+from lorikeet_api.request import Refused
 from lorikeet_operator.serving.setup import Installation, Setup, settle
 from tests.resources import deployment, profile
 

@@ -1,0 +1,108 @@
+"""Fills profile and defaults into what a job asks for (pure): operator and `lorikeet run` make the same of it."""
+
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from lorikeet_api.base import Model
+from lorikeet_api.compute import Compute
+from lorikeet_api.conditions import OperatorReason
+from lorikeet_api.contract import RunContract, Start, StorageAccess, run_id
+from lorikeet_api.defaults import DEFAULTS
+from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.training import Method, ModelSource, QLora, Training
+from lorikeet_api.tuningprofile import TuningProfile
+
+LARGEST_AUTOMATIC_MICRO_BATCH: Final = 4
+GRACE_PERIOD_SECONDS: Final = 120
+
+USUAL: Final = Method(qlora=QLora())
+"""How a job trains that does not say how."""
+
+M = TypeVar("M", bound=Model)
+
+
+class Refused(Exception):
+    """The request cannot be run as it stands; `reason` and `message` become a condition."""
+
+    def __init__(self, reason: OperatorReason, message: str) -> None:
+        super().__init__(message)
+        self.reason: OperatorReason = reason
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins with, decided."""
+
+    model: ModelSource
+    """The base model."""
+    method: Method
+    start: Start | None = None
+    """The adapter that is trained further."""
+
+
+def overlay(*layers: M) -> M:
+    """Return the layers merged field by field; a later layer's present fields win, whole."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update({name: value for name in type(layer).model_fields if (value := getattr(layer, name)) is not None})
+    return type(layers[0])(**merged)
+
+
+def contract(job: FineTuneJob, profile: TuningProfile, compute: Compute, begin: Beginning) -> RunContract:
+    """Return what the trainer is told of a job; `compute` is what its pod asks for. Raises Refused."""
+    spec, storage = job.spec, profile.spec.storage
+    training = hyperparameters(job, begin.method, profile)
+    return RunContract(
+        namespace=job.metadata.namespace or "",
+        name=job.metadata.name,
+        run_id=run_id(begin.model, spec.dataset, begin.method, spec.objective, training, begin.start),
+        model=begin.model,
+        start=begin.start,
+        dataset=spec.dataset,
+        method=begin.method,
+        objective=spec.objective,
+        training=training,
+        output_uri=_output_uri(job, profile),
+        storage=StorageAccess(endpoint=storage.endpoint, region=storage.region),
+        gpus=compute.gpus or 0,
+        allow_cpu=profile.spec.allow_cpu_fallback,
+        grace_period_seconds=compute.termination_grace_period_seconds or GRACE_PERIOD_SECONDS,
+        job_uid=job.metadata.uid,
+        date=(job.metadata.creation_timestamp or "")[:10],
+    )
+
+
+def hyperparameters(job: FineTuneJob, method: Method, profile: TuningProfile) -> Training:
+    """Return the job's hyperparameters, each absent one from the profile, else from the table. Raises Refused."""
+    spec = job.spec
+    layers = (DEFAULTS[method.name, spec.objective.name], profile.spec.defaults.training, spec.training)
+    try:
+        training = overlay(*layers)
+    except ValueError as error:
+        raise Refused(
+            "InvalidSpec",
+            f"training and the defaults of TuningProfile {profile.metadata.name!r} do not fit together:"
+            f" {error.errors()[0]['msg'] if hasattr(error, 'errors') else error};"
+            " set both training.batchSize and training.microBatchSize",
+        ) from error
+    if training.micro_batch_size is None and training.batch_size is not None:
+        micro = largest_divisor(training.batch_size, LARGEST_AUTOMATIC_MICRO_BATCH)
+        training = training.model_copy(update={"micro_batch_size": micro})
+    return training
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of `number` that is not above `limit`."""
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
+
+
+def _output_uri(job: FineTuneJob, profile: TuningProfile) -> str:
+    if job.spec.output is not None:
+        return job.spec.output.uri.rstrip("/")
+    if profile.spec.storage.uri is None:
+        raise Refused(
+            "OutputUnknown",
+            f"neither the job's output.uri nor storage.uri of TuningProfile {profile.metadata.name!r} is set: set one",
+        )
+    return f"{profile.spec.storage.uri.rstrip('/')}/{job.metadata.namespace}/{job.metadata.name}"

@@ -1,0 +1,118 @@
+"""`lorikeet validate`: what can be found wrong with resources before a GPU is asked for, and without torch."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from lorikeet_api.contract import RunContract, data_sources, servable
+from lorikeet_api.defaults import unusual
+from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_cli.documents import Document, read
+from lorikeet_cli.problem import Problem
+from lorikeet_cli.request import NOWHERE, Machine, add_arguments, contract_of, parse
+from lorikeet_run.data import read_source
+from lorikeet_run.errors import RunError, explain
+from lorikeet_run.examples import Instance
+from lorikeet_run.hyperparameters import Hyperparameters
+from lorikeet_run.mixture import check_split
+from lorikeet_storage import Fetched, StorageError, fetch_data, fetch_description, survey_model
+
+_GIB = 1 << 30
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    does = "Check resources, and a FineTuneJob's data and model; needs neither a GPU nor a cluster."
+    parser = commands.add_parser("validate", help=does, description=does)
+    add_arguments(parser, sets=False)
+    parser.add_argument("--offline", action="store_true", help="check the resources alone, not data and model")
+    parser.set_defaults(command=validate)
+
+
+def validate(given: argparse.Namespace) -> int:
+    """Check every document and print what is found; return 0, or the exit code of the first failure."""
+    documents = read(given.files)
+    if not documents:
+        raise Problem("there is no resource of Lorikeet's in these files")
+    machine = Machine.of(given)
+    codes = [_check(document, documents, machine, offline=given.offline) for document in documents]
+    return next((code for code in codes if code), 0)
+
+
+def _check(document: Document, documents: list[Document], machine: Machine, *, offline: bool) -> int:
+    """Check one document and print what is found; return its exit code."""
+    try:
+        if document.kind != FineTuneJob.__name__:
+            document.parse()
+            print(f"{document.where}: ok")
+            return 0
+        job, profile = parse(document, documents)
+        if job.spec.model.source is None:
+            print(f"{document.where}: ok, but for model.from and the data: a cluster alone knows what it goes on from")
+            return 0
+        # Where the result goes may be the cluster's profile's to say.
+        output = NOWHERE if job.spec.output is None and profile.spec.storage.uri is None else None
+        contract = contract_of(job, profile, Machine(machine.folders, machine.endpoint, output))
+        found = list(_of_request(contract)) + ([] if offline else list(_of_sources(contract)))
+    except Problem as error:
+        print(error)
+        return error.exit_code
+    except (RunError, StorageError) as error:
+        failure = explain(error)
+        print(f"{document.where}: {failure.reason}: {failure.message}")
+        return failure.exit_code
+    print(f"{document.where}: ok, run {contract.run_id}")
+    for line in found:
+        print(f"  {line}")
+    return 0
+
+
+def _of_request(contract: RunContract) -> Iterator[str]:
+    """Yield what the request alone says of the run. Raises RunError."""
+    hyper = Hyperparameters.of(contract)
+    yield (
+        f"batch: {hyper.micro_batch_size * hyper.accumulation * hyper.ranks} examples a step,"
+        f" {hyper.micro_batch_size} at a time"
+    )
+    if (can := servable(contract.method, contract.objective)).reason:
+        yield f"serving: no engine takes the result as an adapter: {can.reason}"
+    for warning in unusual(contract.method, contract.objective.name, contract.training):
+        yield f"warning: {warning}"
+
+
+def _of_sources(contract: RunContract) -> Iterator[str]:
+    """Look at the model and read every row of the data, as a run does before it trains. Raises as a run does."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield from _of_model(contract, Path(folder, "model"))
+        read = []
+        for index, source in enumerate(data_sources(contract)):
+            fetched = fetch_data(source, Path(folder, str(index)), contract.storage)
+            read.append(partial(_examples, fetched, contract))
+            yield f"data: {source.uri}: {sum(1 for _ in read[-1]())} rows"
+        if contract.dataset.eval_fraction is not None:
+            check_split(example for again in read for example in again())
+
+
+def _examples(fetched: Fetched, contract: RunContract) -> Iterator[Instance]:
+    files = zip(fetched.files, (file.path for file in fetched.digest.files), strict=True)
+    return read_source(list(files), contract.dataset, contract.objective.name)
+
+
+def _of_model(contract: RunContract, folder: Path) -> Iterator[str]:
+    model = survey_model(contract.model, contract.storage)
+    weights = sum(entry.size for entry in model.entries if entry.name.endswith(".safetensors"))
+    yield f"model: {contract.model.uri}: {weights / _GIB:.3g} GiB of weights"
+    fetch_description(model, folder)
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        positions = config.get("text_config", config).get("max_position_embeddings")
+    except (ValueError, AttributeError) as error:
+        raise RunError("ModelInvalid", f"config.json of {contract.model.uri} is no use: {error}") from error
+    if isinstance(positions, int) and contract.dataset.max_length > positions:
+        yield (
+            f"warning: dataset.maxLength is {contract.dataset.max_length}, and the model has {positions} positions:"
+            " one longer row ends the run"
+        )

@@ -1,0 +1,101 @@
+"""What a user sees of a run, and who may be at it. `tests/trainer/test_cli.py` has real ones."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from lorikeet_api.contract import RunContract, RunRecord
+from lorikeet_cli import run
+from lorikeet_cli.main import main
+from lorikeet_cli.problem import Problem
+from lorikeet_cli.terminal import Line, bar
+from lorikeet_storage.publish import check_free
+from tests.resources import job_body
+from tests.unit.cli.conftest import Write
+
+LOG = """\
+time=1 level=info event=check what=data uri=s3://d/train.jsonl rows=60 seconds=0.1
+Loading weights: a library's own words
+time=1 level=info event=examples train=50 held_out=10 dropped=1 template=base
+time=1 level=info event=step step=5 steps=20 epoch=0.5 loss=1.5
+time=1 level=info event=eval step=5 eval_loss=2.25 seconds=1
+time=1 level=info event=step step=20 steps=20 epoch=2 loss=1.25
+"""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(out: io.StringIO) -> str:
+    kept = io.StringIO()
+    run.show(LOG.splitlines(keepends=True), kept, Line(out))
+    assert kept.getvalue() == LOG
+    return out.getvalue()
+
+
+def test_elsewhere_than_on_a_terminal_each_step_is_a_line() -> None:
+    first, examples, step, evaluation, last = shown(io.StringIO()).splitlines()
+    assert first == "data      s3://d/train.jsonl: 60 rows"
+    assert examples == "examples  50 to train on, 10 held out, 1 dropped"
+    assert step == f"{bar(25)}  step 5/20  loss 1.5"
+    assert evaluation == "eval      step 5: loss 2.25"
+    assert last.startswith(f"{bar(100)}  step 20/20  loss 1.25  0:00:00 left")
+
+
+def test_on_a_terminal_the_steps_are_one_line_below_those_that_stay() -> None:
+    text = shown(Terminal())
+    assert text.count("\n") == 4, "three lines that stay, and the bar's at the end"
+    assert text.endswith("\n")
+    assert f"\r\x1b[Keval      step 5: loss 2.25\n{bar(25)}" in text
+
+
+def test_a_bar_is_full_at_the_end() -> None:
+    assert bar(0) == f"[{'.' * 24}]   0 %"
+    assert bar(100) == f"[{'#' * 24}] 100 %"
+
+
+def test_two_processes_are_never_at_one_run(tmp_path: Path) -> None:
+    with (
+        run._folder(tmp_path, "ab12") as work,
+        pytest.raises(Problem, match="another `lorikeet run` is at this very run"),
+        run._folder(tmp_path, "ab12"),
+    ):
+        pytest.fail("both went in")
+    assert not work.trainer.exists(), "what a run has fetched does not stay"
+    with run._folder(tmp_path, "ab12"):
+        pass
+
+
+def test_a_run_without_the_trainers_libraries_is_refused(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "find_spec", lambda _: None)
+    assert main(["run", "-f", str(write(job_body())), "--output", str(tmp_path / "out")]) == 64
+    assert "pip install '.[trainer]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_was_begun_goes_on_with_the_day_of_its_beginning(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Templates print it, and checkpoints of another day are none of this run."""
+    told: list[RunContract] = []
+
+    def train(contract: RunContract, work: object) -> tuple[int, RunRecord]:
+        check_free(contract)
+        told.append(contract)
+        return 75, RunRecord(reason="Preempted", message="stopped", retryable=True)
+
+    monkeypatch.setattr(run, "_train", train)
+    arguments = ["run", "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "-f"]
+    body = job_body()
+    body["metadata"]["creationTimestamp"] = "2026-01-02T03:04:05Z"
+    assert main([*arguments, str(write(body))]) == 75
+    assert main([*arguments, str(write(job_body()))]) == 75
+    assert [contract.date for contract in told] == ["2026-01-02", "2026-01-02"]
+    assert "Preempted: stopped\nrun the same command again to go on" in capsys.readouterr().err
+    assert main([*arguments, str(write(job_body())), "--set", "training.seed=7"]) == 75
+    assert told[-1].date > "2026-01-02"

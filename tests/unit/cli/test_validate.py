@@ -1,0 +1,101 @@
+"""What `lorikeet validate` finds, and that it needs no torch for it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorikeet_cli.main import main
+from tests.resources import deployment_body, job_body, profile_body
+from tests.unit.cli.conftest import Write
+
+
+def test_sound_resources_are_told_with_what_was_read(
+    write: Write, sources: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(profile_body(), job_body(training={"learningRate": 0.01}), deployment_body())
+    assert main(["validate", "-f", str(file), *sources]) == 0
+    told = capsys.readouterr().out
+    assert f"{file}: TuningProfile default: ok\n" in told
+    assert f"{file}: ModelDeployment assistant: ok\n" in told
+    assert f"{file}: FineTuneJob sql-v1: ok, run " in told
+    assert "data: s3://datasets/sql/train.jsonl: 3 rows" in told
+    assert "batch: 16 examples a step, 4 at a time" in told
+    assert "warning: learningRate 0.01 is unusual" in told
+
+
+def test_every_document_is_checked_and_the_first_failure_counts(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(profile_body(allowCpu=True), job_body(training={"epoch": 1}), deployment_body(routes=1))
+    assert main(["validate", "--offline", "-f", str(file)]) == 64
+    told = capsys.readouterr().out
+    assert "TuningProfile default: spec.allowCpu: no such field" in told
+    assert "FineTuneJob sql-v1: spec.training.epoch: no such field" in told
+    assert "ModelDeployment assistant: spec.routes: " in told
+
+
+def test_a_bad_row_is_named_by_file_and_line(
+    write: Write, sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "datasets/sql/train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 300 + "{oops\n")
+    assert main(["validate", "-f", str(write(job_body())), *sources]) == 65
+    assert "FineTuneJob sql-v1: DataInvalid: train.jsonl, line 301: not JSON" in capsys.readouterr().out
+
+
+def test_rows_that_are_all_the_same_cannot_be_split(
+    write: Write, sources: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = job_body(dataset={"train": [{"uri": "s3://datasets/sql/train.jsonl"}], "evalFraction": 0.1})
+    assert main(["validate", "-f", str(write(body)), *sources]) == 65
+    assert "evalFraction needs at least two different examples" in capsys.readouterr().out
+
+
+def test_a_model_that_is_not_there_and_one_that_is_none(
+    write: Write, sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "models/smollm2-135m"
+    (model / "config.json").write_text("[]")
+    assert main(["validate", "-f", str(write(job_body())), *sources]) == 64
+    (model / "config.json").unlink()
+    assert main(["validate", "-f", str(write(job_body())), *sources]) == 64
+    (model / "model.safetensors").unlink()
+    assert main(["validate", "-f", str(write(job_body())), *sources]) == 64
+    told = capsys.readouterr().out
+    assert "ModelInvalid: config.json of s3://models/smollm2-135m is no use" in told
+    assert "config.json is missing" in told
+    assert "ModelNotFound: " in told
+
+
+def test_examples_that_may_be_longer_than_the_model_takes_are_warned_about(
+    write: Write, sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "models/smollm2-135m/config.json").write_text('{"text_config": {"max_position_embeddings": 512}}')
+    assert main(["validate", "-f", str(write(job_body())), *sources]) == 0
+    assert "warning: dataset.maxLength is 2048, and the model has 512 positions" in capsys.readouterr().out
+
+
+def test_a_base_from_another_job_is_left_to_the_cluster(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    body = job_body(model={"from": {"fineTuneJobRef": {"name": "first"}}})
+    assert main(["validate", "-f", str(write(body))]) == 0
+    assert "ok, but for model.from and the data" in capsys.readouterr().out
+
+
+def test_offline_no_source_is_opened(write: Write) -> None:
+    assert main(["validate", "--offline", "-f", str(write(job_body()))]) == 0
+
+
+def test_files_without_a_resource_of_ours_are_an_error(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3"}}
+    assert main(["validate", "-f", str(write(secret))]) == 64
+    assert "no resource of Lorikeet's" in capsys.readouterr().err
+
+
+def test_torch_is_not_imported(write: Write, sources: list[str]) -> None:
+    file = write(profile_body(), job_body())
+    code = "import sys; from lorikeet_cli.main import main; code = main(sys.argv[1:]); " \
+        "print({'torch', 'transformers'} & sys.modules.keys()); sys.exit(code)"  # fmt: skip
+    arguments = [sys.executable, "-c", code, "validate", "-f", str(file), *sources]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "set()"
