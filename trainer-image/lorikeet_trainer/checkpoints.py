@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_pt_utils import nested_gather
 
 from lorikeet_run import log
+from lorikeet_run.report import Answer
 from lorikeet_trainer.report import Report
 from lorikeet_trainer.state import Course, Layout
 from lorikeet_trainer.stop import STOP
@@ -32,6 +33,8 @@ class Keeper(TrainerCallback):
     every_steps: int
     base_eval_loss: float | None
     """Loss on the held-out examples before training."""
+    base_answers: list[Answer]
+    """What the model answered before training."""
     resumed: Course | None
     """The course up to the checkpoint that the run goes on from; None if it begins at the beginning."""
     _began: float = 0.0
@@ -49,6 +52,16 @@ class Keeper(TrainerCallback):
         before = self.resumed.seconds if self.resumed is not None else 0.0
         return before + monotonic() - self._began - self.report.eval_seconds
 
+    @property
+    def checkpoint_seconds(self) -> float:
+        """Those of `seconds` in which checkpoints were saved."""
+        return self.report.checkpoint_seconds + (self.resumed.checkpoint_seconds if self.resumed is not None else 0.0)
+
+    @property
+    def eval_seconds(self) -> float:
+        """Seconds of the evaluations on the way, in all attempts."""
+        return self.report.eval_seconds + (self.resumed.eval_seconds if self.resumed is not None else 0.0)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
@@ -58,6 +71,7 @@ class Keeper(TrainerCallback):
             return
         self._to_remove = bool(args.should_save)
         self.report.curve[:] = self.resumed.curve
+        self.report.pace[:] = self.resumed.pace
         trainer = self.trainer
         trainer._tr_loss.fill_(self.resumed.loss_since)
         trainer._total_loss_scalar = self.resumed.loss_sum
@@ -82,10 +96,15 @@ class Keeper(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Add our part to what transformers has saved, and hand it on under its final name."""
+        self.report.count_checkpoint()  # transformers' part of it
         course = Course(
             base_eval_loss=self.base_eval_loss,
+            base_answers=self.base_answers,
             curve=self.report.curve,
+            pace=self.report.pace,
             seconds=self.seconds,
+            checkpoint_seconds=self.checkpoint_seconds,
+            eval_seconds=self.eval_seconds,
             loss_sum=self.trainer._total_loss_scalar,
             loss_since=self._loss_since_logged(),
             logged_step=self.trainer._globalstep_last_logged,
@@ -102,6 +121,7 @@ class Keeper(TrainerCallback):
         made.rename(self.layout.checkpoints / str(state.global_step))
         for older in superseded:
             _remove(older)
+        self.report.count_checkpoint()
         log.event("checkpoint", step=state.global_step, seconds=round(monotonic() - start, 3))
 
     def _loss_since_logged(self) -> float:

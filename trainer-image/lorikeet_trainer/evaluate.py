@@ -5,7 +5,8 @@ tokens' negative log-likelihoods over their number.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -66,31 +67,36 @@ def evaluate(
     # Rows of like length together: less padding.
     mine = sorted(rows, key=lambda row: len(row.input_ids))[rank::world]
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    was_training = model.training
-    try:
-        _evaluation_mode(model)
-        with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
-            for some in batched(mine, batch_size):
-                if world == 1 and STOP.requested:
-                    raise Interrupted
-                output = model(**pad(some, pad_id, device), use_cache=False, fused_lm_head=True)
-                sums[0] -= output.log_probs.double().sum()
-                sums[1] += output.label_mask.sum()
-    finally:
-        model.train(was_training)
+    with (
+        evaluation_mode(model),
+        torch.inference_mode(),
+        torch.autocast(device.type, autocast, enabled=autocast is not None),
+    ):
+        for some in batched(mine, batch_size):
+            if world == 1 and STOP.requested:
+                raise Interrupted
+            output = model(**pad(some, pad_id, device), use_cache=False, fused_lm_head=True)
+            sums[0] -= output.log_probs.double().sum()
+            sums[1] += output.label_mask.sum()
     if world > 1:
         dist.all_reduce(sums)
     return Evaluation(float(sums[0] / sums[1]), int(sums[1]))
 
 
-def _evaluation_mode(model: nn.Module) -> None:
-    """Turn dropout off, and leave layers of 4 bits as they are.
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off for the block, and leave layers of 4 bits as they are.
 
     On a CPU with bfloat16 units bitsandbytes packs their weights for inference in the first forward pass outside
     training, for good, and no gradient flows back through them any more: an evaluation before training would
     quietly leave all adapters but the last layer's untrained.
     """
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.train()
+    was_training = model.training
+    try:
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, Linear4bit):
+                module.train()
+        yield
+    finally:
+        model.train(was_training)

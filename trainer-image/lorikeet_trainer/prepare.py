@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from functools import partial
+from time import monotonic
 
 from lorikeet_api.contract import RunContract, RunRecord, SourceDigest, data_sources
 from lorikeet_api.training import DataSource
@@ -21,6 +22,7 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
     """Adopt a finished run, or fetch and check data and model. Raises RunError and StorageError."""
     if (finished := adopt_or_take(contract, FETCH_SECONDS)) is not None:
         return finished
+    start = monotonic()
     data = [_fetch(source, index, contract, layout) for index, source in enumerate(data_sources(contract))]
     if contract.dataset.eval_fraction is not None:
         check_split(example for index, digest in enumerate(data) for example in _read(digest, index, contract, layout))
@@ -30,7 +32,8 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
         told["bytes"] = sum(file.size for file in model.digest.files)
     prepared = Prepared(model=model.digest, data=data)
     step = _resume(contract, prepared.basis(contract.date), layout)
-    prepared.model_copy(update={"checkpoint": step}).write(layout.prepared)
+    seconds = round(monotonic() - start, 3)
+    prepared.model_copy(update={"checkpoint": step, "seconds": seconds}).write(layout.prepared)
     return None
 
 

@@ -6,6 +6,7 @@ from typing import Self
 
 from lorikeet_api.base import Model
 from lorikeet_api.contract import Metrics, RunRecord, SourceDigest, Template, canonical_json
+from lorikeet_run.report import Answer, DataProfile, Sample
 
 
 class _File(Model):
@@ -42,6 +43,8 @@ class Prepared(_File):
     """The training sources in the contract's order, then the evaluation set."""
     checkpoint: int | None = None
     """Step of the checkpoint that was fetched to go on from."""
+    seconds: float = 0.0
+    """How long it took to fetch and check all of it."""
 
     def basis(self, date: str) -> str:
         """Return the sha256 over all that is trained on; `date` is the day that templates print."""
@@ -67,6 +70,19 @@ class LossPoint(Model):
     """Loss on the held-out examples."""
     learning_rate: float | None = None
     """Learning rate of the step."""
+    grad_norm: float | None = None
+    """Norm of the step's gradient before it was clipped; absent where it is no finite number."""
+
+
+class PacePoint(Model):
+    """How fast and how large the run was at one logged step: unlike the losses, no two runs have the same."""
+
+    step: int
+    """Optimiser steps made."""
+    tokens_per_second: float
+    """Tokens per second of training since the point before, padding not counted."""
+    memory_bytes: int
+    """Memory held: of the first rank's GPU where there is one, else of its process."""
 
 
 class Course(_File):
@@ -74,10 +90,18 @@ class Course(_File):
 
     base_eval_loss: float | None = None
     """Loss on the held-out examples before training."""
+    base_answers: list[Answer]
+    """What the model answered to the report's questions before training."""
     curve: list[LossPoint]
     """The loss so far."""
+    pace: list[PacePoint]
+    """The pace so far."""
     seconds: float
     """Seconds of training so far."""
+    checkpoint_seconds: float
+    """Those of them in which checkpoints were saved."""
+    eval_seconds: float
+    """Seconds of evaluations on the way so far, which are none of training's."""
     loss_sum: float
     """Sum of the losses of the steps up to `logged_step`."""
     loss_since: float
@@ -93,8 +117,11 @@ class MetricsFile(_File):
     """The run's figures."""
     curve: list[LossPoint]
     """The loss over the steps."""
+    pace: list[PacePoint]
+    """The pace over the steps."""
     seconds: dict[str, float]
-    """How long each part took."""
+    """How long each part of the last attempt took; `steps`, `checkpoints` and `evals`, the parts of `train`, over all
+    attempts."""
 
 
 class Trained(_File):
@@ -106,6 +133,10 @@ class Trained(_File):
     """The chat template of training."""
     libraries: dict[str, str]
     """Versions of the libraries that decide the result."""
+    profile: DataProfile
+    """What the data looked like."""
+    samples: list[Sample]
+    """Answers before and after training."""
 
 
 class Layout:
@@ -117,7 +148,7 @@ class Layout:
         self.model = work / "model"
         self.data = work / "data"
         self.output = work / "output"
-        """Holds exactly what is published: `adapter/` or `model/`, and `metrics.json`."""
+        """Holds exactly what is published: `adapter/` or `model/`, `metrics.json` and `report/`."""
         self.scratch = work / "trainer"
         """What trl writes on the way; nothing of it is published."""
         self.checkpoints = work / "checkpoints"

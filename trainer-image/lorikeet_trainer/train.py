@@ -20,12 +20,14 @@ from lorikeet_run.errors import RunError, not_finite
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import mix
 from lorikeet_run.render import Rendered, Renderer, Tokens, check_stops, choose_template
-from lorikeet_run.tokenizer import limits, load_tokenizer
-from lorikeet_trainer import device, methods, model, sft
+from lorikeet_run.report import Answer, DataProfile, Sample
+from lorikeet_run.tokenizer import limits, load_tokenizer, stop_ids
+from lorikeet_trainer import device, methods, model, samples, sft
 from lorikeet_trainer.checkpoints import COURSE, Keeper
 from lorikeet_trainer.evaluate import Evaluation, evaluate
 from lorikeet_trainer.methods import Trainable
 from lorikeet_trainer.prepare import read_data
+from lorikeet_trainer.profile import profile
 from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.report import Report
 from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Trained
@@ -43,6 +45,7 @@ class Examples:
     template: Template
     dropped: int
     stop_percent: float | None
+    profile: DataProfile
 
 
 @dataclass
@@ -84,28 +87,38 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         (lambda: held_out_loss(session, trainable, tokenizer, examples)) if examples.held_out else None,
         session.hyper.eval_steps,
         reporter,
+        session.compute.held_memory,
     )
     trainer = sft.build(trainable, tokenizer, examples.train, configuration(session, trainable, examples))
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
     base = resumed.base_eval_loss if resumed else base_loss(session, report)
-    keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
+    questions = samples.questions(examples.held_out)
+    before = resumed.base_answers if resumed else answers(session, trainable, tokenizer, questions, "base_samples")
+    keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, before, resumed)
     trainer.add_callback(keeper)
     trainer.add_callback(report)
     with session.part("train"):
         outcome = sft.fit(trainer, trainable, keeper, session.hyper.ranks)
+    session.seconds |= {
+        "steps": round(outcome.seconds - keeper.checkpoint_seconds, 3),
+        "checkpoints": round(keeper.checkpoint_seconds, 3),
+        "evals": round(keeper.eval_seconds, 3),
+    }
     trainable.finish()
     reporter.stage("evaluate")
     with session.part("eval"):
         final = report.evaluate and report.evaluate()
     if final and not math.isfinite(final.loss):
         raise not_finite("the evaluation loss", outcome.steps)
+    after = answers(session, trainable, tokenizer, questions if before else [], "samples")
     if session.compute.rank == 0:
         if final:
             report.curve.append(LossPoint(step=outcome.steps, eval_loss=final.loss))
         with session.part("save"):
             save(session, trainable, tokenizer)
         metrics = figures(session, examples, trainable, outcome, base, final)
-        leave(session, examples.template, MetricsFile(metrics=metrics, curve=report.curve, seconds=session.seconds))
+        file = MetricsFile(metrics=metrics, curve=report.curve, pace=report.pace, seconds=session.seconds)
+        leave(session, examples, file, samples.side_by_side(questions, before, after, tokenizer))
     reporter.close()
     return None
 
@@ -121,6 +134,21 @@ def base_loss(session: Session, report: Report) -> float | None:
             " damaged, or made for another precision",
         )
     return base.loss if base else None
+
+
+def answers(
+    session: Session,
+    trainable: Trainable,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[samples.Question],
+    part: str,
+) -> list[Answer]:
+    """Return what the model answers now; nothing where there is nothing to ask."""
+    if not questions:
+        return []
+    stops = stop_ids(session.layout.model, tokenizer)
+    with session.part(part):
+        return samples.answers(trainable.model, tokenizer, questions, stops, autocast(session))
 
 
 def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
@@ -151,6 +179,7 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
         template,
         sum(one.dropped for one in [*rendered, held]),
         stop_percent,
+        profile(contract, session.layout, session.prepared.data, rendered, held),
     )
 
 
@@ -217,9 +246,13 @@ def held_out_loss(
     session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase, examples: Examples
 ) -> Evaluation:
     """Return the model's loss on the held-out examples, computed as training computes."""
-    autocast = session.compute.dtype if session.compute.dtype == torch.bfloat16 else None
     pad_id = int(tokenizer.pad_token_id or 0)
-    return evaluate(trainable.model, examples.held_out, session.hyper.micro_batch_size, pad_id, autocast)
+    return evaluate(trainable.model, examples.held_out, session.hyper.micro_batch_size, pad_id, autocast(session))
+
+
+def autocast(session: Session) -> torch.dtype | None:
+    """Return the type in which training computes what lies in another one; None where it computes in float32."""
+    return session.compute.dtype if session.compute.dtype == torch.bfloat16 else None
 
 
 def save(session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -268,8 +301,14 @@ def _peak_memory(compute: device.Compute) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
 
 
-def leave(session: Session, template: Template, metrics: MetricsFile) -> None:
+def leave(session: Session, examples: Examples, metrics: MetricsFile, shown: list[Sample]) -> None:
     """Write what the next stage publishes and reads."""
     metrics.write(session.layout.output / "metrics.json")
     libraries = {name: version(name) for name in _LIBRARIES}
-    Trained(metrics=metrics.metrics, template=template, libraries=libraries).write(session.layout.trained)
+    Trained(
+        metrics=metrics.metrics,
+        template=examples.template,
+        libraries=libraries,
+        profile=examples.profile,
+        samples=shown,
+    ).write(session.layout.trained)
