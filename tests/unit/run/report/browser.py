@@ -96,10 +96,13 @@ async def page(profile: Path) -> AsyncIterator[Page]:
 
 
 async def _port(file: Path, process: asyncio.subprocess.Process) -> int:
-    """Wait until Chromium has written where it listens: port and path, a line each."""
-    while True:
+    """Wait until Chromium has written where it listens."""
+    while (port := _written(file)) is None:
         assert process.returncode is None, "Chromium did not start"
-        lines = file.read_text().splitlines() if file.exists() else []
-        if len(lines) == 2:
-            return int(lines[0])
         await asyncio.sleep(0.02)
+    return port
+
+
+def _written(file: Path) -> int | None:
+    lines = file.read_text().splitlines() if file.exists() else []
+    return int(lines[0]) if len(lines) == 2 else None  # port and path

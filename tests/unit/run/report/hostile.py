@@ -11,25 +11,17 @@ ATTACK = (
     "{{7*7}}{% raw %}" + "W" * 400
 )
 """Long, too, and without a place to break a line at."""
-MARKS = ("<script", "<img", "onerror=alert(2)>\"'", "{{49}}")
-"""What must not stand in the page: each is escaped, or in an attribute of ours."""
 
 
 def hostile() -> RunReport:
     """Return the report."""
-    blank_free = ATTACK.replace(" ", "\N{NO-BREAK SPACE}"[:0])
-    uri = f"s3://datasets/{blank_free.replace('/', '').replace('?', '').replace('#', '')}"
+    uri = 's3://datasets/"><script>alert(1)<' + "W" * 400
     dataset = Dataset.model_validate(
         {"train": [{"uri": uri}], "columns": {"prompt": ATTACK[:128]}, "format": "completion"}
     )
-    contract = runs.contract(
-        "s3://adapters/team-a",
-        StorageAccess(endpoint=f"https://user:hunter2@minio/{ATTACK}"),
-        dataset=dataset,
-    )
     said = Answer(text=ATTACK, ended=False)
     return example.report(
-        contract=contract,
+        contract=runs.contract("s3://adapters/team-a", StorageAccess(endpoint=ATTACK), dataset=dataset, name=ATTACK),
         metrics=example.report().metrics.model_copy(update={"device": ATTACK}),
         charts=[example.chart(ATTACK, [(1, 1.0), (2, 2.0)])],
         samples=[Sample(prompt=ATTACK, expected=ATTACK, before=said, after=said)],

@@ -18,7 +18,8 @@ DRAWN = """(() => {
     wide: [...document.querySelectorAll('main *')].filter(element => box(element).right > innerWidth + 0.5
       && !element.closest('.scroll')).map(element => element.outerHTML.slice(0, 80)),
     plots: [...document.querySelectorAll('svg.plot')].map(plot => {
-      const drawing = plot.querySelector('svg.drawing'), view = drawing.viewBox.baseVal, card = box(plot.closest('figure'));
+      const drawing = plot.querySelector('svg.drawing'), view = drawing.viewBox.baseVal;
+      const card = box(plot.closest('figure'));
       const steps = [...plot.querySelectorAll('text.x:not(.name)')].map(box).sort((a, b) => a.left - b.left);
       return {
         title: plot.querySelector('title').textContent,
@@ -30,8 +31,9 @@ DRAWN = """(() => {
             || p.x > view.x + view.width || p.y > view.y + view.height).length,
           width: box(line).width,
         })),
-        bars: [...drawing.querySelectorAll('rect.bar')].filter(bar => box(bar).width > 0 && box(bar).height > 0).length,
-        astray: [...plot.querySelectorAll('text')].filter(text => !inside(box(text), card)).map(text => text.textContent),
+        bars: [...drawing.querySelectorAll('rect.bar')].map(box).filter(bar => bar.width > 0 && bar.height > 0).length,
+        astray: [...plot.querySelectorAll('text')].filter(text => !inside(box(text), card))
+          .map(text => text.textContent),
         overlapping: steps.slice(1).filter((next, index) => next.left < steps[index].right).length,
       };
     }),
