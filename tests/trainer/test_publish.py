@@ -45,6 +45,7 @@ def test_publishes_files_first_and_leaves_nothing_else(s3: S3Server, bucket: str
     assert artifacts.revision == artifacts.sha256[:8]
     assert artifacts.uri == f"s3://{bucket}/{run}"
     assert artifacts.size_bytes == 7002
+    assert artifacts.report is None, "none was written"
     for file in json.loads(manifest_bytes)["files"]:
         stored = (s3.data / bucket / run / file["path"]).read_bytes()
         assert (file["sha256"], file["size"]) == (sha256(stored).hexdigest(), len(stored))
