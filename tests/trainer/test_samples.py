@@ -74,6 +74,16 @@ def test_an_answer_is_the_likeliest_word_after_the_other(
     assert answers[0] == Answer(text="yellow", ended=True), "the pretrained model knows the wrong colours"
 
 
+def test_a_mixture_of_experts_answers_while_its_routers_are_trained(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    experts = cast(Any, AutoModelForCausalLM.from_pretrained(tiny.write_experts(tmp_path), dtype=torch.float32))
+    experts.config.output_router_logits = True
+    answers = samples.answers(experts, tokenizer, asked(tokenizer), frozenset(), None)
+    assert len(answers) == len(PROMPTS)
+    assert experts.config.output_router_logits
+
+
 def test_an_answer_without_an_end_is_cut_off(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     answers = samples.answers(model, tokenizer, asked(tokenizer), frozenset(), None)
     assert {answer.ended for answer in answers} == {False}

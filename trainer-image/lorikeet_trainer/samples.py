@@ -72,12 +72,19 @@ def answers(
     try:
         with evaluation_mode(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
             batch = _pad_left([question.prompt for question in asked], pad_id, device)
-            made: Tensor = cast(Any, model).generate(**batch, generation_config=config)
+            made: Tensor = cast(Any, model).generate(**batch, **_quiet(model), generation_config=config)
     except Exception as error:  # noqa: BLE001 - whatever it was, what is trained is not lost for it
         log.event("samples_left_out", error=type(error).__name__, message=str(error))
         return []
     said = made[:, batch["input_ids"].shape[1] :].tolist()
     return [_answer(ids, tokenizer, stop_ids) for ids in said]
+
+
+def _quiet(model: nn.Module) -> dict[str, bool]:
+    """Return what keeps a mixture of experts from its routers' loss, which training has it compute: it is of whole
+    sequences, and fails on one token after the other."""
+    routed = getattr(cast(Any, model).config.get_text_config(), "output_router_logits", False)
+    return {"output_router_logits": False} if routed else {}
 
 
 def side_by_side(
