@@ -1,5 +1,6 @@
 """What a model answers to held-out prompts, and that asking it changes nothing."""
 
+import random
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,7 +52,7 @@ def asked(tokenizer: PreTrainedTokenizerBase) -> list[samples.Question]:
 def word_by_word(model: PreTrainedModel, prompt: NDArray[np.int32], stop: int) -> tuple[list[int], bool]:
     """Return the likeliest next tokens, one after the other, and whether they ended."""
     ids: list[int] = prompt.tolist()
-    model.eval()
+    torch.nn.Module.eval(model)
     for _ in range(samples.ANSWER_TOKENS):
         with torch.no_grad():
             following = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
@@ -93,10 +94,10 @@ def test_asking_leaves_random_state_mode_and_configuration_alone(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model.train()
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), cast(Any, model).generation_config.to_dict()
+    before = torch.get_rng_state(), random.getstate(), cast(Any, model).generation_config.to_dict()
     assert samples.answers(model, tokenizer, asked(tokenizer), frozenset({4}), None)
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1]
+    assert random.getstate() == before[1]
     assert cast(Any, model).generation_config.to_dict() == before[2]
     assert all(module.training for module in model.modules())
     loss = model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss

@@ -62,7 +62,7 @@ def answers(
     """
     device = next(model.parameters()).device
     pad_id = int(tokenizer.pad_token_id or 0)
-    config = GenerationConfig(
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         max_new_tokens=ANSWER_TOKENS,
         eos_token_id=sorted(stop_ids) or None,
