@@ -59,6 +59,7 @@ cluster_packages() {
   needs util-linux unshare 'makes the namespaces that hold the cluster'
   needs mount mount 'file systems inside the namespaces'
   needs prometheus promtool 'reads the rules of the chart, and the metrics in a scenario'
+  needs chromium chromium 'opens the report of a run in a test'
 }
 
 needs() {

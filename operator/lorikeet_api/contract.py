@@ -199,6 +199,10 @@ class Metrics(Model):
     """What it trained on: the GPU's name, or cpu."""
 
 
+REPORT: Final = "report/index.html"
+"""Where a run's report lies in its folder."""
+
+
 class Artifacts(Model):
     """What the run published."""
 
@@ -212,6 +216,8 @@ class Artifacts(Model):
     """sha256 of the manifest, which holds those of all files."""
     size_bytes: int
     """Size of all files together."""
+    report: str | None = None
+    """The run's report, a page for a browser: `<output>/<runId>/report/index.html`. Absent where the run has none."""
 
 
 class RunRecord(Model):

@@ -18,6 +18,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from lorikeet_api.contract import (
+    REPORT,
     Artifacts,
     LatestPointer,
     Manifest,
@@ -168,12 +169,14 @@ def remove_run(contract: RunContract) -> str:
 def artifacts_of(manifest: Manifest, sha256: str) -> Artifacts:
     """Return what a run's record says of a published manifest."""
     contract = manifest.contract
+    folder = run_folder(contract.output_uri, contract.run_id)
     return Artifacts(
-        uri=str(run_folder(contract.output_uri, contract.run_id)),
+        uri=str(folder),
         run_id=manifest.run_id,
         revision=sha256[:8],
         sha256=sha256,
         size_bytes=sum(file.size for file in manifest.files),
+        report=str(folder.child(REPORT)) if any(file.path == REPORT for file in manifest.files) else None,
     )
 
 

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -237,7 +238,9 @@ class S3:
         place = self.place(location)
         with translated(place):
             try:
-                self._client.upload_file(str(path), location.bucket, location.key, Config=_TRANSFER, Callback=on_sent)
+                self._client.upload_file(
+                    str(path), location.bucket, location.key, _shown_as(path), Callback=on_sent, Config=_TRANSFER
+                )
             except S3UploadFailedError as error:
                 # boto3 keeps only the text; the cause has the code.
                 raise (error.__context__ if isinstance(error.__context__, aws.ClientError) else error) from error
@@ -320,6 +323,12 @@ def write_file(path: Path, parts: Iterator[bytes | bytearray]) -> str:
             file.write(part)
     partial.replace(path)
     return digest.hexdigest()
+
+
+def _shown_as(path: Path) -> dict[str, str]:
+    """Return what the store is to say of a file: a browser saves what it is not told to be a page."""
+    kind, _ = guess_type(path.name)
+    return {"ContentType": kind} if kind is not None else {}
 
 
 def _code(error: aws.ClientError) -> str:

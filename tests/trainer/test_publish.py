@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lorikeet_storage import StorageError, check_free, find_manifest, publish
+from lorikeet_api.contract import REPORT
+from lorikeet_storage import StorageError, artifacts_of, check_free, find_manifest, publish
 from lorikeet_storage.s3 import S3
 from tests import runs
 from tests.s3 import S3Server
@@ -45,6 +46,7 @@ def test_publishes_files_first_and_leaves_nothing_else(s3: S3Server, bucket: str
     assert artifacts.revision == artifacts.sha256[:8]
     assert artifacts.uri == f"s3://{bucket}/{run}"
     assert artifacts.size_bytes == 7002
+    assert artifacts.report is None, "none was written"
     for file in json.loads(manifest_bytes)["files"]:
         stored = (s3.data / bucket / run / file["path"]).read_bytes()
         assert (file["sha256"], file["size"]) == (sha256(stored).hexdigest(), len(stored))
@@ -53,6 +55,17 @@ def test_publishes_files_first_and_leaves_nothing_else(s3: S3Server, bucket: str
     found = find_manifest(contract.output_uri, contract.run_id, s3.access)
     assert found is not None
     assert found[1] == artifacts.sha256
+
+
+def test_a_report_is_named_to_whoever_finds_the_run(s3: S3Server, bucket: str, folder: Path) -> None:
+    contract = runs.contract(f"s3://{bucket}/told", s3.access)
+    (folder / REPORT).parent.mkdir()
+    (folder / REPORT).write_text("<!doctype html>")
+    artifacts = publish(folder, runs.draft(contract))
+    assert artifacts.report == f"s3://{bucket}/told/{contract.run_id}/{REPORT}"
+    found = find_manifest(contract.output_uri, contract.run_id, s3.access)
+    assert found is not None
+    assert artifacts_of(*found) == artifacts
 
 
 def test_the_second_publisher_adopts_the_first_ones_result(

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lorikeet_api.contract import RunContract
-from lorikeet_trainer.state import StageResult
+from lorikeet_run.report import Sample
+from lorikeet_trainer.state import StageResult, Trained
 from lorikeet_trainer.stop import STOP
 from lorikeet_trainer.upload import Uploader
 from tests.s3 import S3Server
@@ -55,12 +56,16 @@ def steps_stored(lab: Lab, contract: RunContract) -> list[int]:
     return [stored.checkpoint.step for stored in lab.checkpoints(contract).newest()]
 
 
-def outcome(lab: Lab, contract: RunContract) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """Return what must not depend on interruptions: the weights' digests and the loss curve."""
+def outcome(lab: Lab, contract: RunContract) -> tuple[dict[str, str], list[dict[str, Any]], list[Sample]]:
+    """Return what must not depend on interruptions: the weights' digests, the loss curve, and the report's samples."""
     weights = {file.path: file.sha256 for file in lab.manifest(contract).files if file.path.endswith(".safetensors")}
-    curve: list[dict[str, Any]] = json.loads(lab.fetch(contract, "metrics.json"))["curve"]
+    metrics = json.loads(lab.fetch(contract, "metrics.json"))
+    curve: list[dict[str, Any]] = metrics["curve"]
+    samples = Trained.read(lab.layout(contract).trained).samples
     assert weights
-    return weights, curve
+    assert [point["step"] for point in metrics["pace"]] == [point["step"] for point in curve if "loss" in point]
+    assert any(sample.before != sample.after for sample in samples)
+    return weights, curve, samples
 
 
 def run_until(lab: Lab, contract: RunContract, step: int, patch: pytest.MonkeyPatch) -> StageResult:

@@ -129,7 +129,7 @@ def test_what_is_published(lab: Lab, learned: Run) -> None:
     weights = {"model.safetensors", "config.json", "generation_config.json"}
     adapter = {"adapter_model.safetensors", "adapter_config.json"}
     expected = tokenizer | (weights if method == "full" else adapter)
-    assert names == {f"{folder}/{name}" for name in expected} | {"metrics.json"}
+    assert names == {f"{folder}/{name}" for name in expected} | {"metrics.json", "report/index.html"}
     assert {*names, "manifest.json"} <= set(lab.published(learned.contract))
     assert (manifest.kind, manifest.servable.lora, manifest.rank) == (
         ("model", False, None) if method == "full" else ("adapter", True, 8)

@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import nested_gather
 
 from lorikeet_run import log
 from lorikeet_trainer.report import Report
-from lorikeet_trainer.state import Course, Evaluation, Layout
+from lorikeet_trainer.state import Course, Layout, Standing
 from lorikeet_trainer.stop import STOP
 
 COURSE: Final = "course.json"
@@ -30,10 +30,8 @@ class Keeper(TrainerCallback):
     report: Report
     layout: Layout
     every_steps: int
-    base: Evaluation | None
-    """How the base model does on the held-out examples."""
-    base_test: Evaluation | None
-    """How it does on the test set."""
+    base: Standing
+    """How the model did before training."""
     resumed: Course | None
     """The course up to the checkpoint that the run goes on from; None if it begins at the beginning."""
     _began: float = 0.0
@@ -51,6 +49,16 @@ class Keeper(TrainerCallback):
         before = self.resumed.seconds if self.resumed is not None else 0.0
         return before + monotonic() - self._began - self.report.eval_seconds
 
+    @property
+    def checkpoint_seconds(self) -> float:
+        """Those of `seconds` in which checkpoints were saved."""
+        return self.report.checkpoint_seconds + (self.resumed.checkpoint_seconds if self.resumed is not None else 0.0)
+
+    @property
+    def eval_seconds(self) -> float:
+        """Seconds of the evaluations on the way, in all attempts."""
+        return self.report.eval_seconds + (self.resumed.eval_seconds if self.resumed is not None else 0.0)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
@@ -60,6 +68,7 @@ class Keeper(TrainerCallback):
             return
         self._to_remove = bool(args.should_save)
         self.report.curve[:] = self.resumed.curve
+        self.report.pace[:] = self.resumed.pace
         trainer = self.trainer
         trainer._tr_loss.fill_(self.resumed.loss_since)
         trainer._total_loss_scalar = self.resumed.loss_sum
@@ -84,11 +93,14 @@ class Keeper(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Add our part to what transformers has saved, and hand it on under its final name."""
+        self.report.count_checkpoint()  # transformers' part of it
         course = Course(
             base=self.base,
-            base_test=self.base_test,
             curve=self.report.curve,
+            pace=self.report.pace,
             seconds=self.seconds,
+            checkpoint_seconds=self.checkpoint_seconds,
+            eval_seconds=self.eval_seconds,
             loss_sum=self.trainer._total_loss_scalar,
             loss_since=self._loss_since_logged(),
             logged_step=self.trainer._globalstep_last_logged,
@@ -105,6 +117,7 @@ class Keeper(TrainerCallback):
         made.rename(self.layout.checkpoints / str(state.global_step))
         for older in superseded:
             _remove(older)
+        self.report.count_checkpoint()
         log.event("checkpoint", step=state.global_step, seconds=round(monotonic() - start, 3))
 
     def _loss_since_logged(self) -> float:

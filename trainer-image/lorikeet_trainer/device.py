@@ -33,6 +33,12 @@ class Compute:
         """The GPU's name, or cpu."""
         return torch.cuda.get_device_name(self.device) if self.on_gpu else "cpu"
 
+    def held_memory(self) -> int:
+        """Return the bytes that this rank holds now: of the GPU where there is one, else of the process."""
+        if self.on_gpu:
+            return int(torch.cuda.memory_reserved(self.device))
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
 
 def choose(contract: RunContract) -> Compute:
     """Return what this rank computes on. Raises RunError (NoGpu) where GPUs were asked for and are not seen."""

@@ -3,7 +3,8 @@
 trl's `eval_loss` is a mean of batch means, so it moves with the batch size; here every sequence counts by itself.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,30 +69,31 @@ def each(
     # Rows of like length together: less padding.
     mine = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))[rank::world]
     found = torch.zeros(len(rows), dtype=torch.float64, device=device)
-    was_training = model.training
     autocast: Any = torch.autocast(device.type, passes.autocast, enabled=passes.autocast is not None)
-    try:
-        _evaluation_mode(model)
-        with torch.inference_mode(), autocast:
-            for some in batched(mine, passes.batch_size):
-                if world == 1 and STOP.requested:
-                    raise Interrupted
-                found[list(some)] = read(pad([rows[index] for index in some], passes.pad_id, device)).double()
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), torch.inference_mode(), autocast:
+        for some in batched(mine, passes.batch_size):
+            if world == 1 and STOP.requested:
+                raise Interrupted
+            found[list(some)] = read(pad([rows[index] for index in some], passes.pad_id, device)).double()
     if world > 1:
         dist.all_reduce(found)
     return found
 
 
-def _evaluation_mode(model: nn.Module) -> None:
-    """Turn dropout off, and leave layers of 4 bits as they are.
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off for the block, and leave layers of 4 bits as they are.
 
     On a CPU with bfloat16 units bitsandbytes packs their weights for inference in the first forward pass outside
     training, for good, and no gradient flows back through them any more: an evaluation before training would
     quietly leave all adapters but the last layer's untrained.
     """
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.train()
+    was_training = model.training
+    try:
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, Linear4bit):
+                module.train()
+        yield
+    finally:
+        model.train(was_training)

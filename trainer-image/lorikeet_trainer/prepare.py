@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from functools import partial
+from time import monotonic
 
 from lorikeet_api.contract import RunContract, RunRecord, SourceDigest, data_sources
 from lorikeet_api.training import DataSource
@@ -23,6 +24,7 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
     """Adopt a finished run, or fetch and check data and model. Raises RunError and StorageError."""
     if (finished := adopt_or_take(contract, FETCH_SECONDS)) is not None:
         return finished
+    began = monotonic()
     data = [_fetch(source, index, contract, layout) for index, source in enumerate(data_sources(contract))]
     if contract.dataset.eval_fraction is not None:
         trained = enumerate(data[: len(contract.dataset.train)])
@@ -36,7 +38,8 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
         start = fetch_start(contract, contract.start, model.digest, layout.start, FETCH_SECONDS)
     prepared = Prepared(model=model.digest, data=data, start=start)
     step = _resume(contract, prepared.basis(contract.date), layout)
-    prepared.model_copy(update={"checkpoint": step}).write(layout.prepared)
+    seconds = round(monotonic() - began, 3)
+    prepared.model_copy(update={"checkpoint": step, "seconds": seconds}).write(layout.prepared)
     return None
 
 

@@ -9,12 +9,15 @@ from lorikeet_run.patience import PUBLISH_SECONDS, patiently
 from lorikeet_storage import Checkpoints, StorageError
 from lorikeet_storage import publish as publish_files
 from lorikeet_trainer.state import Layout, Prepared, Trained
+from lorikeet_trainer.summary import write_report
 
 
 def publish(contract: RunContract, layout: Layout) -> RunRecord:
     """Publish the output folder and return the run's record. Raises StorageError."""
     prepared = Prepared.read(layout.prepared)
-    draft = manifest(contract, prepared, Trained.read(layout.trained))
+    trained = Trained.read(layout.trained)
+    draft = manifest(contract, prepared, trained)
+    write_report(contract, layout, prepared, trained)
     with log.timed("publish", uri=contract.output_uri) as told:
         artifacts = patiently(lambda: publish_files(layout.output, draft), PUBLISH_SECONDS)
         told |= {"bytes": artifacts.size_bytes, "revision": artifacts.revision}

@@ -12,7 +12,7 @@ from lorikeet_run import log
 from lorikeet_run.errors import not_finite
 from lorikeet_trainer.evaluate import Interrupted
 from lorikeet_trainer.progress import Reporter
-from lorikeet_trainer.state import Evaluation, LossPoint
+from lorikeet_trainer.state import Evaluation, LossPoint, PacePoint
 
 
 @dataclass
@@ -22,15 +22,24 @@ class Report(TrainerCallback):
     evaluate: Callable[[], Evaluation] | None
     eval_steps: int | None
     reporter: Reporter
+    memory: Callable[[], int]
+    """Bytes that are held now."""
     names: Mapping[str, str]
     """What trl logs beside the loss, by its names: how the curve calls it."""
     curve: list[LossPoint] = field(default_factory=list)
+    pace: list[PacePoint] = field(default_factory=list)
     eval_seconds: float = 0.0
-    """Time spent in evaluations, which is none of training's."""
+    """Time that this attempt spent in evaluations, which is none of training's."""
+    checkpoint_seconds: float = 0.0
+    """Time that this attempt spent in saving checkpoints."""
     _figures: dict[str, float | None] = field(default_factory=dict)
     """The newest of each, by transformers' names."""
     _began: tuple[float, int] = (0.0, 0)
     """When this attempt began to train (monotonic clock), and after which step."""
+    _logged: tuple[float, float] = (0.0, 0.0)
+    """Seconds of steps alone and tokens seen, at the last logged step."""
+    _idle_since: float = 0.0
+    """When the last step had ended, or what of a checkpoint was counted since (monotonic clock)."""
 
     def on_log(
         self,
@@ -43,15 +52,36 @@ class Report(TrainerCallback):
         """Tell of one logged step."""
         if logs is None or "loss" not in logs:
             return
-        rate = logs.get("learning_rate")
+        rate, norm = logs.get("learning_rate"), logs.get("grad_norm")
         figures = {ours: logs[name] for name, ours in self.names.items() if name in logs}
-        self.curve.append(LossPoint(step=state.global_step, loss=logs["loss"], learning_rate=rate, figures=figures))
-        told: dict[str, Any] = {"loss": logs["loss"], "learning_rate": rate, "grad_norm": logs.get("grad_norm")}
+        kept = norm if norm is not None and math.isfinite(norm) else None
+        self.curve.append(
+            LossPoint(step=state.global_step, loss=logs["loss"], learning_rate=rate, grad_norm=kept, figures=figures)
+        )
+        self._keep_pace(state)
+        told: dict[str, Any] = {"loss": logs["loss"], "learning_rate": rate, "grad_norm": norm}
         place = {"step": state.global_step, "steps": state.max_steps, "epoch": round(state.epoch or 0, 3)}
         log.event("step", **{**place, **told, **figures})
         names = ("loss", "learning_rate", "grad_norm")
         self._figures |= {name: logs.get(name) for name in names} | {"current_epoch": state.epoch}
         self._tell(state)
+
+    def count_checkpoint(self) -> None:
+        """Count the time since the last step, or since the last call, as a checkpoint's."""
+        now = monotonic()
+        self.checkpoint_seconds += now - self._idle_since
+        self._idle_since = now
+
+    def _keep_pace(self, state: TrainerState) -> None:
+        now, tokens = self._clock(), float(state.num_input_tokens_seen)
+        before, seen = self._logged
+        self._logged = now, tokens
+        pace = (tokens - seen) / max(now - before, 1e-9)
+        self.pace.append(PacePoint(step=state.global_step, tokens_per_second=pace, memory_bytes=self.memory()))
+
+    def _clock(self) -> float:
+        """Return a time (seconds) that stands still during evaluations and checkpoints."""
+        return monotonic() - self.eval_seconds - self.checkpoint_seconds
 
     def _tell(self, state: TrainerState) -> None:
         start, first = self._began
@@ -64,6 +94,8 @@ class Report(TrainerCallback):
     ) -> None:
         """Make up for an evaluation that the attempt before left out when it was told to stop."""
         self._began = monotonic(), state.global_step
+        self._logged = self._clock(), float(state.num_input_tokens_seen)
+        self._idle_since = monotonic()
         self._tell(state)
         done = any(point.step == state.global_step and point.eval_loss is not None for point in self.curve)
         if state.global_step > 0 and not done and self._is_due(state):
@@ -75,6 +107,7 @@ class Report(TrainerCallback):
             control.should_log = True
         if self._is_due(state) and not control.should_training_stop:
             self._evaluate(state, control)
+        self._idle_since = monotonic()
 
     def _is_due(self, state: TrainerState) -> bool:
         # The end of the run has an evaluation of its own.

@@ -1,6 +1,7 @@
 """What the stages of a run hand to each other, as JSON files in the work folder."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Self
 
@@ -8,6 +9,7 @@ from pydantic import ConfigDict
 
 from lorikeet_api.base import Model
 from lorikeet_api.contract import Metrics, RunRecord, SourceDigest, Template, canonical_json
+from lorikeet_run.report import Answer, DataProfile, Sample
 
 
 class _File(Model):
@@ -46,6 +48,8 @@ class Prepared(_File):
     """The adapter that the run begins with, if it goes on from an earlier one's."""
     checkpoint: int | None = None
     """Step of the checkpoint that was fetched to go on from."""
+    seconds: float = 0.0
+    """How long it took to fetch and check all of it."""
 
     def basis(self, date: str) -> str:
         """Return the sha256 over all that is trained on; `date` is the day that templates print."""
@@ -75,6 +79,22 @@ class Evaluation(Model):
     """By how much the rewards of better answers exceed those of worse ones, in the mean."""
 
 
+class Standing(Model):
+    """How a model does, before training or after it."""
+
+    held_out: Evaluation | None = None
+    """On the held-out examples."""
+    test: Evaluation | None = None
+    """On the test set."""
+    answers: list[Answer] = []
+    """What it says to the report's questions."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every loss is a number."""
+        return all(judged is None or math.isfinite(judged.loss) for judged in (self.held_out, self.test))
+
+
 class LossPoint(Model):
     """One point of the loss curve."""
 
@@ -86,21 +106,38 @@ class LossPoint(Model):
     """Loss on the held-out examples."""
     learning_rate: float | None = None
     """Learning rate of the step."""
+    grad_norm: float | None = None
+    """Norm of the step's gradient before it was clipped; absent where it is no finite number."""
     figures: dict[str, float] = {}
     """What else the objective tells, such as the margin of preferences: mean since the point before."""
+
+
+class PacePoint(Model):
+    """How fast and how large the run was at one logged step: unlike the losses, no two runs have the same."""
+
+    step: int
+    """Optimiser steps made."""
+    tokens_per_second: float
+    """Tokens per second of training since the point before, padding not counted."""
+    memory_bytes: int
+    """Memory held: of the first rank's GPU where there is one, else of its process."""
 
 
 class Course(_File):
     """How a run went up to a checkpoint: what Lorikeet keeps in it beside what transformers does."""
 
-    base: Evaluation | None = None
-    """How the base model does on the held-out examples."""
-    base_test: Evaluation | None = None
-    """How it does on the test set."""
+    base: Standing
+    """How the model did before training."""
     curve: list[LossPoint]
     """The loss so far."""
+    pace: list[PacePoint]
+    """The pace so far."""
     seconds: float
     """Seconds of training so far."""
+    checkpoint_seconds: float
+    """Those of them in which checkpoints were saved."""
+    eval_seconds: float
+    """Seconds of evaluations on the way so far, which are none of training's."""
     loss_sum: float
     """Sum of the losses of the steps up to `logged_step`."""
     loss_since: float
@@ -116,8 +153,11 @@ class MetricsFile(_File):
     """The run's figures."""
     curve: list[LossPoint]
     """The loss over the steps."""
+    pace: list[PacePoint]
+    """The pace over the steps."""
     seconds: dict[str, float]
-    """How long each part took."""
+    """How long each part of the last attempt took; `steps`, `checkpoints` and `evals`, the parts of `train`, over all
+    attempts."""
 
 
 class Trained(_File):
@@ -129,6 +169,10 @@ class Trained(_File):
     """The chat template of training."""
     libraries: dict[str, str]
     """Versions of the libraries that decide the result."""
+    profile: DataProfile
+    """What the data looked like."""
+    samples: list[Sample]
+    """Answers before and after training."""
 
 
 class Layout:
@@ -142,7 +186,7 @@ class Layout:
         """The adapter that the run begins with, if it goes on from an earlier one's."""
         self.data = work / "data"
         self.output = work / "output"
-        """Holds exactly what is published: `adapter/` or `model/`, and `metrics.json`."""
+        """Holds exactly what is published: `adapter/` or `model/`, `metrics.json` and `report/`."""
         self.scratch = work / "trainer"
         """What trl writes on the way; nothing of it is published."""
         self.checkpoints = work / "checkpoints"

@@ -3,7 +3,7 @@
 import math
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,21 +16,24 @@ from transformers import PreTrainedTokenizerBase
 
 from lorikeet_api.contract import Metrics, RunContract, RunRecord, Template
 from lorikeet_run import log
-from lorikeet_run.errors import RunError, not_finite
+from lorikeet_run.errors import RunError
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import mix
 from lorikeet_run.render import Rendered, Renderer, check_left, check_stops, choose_template
-from lorikeet_run.tokenizer import limits, load_tokenizer
+from lorikeet_run.report import Answer, DataProfile, Sample
+from lorikeet_run.tokenizer import limits, load_tokenizer, stop_ids
 from lorikeet_run.tokens import TokenRow
-from lorikeet_trainer import device, loop, methods, model
+from lorikeet_trainer import device, loop, methods, model, samples
 from lorikeet_trainer.checkpoints import COURSE, Keeper
 from lorikeet_trainer.evaluate import Passes
+from lorikeet_trainer.exam import Exam
 from lorikeet_trainer.methods import Trainable
 from lorikeet_trainer.objectives import Setting, make_objective
 from lorikeet_trainer.prepare import read_data
+from lorikeet_trainer.profile import profile
 from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.report import Report
-from lorikeet_trainer.state import Course, Evaluation, Layout, LossPoint, MetricsFile, Prepared, Trained
+from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Standing, Trained
 
 _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
 
@@ -46,24 +49,7 @@ class Examples:
     template: Template
     dropped: int
     stop_percent: float | None
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """How the model does on some rows before and after training, where there are such rows."""
-
-    before: Evaluation | None
-    after: Evaluation | None
-
-    @property
-    def loss(self) -> float | None:
-        """That after training."""
-        return self.after.loss if self.after else None
-
-    @property
-    def base_loss(self) -> float | None:
-        """That before training."""
-        return self.before.loss if self.before else None
+    profile: DataProfile
 
 
 @dataclass
@@ -103,50 +89,49 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     passes = passes_of(session, tokenizer)
     trainer = objective.trainer(setting(session, trainable, tokenizer, examples), examples.train)
     loop.adopt(trainer, trainable)
-    evaluate, judge = (objective.judge(trainable.model, rows, passes) for rows in (examples.held_out, examples.test))
+    questions = samples.questions(objective.asked(examples.held_out))
+    exam = Exam(
+        held_out=objective.judge(trainable.model, examples.held_out, passes),
+        test=objective.judge(trainable.model, examples.test, passes),
+        answer=(lambda: answers(session, trainable, tokenizer, questions)) if questions else None,
+        timed=session.part,
+    )
     # The ranks go in step: the first one speaks for all.
     reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
-    report = Report(evaluate, session.hyper.eval_steps, reporter, objective.figures)
+    report = Report(exam.held_out, session.hyper.eval_steps, reporter, session.compute.held_memory, objective.figures)
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
-    base = resumed.base if resumed else before_training(session, "base_eval", evaluate)
-    base_test = resumed.base_test if resumed else before_training(session, "base_test", judge)
-    keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, base_test, resumed)
+    base = resumed.base if resumed else exam.before()
+    keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
     trainer.add_callback(keeper)
     trainer.add_callback(report)
     with session.part("train"):
         outcome = loop.fit(trainer, trainable, keeper, session.hyper.ranks)
+    session.seconds |= {
+        "steps": round(outcome.seconds - keeper.checkpoint_seconds, 3),
+        "checkpoints": round(keeper.checkpoint_seconds, 3),
+        "evals": round(keeper.eval_seconds, 3),
+    }
     trainable.finish()
     reporter.stage("evaluate")
-    with session.part("eval"):
-        final = report.evaluate and report.evaluate()
-    if final and not math.isfinite(final.loss):
-        raise not_finite("the evaluation loss", outcome.steps)
-    with session.part("test"):
-        judged = judge and judge()
-    if judged and not math.isfinite(judged.loss):
-        raise not_finite("the loss on the test set", outcome.steps)
+    final = exam.after(outcome.steps)
     if session.compute.rank == 0:
-        if final:
-            report.curve.append(LossPoint(step=outcome.steps, eval_loss=final.loss))
+        if final.held_out:
+            report.curve.append(LossPoint(step=outcome.steps, eval_loss=final.held_out.loss))
         with session.part("save"):
             save(session, trainable, tokenizer)
-        metrics = figures(session, examples, trainable, outcome, Judgement(base, final), Judgement(base_test, judged))
-        leave(session, examples.template, MetricsFile(metrics=metrics, curve=report.curve, seconds=session.seconds))
+        metrics = figures(session, examples, trainable, outcome, base, final)
+        file = MetricsFile(metrics=metrics, curve=report.curve, pace=report.pace, seconds=session.seconds)
+        leave(session, examples, file, samples.side_by_side(questions, base.answers, final.answers, tokenizer))
     reporter.close()
     return None
 
 
-def before_training(session: Session, part: str, evaluate: Callable[[], Evaluation] | None) -> Evaluation | None:
-    """Return how the base model does, where there is something to judge it by. Raises RunError (ModelInvalid)."""
-    with session.part(part):
-        base = evaluate and evaluate()
-    if base and not math.isfinite(base.loss):
-        raise RunError(
-            "ModelInvalid",
-            "the base model's loss on the held-out examples is not a finite number before training: its weights are"
-            " damaged, or made for another precision",
-        )
-    return base or None
+def answers(
+    session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase, questions: list[samples.Question]
+) -> list[Answer]:
+    """Return what the model answers now."""
+    stops = stop_ids(session.layout.model, tokenizer)
+    return samples.answers(trainable.model, tokenizer, questions, stops, autocast(session))
 
 
 def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
@@ -184,6 +169,7 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
         template,
         sum(one.dropped for one in everything),
         stop_percent,
+        profile(contract, session.layout, session.prepared.data, rendered, held),
     )
 
 
@@ -240,8 +226,12 @@ def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokeniz
 
 def passes_of(session: Session, tokenizer: PreTrainedTokenizerBase) -> Passes:
     """Return how held-out rows are put through the model: as training does."""
-    autocast = session.compute.dtype if session.compute.dtype == torch.bfloat16 else None
-    return Passes(session.hyper.micro_batch_size, int(tokenizer.pad_token_id or 0), autocast)
+    return Passes(session.hyper.micro_batch_size, int(tokenizer.pad_token_id or 0), autocast(session))
+
+
+def autocast(session: Session) -> torch.dtype | None:
+    """Return the type in which training computes what lies in another one; None where it computes in float32."""
+    return session.compute.dtype if session.compute.dtype == torch.bfloat16 else None
 
 
 def save(session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -254,24 +244,25 @@ def figures(
     examples: Examples,
     trainable: Trainable,
     outcome: loop.TrainingOutcome,
-    held_out: Judgement,
-    test: Judgement,
+    base: Standing,
+    final: Standing,
 ) -> Metrics:
     """Return the run's figures."""
     quantized = trainable.quantized
     supervised = session.contract.objective.sft is not None
+    held_out, test = final.held_out, final.test
     return Metrics(
         train_loss=outcome.loss,
-        eval_loss=held_out.loss,
-        base_eval_loss=held_out.base_loss,
-        perplexity=perplexity(held_out.loss) if supervised else None,
-        eval_accuracy=held_out.after.accuracy if held_out.after else None,
-        base_eval_accuracy=held_out.before.accuracy if held_out.before else None,
-        eval_margin=held_out.after.margin if held_out.after else None,
-        test_loss=test.loss,
-        base_test_loss=test.base_loss,
-        test_perplexity=perplexity(test.loss) if supervised else None,
-        test_accuracy=test.after.accuracy if test.after else None,
+        eval_loss=held_out.loss if held_out else None,
+        base_eval_loss=base.held_out.loss if base.held_out else None,
+        perplexity=perplexity(held_out.loss) if held_out and supervised else None,
+        eval_accuracy=held_out.accuracy if held_out else None,
+        base_eval_accuracy=base.held_out.accuracy if base.held_out else None,
+        eval_margin=held_out.margin if held_out else None,
+        test_loss=test.loss if test else None,
+        base_test_loss=base.test.loss if base.test else None,
+        test_perplexity=perplexity(test.loss) if test and supervised else None,
+        test_accuracy=test.accuracy if test else None,
         steps=outcome.steps,
         resumed_from_step=session.prepared.checkpoint,
         train_examples=len(examples.train),
@@ -291,9 +282,9 @@ def figures(
     )
 
 
-def perplexity(loss: float | None) -> float | None:
+def perplexity(loss: float) -> float | None:
     """Return exp(loss), or None where it is too large to be written; the loss says it then."""
-    return math.exp(loss) if loss is not None and loss < math.log(sys.float_info.max) else None
+    return math.exp(loss) if loss < math.log(sys.float_info.max) else None
 
 
 def _peak_memory(compute: device.Compute) -> int:
@@ -302,8 +293,14 @@ def _peak_memory(compute: device.Compute) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
 
 
-def leave(session: Session, template: Template, metrics: MetricsFile) -> None:
+def leave(session: Session, examples: Examples, metrics: MetricsFile, shown: list[Sample]) -> None:
     """Write what the next stage publishes and reads."""
     metrics.write(session.layout.output / "metrics.json")
     libraries = {name: version(name) for name in _LIBRARIES}
-    Trained(metrics=metrics.metrics, template=template, libraries=libraries).write(session.layout.trained)
+    Trained(
+        metrics=metrics.metrics,
+        template=examples.template,
+        libraries=libraries,
+        profile=examples.profile,
+        samples=shown,
+    ).write(session.layout.trained)

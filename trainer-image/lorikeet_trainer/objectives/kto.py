@@ -11,7 +11,7 @@ from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
 from lorikeet_api.objectives import Kto as Settings
-from lorikeet_run.tokens import Judged
+from lorikeet_run.tokens import Judged, Tokens
 from lorikeet_trainer.evaluate import Passes, log_probabilities
 from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.methods.full import Full
@@ -57,6 +57,10 @@ class Kto(Objective[Judged]):
             args=config,
             train_dataset=_judged(shuffled, config.per_device_train_batch_size),
         )
+
+    def asked(self, held_out: Sequence[Judged]) -> list[Tokens]:
+        """Return the good answers with their prompts."""
+        return [row.tokens for row in held_out if row.good]
 
     def reference(self, model: nn.Module, held_out: Sequence[Judged], passes: Passes) -> Tensor:
         """Return the log-probabilities of each row's answer, then those of another row's answer to its prompt."""

@@ -48,6 +48,10 @@ class Objective(ABC, Generic[R]):
     def evaluate(self, model: nn.Module, held_out: Sequence[R], passes: Passes, reference: Tensor | None) -> Evaluation:
         """Return how the model does on held-out rows, of which `reference` is what it made before training."""
 
+    def asked(self, held_out: Sequence[R]) -> list[Tokens]:
+        """Return the held-out sequences whose prompts the report has answered."""
+        return [row.parts[0] for row in held_out]
+
     def judge(self, model: nn.Module, held_out: Sequence[R], passes: Passes) -> Callable[[], Evaluation] | None:
         """Return how to find out how the model does on held-out rows; None where there are none.
 

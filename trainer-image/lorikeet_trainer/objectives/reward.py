@@ -9,7 +9,7 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from lorikeet_api.objectives import Reward as Settings
-from lorikeet_run.tokens import Pair
+from lorikeet_run.tokens import Pair, Tokens
 from lorikeet_trainer.evaluate import Passes, each
 from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.objectives.objective import Objective, Setting, halves, ids, sequences, told_apart
@@ -45,6 +45,10 @@ class Reward(Objective[Pair]):
         return RewardRun(
             model=setting.trainable.model, processing_class=setting.tokenizer, args=config, train_dataset=dataset
         )
+
+    def asked(self, held_out: Sequence[Pair]) -> list[Tokens]:
+        """Return nothing: such a model writes no answers."""
+        return []
 
     def evaluate(
         self, model: nn.Module, held_out: Sequence[Pair], passes: Passes, reference: Tensor | None = None

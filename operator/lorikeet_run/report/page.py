@@ -1,0 +1,103 @@
+"""The page itself: what a report shows, put into the template, which escapes all of it."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lorikeet_api.contract import FileDigest, SourceDigest
+from lorikeet_run.report import reproduce, text
+from lorikeet_run.report.figures import figures, tiles
+from lorikeet_run.report.model import RunReport, Span
+from lorikeet_run.report.plot import SIDE, histogram, plot
+
+POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""The page's Content-Security-Policy: no script and no request, whatever the data say."""
+MOST_FILES: Final = 40
+"""Files that are listed of one source."""
+
+_TITLES: Final = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning", "bottleneck": "bottleneck adapter"}
+_OBJECTIVES: Final = {"sft": "supervised fine-tuning"}
+_TEMPLATES: Final = {
+    "base": "the base model's own",
+    "lorikeet": "Lorikeet's, as the base model has none",
+    "none": "none: the texts are plain",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part of the run's time."""
+
+    name: str
+    seconds: str
+    share: float
+    """Percent of the whole."""
+    is_steps: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of one source."""
+
+    uri: str
+    revision: str | None
+    files: list[FileDigest]
+    more: int
+    """Files that are not listed."""
+
+
+def render(report: RunReport) -> str:
+    """Return the report as one HTML document. Pure: an equal report gives equal bytes."""
+    environment = Environment(
+        loader=PackageLoader("lorikeet_run.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": text.percent, "size": text.size}
+    return environment.get_template("report.html.j2").render(_content(report))
+
+
+def _content(report: RunReport) -> dict[str, Any]:
+    contract, metrics = report.contract, report.metrics
+    drawn = [plot(chart, metrics.resumed_from_step) for chart in report.charts]
+    total = sum(span.seconds for span in report.spans)
+    return {
+        "policy": POLICY,
+        "side": SIDE,
+        "report": report,
+        "contract": contract,
+        "base_name": contract.model.uri.rstrip("/").rpartition("/")[2],
+        "method": _TITLES.get(contract.method.name, contract.method.name),
+        "objective": _OBJECTIVES.get(contract.objective.name, contract.objective.name),
+        "template": _TEMPLATES[report.template.source],
+        "tiles": tiles(metrics),
+        "figures": figures(metrics),
+        "plots": [one for one in drawn if one is not None],
+        "histogram": histogram(report.profile.lengths),
+        "times": _times(report.spans, total),
+        "total": text.duration(total),
+        "steps_percent": _share(sum(span.seconds for span in report.spans if span.is_steps), total),
+        "sources": [_source(one) for one in (report.base_model, *report.data)],
+        "configuration": reproduce.configuration(contract),
+        "manifest": reproduce.manifest(contract),
+    }
+
+
+def _times(spans: list[Span], total: float) -> list[Row]:
+    return [
+        Row(span.name, text.duration(span.seconds), _share(span.seconds, total), span.is_steps)
+        for span in spans
+        if span.seconds > 0
+    ]
+
+
+def _share(seconds: float, total: float) -> float:
+    return round(100 * seconds / total, 1) if total > 0 else 0.0
+
+
+def _source(digest: SourceDigest) -> Source:
+    files = digest.files
+    return Source(digest.uri, digest.revision, files[:MOST_FILES], max(0, len(files) - MOST_FILES))

@@ -1,0 +1,124 @@
+"""The report that a real run leaves."""
+
+import re
+from typing import Any
+
+import pytest
+
+from lorikeet_api.contract import REPORT
+from lorikeet_trainer import summary
+from lorikeet_trainer.profile import bins
+from lorikeet_trainer.state import MetricsFile, Prepared, Trained
+from tests.trainer import tiny
+from tests.trainer.lab import Lab
+from tests.trainer.probe import Run, run_and_probe
+
+pytestmark = pytest.mark.trainer
+
+MODEL, TRAIN = "s3://models/pretrained", "s3://datasets/train.jsonl"
+HELD_OUT = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
+
+
+@pytest.fixture(scope="module")
+def trained(lab: Lab) -> Run:
+    training = {"epochs": 12, "evalSteps": 30, "checkpoints": {"everySteps": 20}}
+    return run_and_probe(lab, lab.contract("lora", MODEL, TRAIN, dataset=HELD_OUT, training=training))
+
+
+@pytest.fixture
+def page(lab: Lab, trained: Run) -> str:
+    return lab.fetch(trained.contract, REPORT).decode()
+
+
+def test_a_run_names_its_report_which_a_browser_opens(lab: Lab, trained: Run) -> None:
+    contract, artifacts = trained.contract, trained.record.artifacts
+    assert artifacts is not None
+    assert artifacts.report == f"{contract.output_uri}/{contract.run_id}/{REPORT}"
+    key = artifacts.report.removeprefix("s3://out/")
+    assert lab.server.client().head_object(Bucket="out", Key=key)["ContentType"] == "text/html"
+
+
+def test_it_has_all_curves(page: str) -> None:
+    plots = re.findall(r'<svg class="plot".*?<title[^>]*>([^<]*)</title>(.*?)</figure>', page, re.DOTALL)
+    drawn = {title: len(re.findall(r"<polyline points=", body)) for title, body in plots}
+    assert drawn == {
+        "Loss": 2,
+        "Learning rate": 1,
+        "Gradient norm": 1,
+        "Tokens per second": 1,
+        "Memory": 1,
+        "Length of the training examples": 0,
+    }
+
+
+def test_it_shows_what_the_base_said_and_what_the_adapter_says(lab: Lab, trained: Run, page: str) -> None:
+    samples = Trained.read(lab.layout(trained.contract).trained).samples
+    assert len(samples) == 4
+    for sample, row in zip(samples, tiny.rows()[1], strict=False):
+        assert sample.prompt == f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+        assert sample.expected == row["completion"]
+        assert sample.after.ended
+        assert sample.before.text in tiny.COLOURS.values()
+        assert sample.before.text != row["completion"], "the base knows the wrong colours"
+        assert row["prompt"] in page
+    assert any(sample.after.text == sample.expected for sample in samples)
+
+
+def test_the_time_is_told_apart(lab: Lab, trained: Run, page: str) -> None:
+    layout = lab.layout(trained.contract)
+    seconds = MetricsFile.read(layout.output / "metrics.json").seconds
+    assert trained.metrics.train_seconds is not None
+    assert seconds["steps"] + seconds["checkpoints"] == pytest.approx(trained.metrics.train_seconds, rel=0.01)
+    assert seconds["train"] >= seconds["steps"] + seconds["checkpoints"] + seconds["evals"] - 0.01
+    assert min(seconds[part] for part in ("steps", "checkpoints", "evals", "base_samples", "samples")) > 0
+    assert Prepared.read(layout.prepared).seconds > 0
+    assert all(title in page for title in summary._PARTS.values())
+
+
+def test_the_pace_is_that_of_the_steps(lab: Lab, trained: Run) -> None:
+    pace = MetricsFile.read(lab.layout(trained.contract).output / "metrics.json").pace
+    mean = trained.metrics.tokens_per_second
+    assert mean is not None
+    assert min(point.tokens_per_second for point in pace) <= mean * 1.5
+    assert max(point.tokens_per_second for point in pace) >= mean
+    assert trained.metrics.peak_memory_bytes is not None
+    assert all(0 < point.memory_bytes <= trained.metrics.peak_memory_bytes for point in pace)
+
+
+def test_the_data_are_profiled(lab: Lab, trained: Run) -> None:
+    profile = Trained.read(lab.layout(trained.contract).trained).profile
+    assert [(one.rows, one.format, one.held_out) for one in profile.sources] == [
+        (60, "completion", False),
+        (12, "completion", True),
+    ]
+    assert (profile.train_examples, profile.held_out_examples, profile.dropped) == (60, 12, 0)
+    assert sum(one.examples for one in profile.lengths) == 60
+    assert profile.trained_tokens == trained.metrics.trained_tokens
+
+
+def test_bins_are_equal_and_hold_all() -> None:
+    found = bins([3, 4, 4, 17, 90])
+    assert [(one.first, one.last) for one in found][:2] == [(0, 9), (10, 19)]
+    assert [one.examples for one in found] == [3, 1, *[0] * 7, 1]
+    assert [(one.first, one.last, one.examples) for one in bins([7, 7])] == [(7, 7, 2)]
+    assert bins([]) == []
+
+
+def test_a_defect_of_the_report_does_not_cost_the_run(lab: Lab, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Any) -> str:
+        raise ValueError("a defect")
+
+    layout = lab.layout(trained.contract)
+    file = layout.output / REPORT
+    file.unlink()
+    monkeypatch.setattr(summary, "render", broken)
+    summary.write_report(trained.contract, layout, Prepared.read(layout.prepared), Trained.read(layout.trained))
+    assert not file.exists()
+
+
+def test_plain_texts_have_no_prompts_to_answer(lab: Lab) -> None:
+    uri = lab.put_rows("plain.jsonl", [{"text": f"The number {n} follows {n - 1}."} for n in range(12)])
+    contract = lab.contract("lora", MODEL, uri, dataset={"evalFraction": 0.25}, training={"maxSteps": 2})
+    assert lab.run(contract).exit_code == 0
+    assert Trained.read(lab.layout(contract).trained).samples == []
+    assert 'id="samples"' not in lab.fetch(contract, REPORT).decode()

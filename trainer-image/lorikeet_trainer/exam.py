@@ -1,0 +1,55 @@
+"""What a model is put to before training and after it: held-out rows, the test set, a few questions."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from lorikeet_run.errors import RunError, not_finite
+from lorikeet_run.report import Answer
+from lorikeet_trainer.state import Evaluation, Standing
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The same before and after; each part is timed by its name."""
+
+    held_out: Callable[[], Evaluation] | None
+    test: Callable[[], Evaluation] | None
+    answer: Callable[[], list[Answer]] | None
+    """Answers the report's questions; None where there are none."""
+    timed: Callable[[str], AbstractContextManager[None]]
+
+    def before(self) -> Standing:
+        """Return how the base model does. Raises RunError (ModelInvalid)."""
+        found = self._take("base_")
+        if not found.is_finite:
+            raise RunError(
+                "ModelInvalid",
+                "the base model's loss on the held-out examples is not a finite number before training: its weights are"
+                " damaged, or made for another precision",
+            )
+        return found
+
+    def after(self, step: int) -> Standing:
+        """Return how the trained model does, after `step` steps. Raises RunError (LossNotFinite)."""
+        found = self._take("")
+        for what, judged in (("the evaluation loss", found.held_out), ("the loss on the test set", found.test)):
+            if judged is not None and not math.isfinite(judged.loss):
+                raise not_finite(what, step)
+        return found
+
+    def _take(self, prefix: str) -> Standing:
+        with self.timed(f"{prefix}eval"):
+            held_out = self.held_out and self.held_out()
+        with self.timed(f"{prefix}test"):
+            test = self.test and self.test()
+        answers: list[Answer] = []
+        if self.answer is not None and _is_finite(held_out) and _is_finite(test):
+            with self.timed(f"{prefix}samples"):
+                answers = self.answer()
+        return Standing(held_out=held_out, test=test, answers=answers)
+
+
+def _is_finite(judged: Evaluation | None) -> bool:
+    return judged is None or math.isfinite(judged.loss)

@@ -1,0 +1,62 @@
+"""What a run's data looked like, for its report."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from lorikeet_api.contract import RunContract, SourceDigest
+from lorikeet_run.data import detect
+from lorikeet_run.files import read_rows
+from lorikeet_run.render import Rendered
+from lorikeet_run.report import DataProfile, LengthBin, SourceProfile
+from lorikeet_trainer.state import Layout
+
+_BINS: Final = 16
+"""Bars of the histogram, about."""
+
+
+def profile(
+    contract: RunContract, layout: Layout, digests: Sequence[SourceDigest], rendered: Sequence[Rendered], held: Rendered
+) -> DataProfile:
+    """Return the profile of what was rendered: the training sources in the contract's order, and the held-out rows."""
+    return DataProfile(
+        sources=[
+            SourceProfile(
+                uri=digest.uri,
+                rows=digest.rows or 0,
+                format=_format(contract, layout, index, digest),
+                held_out=index >= len(rendered),
+            )
+            for index, digest in enumerate(digests)
+        ],
+        train_examples=sum(len(one.rows) for one in rendered),
+        held_out_examples=len(held.rows),
+        dropped=sum(one.dropped for one in [*rendered, held]),
+        trained_tokens=sum(row.trained for one in rendered for row in one.rows),
+        lengths=bins([len(part.input_ids) for one in rendered for row in one.rows for part in row.parts]),
+    )
+
+
+def _format(contract: RunContract, layout: Layout, index: int, digest: SourceDigest) -> str:
+    dataset = contract.dataset
+    if dataset.format != "auto":
+        return dataset.format
+    files = ((layout.source(index) / file.path, file.path) for file in digest.files)
+    return next(
+        detect(placed, dataset, contract.objective.name) for path, name in files for placed in read_rows(path, name)
+    )
+
+
+def bins(lengths: Sequence[int]) -> list[LengthBin]:
+    """Return how many of `lengths` fall into each of a few equal bins, whose width is 1, 2 or 5 times a power of 10."""
+    if not lengths:
+        return []
+    span = max(lengths) - min(lengths) + 1
+    width = next(step * 10**power for power in range(10) for step in (1, 2, 5) if step * 10**power * _BINS >= span)
+    first = min(lengths) // width * width
+    counts = [0] * ((max(lengths) - first) // width + 1)
+    for length in lengths:
+        counts[(length - first) // width] += 1
+    return [
+        LengthBin(first=first + place * width, last=first + (place + 1) * width - 1, examples=count)
+        for place, count in enumerate(counts)
+    ]

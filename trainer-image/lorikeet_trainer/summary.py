@@ -1,0 +1,144 @@
+"""A run's report, put together out of what its stages have left."""
+
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from lorikeet_api.contract import REPORT, RunContract
+from lorikeet_api.objectives import Objective
+from lorikeet_run import log
+from lorikeet_run.report import Chart, RunReport, Series, Span, render
+from lorikeet_trainer.state import Layout, LossPoint, MetricsFile, PacePoint, Prepared, Trained
+
+_PARTS: Final = {
+    "render": "Examples to tokens",
+    "load": "Loading the model",
+    "base_eval": "Evaluation before training",
+    "base_test": "Test set before training",
+    "base_samples": "Answers before training",
+    "steps": "Optimiser steps",
+    "checkpoints": "Checkpoints",
+    "evals": "Evaluations on the way",
+    "eval": "Evaluation after training",
+    "test": "Test set after training",
+    "samples": "Answers after training",
+    "save": "Saving the result",
+}
+"""The parts of a run after it has fetched, in order, by their names in `MetricsFile.seconds`."""
+
+
+_FIGURES: Final = {"accuracy": "Accuracy", "kl": "KL divergence", "margin": "Reward margin"}
+"""What objectives tell beside the loss, by its names in `LossPoint.figures`."""
+
+
+def write_report(contract: RunContract, layout: Layout, prepared: Prepared, trained: Trained) -> None:
+    """Write the report into the output folder. A defect in it does not cost the run: then there is none."""
+    try:
+        file = MetricsFile.read(layout.output / "metrics.json")
+        page = render(report(contract, prepared, trained, file))
+        _write(layout.output / REPORT, page)
+    except Exception as error:  # noqa: BLE001 - what is trained is worth more than a page about it
+        log.event("report_left_out", error=type(error).__name__, message=str(error))
+        traceback.print_exc()
+
+
+def _write(path: Path, page: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+def report(contract: RunContract, prepared: Prepared, trained: Trained, file: MetricsFile) -> RunReport:
+    """Return what the page shows."""
+    return RunReport(
+        contract=contract,
+        metrics=file.metrics,
+        charts=[
+            *_learning(file.curve, file.metrics.base_eval_loss, contract.objective),
+            *_of_objective(file.curve),
+            *_pace(file.pace),
+        ],
+        spans=_spans(prepared.seconds, file.seconds),
+        samples=trained.samples,
+        profile=trained.profile,
+        template=trained.template,
+        base_model=prepared.model,
+        data=prepared.data,
+        libraries=trained.libraries,
+    )
+
+
+def _learning(curve: Sequence[LossPoint], base: float | None, objective: Objective) -> list[Chart]:
+    logged = [point for point in curve if point.loss is not None]
+    held_out = [(point.step, point.eval_loss) for point in curve if point.eval_loss is not None]
+    before = [(0, base)] if base is not None else []
+    return [
+        Chart(
+            title="Loss",
+            about="Mean negative log-likelihood of a trained token, in nats."
+            if objective.sft is not None
+            else f"Of objective {objective.name}.",
+            series=[
+                Series(name="Training", points=[(point.step, point.loss) for point in logged]),
+                Series(name="Held out", points=[*before, *held_out]),
+            ],
+        ),
+        Chart(
+            title="Learning rate",
+            about="Of the logged step.",
+            series=[Series(name="Learning rate", points=[(point.step, point.learning_rate) for point in logged])],
+            from_zero=True,
+        ),
+        Chart(
+            title="Gradient norm",
+            about="Of the logged step, before clipping.",
+            series=[Series(name="Gradient norm", points=[(point.step, point.grad_norm) for point in logged])],
+            from_zero=True,
+        ),
+    ]
+
+
+def _of_objective(curve: Sequence[LossPoint]) -> list[Chart]:
+    """Return a chart of each figure that the objective tells beside the loss."""
+    return [
+        Chart(
+            title=_FIGURES[name],
+            about="Of training, mean over the steps since the point before.",
+            series=[
+                Series(
+                    name=_FIGURES[name],
+                    points=[(point.step, point.figures[name]) for point in curve if name in point.figures],
+                )
+            ],
+        )
+        for name in sorted({name for point in curve for name in point.figures})
+    ]
+
+
+def _pace(pace: Sequence[PacePoint]) -> list[Chart]:
+    return [
+        Chart(
+            title="Tokens per second",
+            about="Over the steps since the point before; padding, evaluations and checkpoints not counted.",
+            series=[Series(name="Tokens per second", points=[(point.step, point.tokens_per_second) for point in pace])],
+            from_zero=True,
+        ),
+        Chart(
+            title="Memory",
+            about="Held by the first rank: of its GPU, else of its process.",
+            series=[Series(name="Memory", points=[(point.step, float(point.memory_bytes)) for point in pace])],
+            unit="bytes",
+            from_zero=True,
+        ),
+    ]
+
+
+def _spans(fetch: float, seconds: Mapping[str, float]) -> list[Span]:
+    return [
+        Span(name="Fetching and checking", seconds=fetch),
+        *(
+            Span(name=title, seconds=seconds[part], is_steps=part == "steps")
+            for part, title in _PARTS.items()
+            if part in seconds
+        ),
+    ]
