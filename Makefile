@@ -41,11 +41,11 @@ integration: cluster ## tests against the real API server
 	$(BIN)/pytest tests/integration -q
 
 trainer-test: tools ## trains tiny models on the CPU, with a real S3 server
-	$(BIN)/pytest tests/trainer -q -n 2 --dist loadfile
+	$(BIN)/pytest tests/trainer -q -n 2 --dist loadfile --durations=15
 
 SCENARIOS ?= e2e/scenarios
 e2e: ready ## scenarios on the whole cluster (some of them: SCENARIOS=e2e/scenarios/test_bad_input.py)
-	$(BIN)/pytest $(SCENARIOS) -q --timeout 900
+	$(BIN)/pytest $(SCENARIOS) -q --timeout 900 --durations=40
 
 generate: tools ## write CRDs, golden files and the chart's README anew
 	$(PYTHON) -m lorikeet_api.crdgen $(CRD_FOLDERS)

@@ -131,7 +131,7 @@ def test_a_run_that_is_stopped_goes_on_and_publishes_the_adapter_that_the_cluste
     assert adapter(made) == adapter(in_cluster)
     assert made.metrics.resumed_from_step is not None
     assert sorted(path.name for path in published.parent.iterdir()) == [
-        "adapter", "commit.json", "manifest.json", "metrics.json", "run.json",
+        "adapter", "commit.json", "manifest.json", "metrics.json", "report", "run.json",
     ]  # fmt: skip
     assert not (laptop.folder / "work" / made.run_id / "work").exists()
     base = AutoModelForCausalLM.from_pretrained(laptop.lab.root / "models" / "small")

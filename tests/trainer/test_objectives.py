@@ -11,6 +11,7 @@ from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 from trl.experimental.orpo import ORPOTrainer  # a warning: that it is experimental
 
+from lorikeet_api.contract import Start
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_trainer.objectives.orpo import orpo_loss
 from lorikeet_trainer.upload import Uploader
@@ -85,6 +86,20 @@ def test_the_better_answer_of_unseen_pairs_wins_though_it_is_the_longer_in_half_
         assert [point for point in points if "loss" in point][-1]["figures"]["margin"] > 0.5
 
 
+def test_a_run_on_preferences_measures_by_the_adapter_that_it_begins_with(lab: Lab) -> None:
+    """By the base, this one would have margins of its own at the first step already."""
+    result = lab.run(lab.contract("lora", MODEL, "s3://datasets/train.jsonl", training={"maxSteps": 16}))
+    assert result.record is not None
+    assert result.record.artifacts is not None
+    start = Start(uri=result.record.artifacts.uri, sha256=result.record.artifacts.sha256)
+    training = {"maxSteps": 2, "learningRate": 1e-3, "loggingSteps": 1}
+    further = lab.contract("lora", MODEL, PAIRS, objective={"dpo": {}}, start=start, training=training)
+    assert lab.run(further).exit_code == 0
+    margins = [point["figures"]["margin"] for point in json.loads(lab.fetch(further, "metrics.json"))["curve"]]
+    assert margins[0] == pytest.approx(0, abs=0.02)
+    assert margins[1] > 0.05
+
+
 def test_a_reward_model_ranks_unseen_pairs_for_a_stranger_too(lab: Lab, tmp_path: Path) -> None:
     contract = lab.contract(
         METHODS["lora"], MODEL, PAIRS, dataset=HELD_OUT, objective={"reward": {}},
@@ -122,6 +137,7 @@ def test_a_reward_model_ranks_unseen_pairs_for_a_stranger_too(lab: Lab, tmp_path
 
 
 PAIRED = [(method, objective) for method, objective in DEFAULTS if objective != "sft"]
+"""Every pair that is accepted, beside sft's."""
 
 
 @pytest.mark.parametrize(("method", "objective"), PAIRED, ids=["-".join(pair) for pair in PAIRED])
@@ -129,7 +145,7 @@ def test_a_resumed_run_of_each_method_and_objective_ends_with_the_same_weights(
     lab: Lab, method: str, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, held_out = DATA[objective]
-    training = {"maxSteps": 4, "learningRate": 1e-3, "loggingSteps": 1}
+    training = {"maxSteps": 3, "learningRate": 1e-3, "loggingSteps": 1}
     more = {"dataset": held_out, "objective": {objective: {}}, "training": training}
     whole, cut = (lab.contract(METHODS[method], MODEL, data, **more) for _ in range(2))
     assert lab.run(whole).exit_code == 0

@@ -72,7 +72,9 @@ def test_the_time_is_told_apart(lab: Lab, trained: Run, page: str) -> None:
     assert seconds["train"] >= seconds["steps"] + seconds["checkpoints"] + seconds["evals"] - 0.01
     assert min(seconds[part] for part in ("steps", "checkpoints", "evals", "base_samples", "samples")) > 0
     assert Prepared.read(layout.prepared).seconds > 0
-    assert all(title in page for title in summary._PARTS.values())
+    parts = summary._PARTS.keys() & seconds.keys()
+    assert parts == summary._PARTS.keys() - {"base_test", "test"}, "there is no test set"
+    assert all(summary._PARTS[part] in page for part in parts)
 
 
 def test_the_pace_is_that_of_the_steps(lab: Lab, trained: Run) -> None:
@@ -82,7 +84,8 @@ def test_the_pace_is_that_of_the_steps(lab: Lab, trained: Run) -> None:
     assert min(point.tokens_per_second for point in pace) <= mean * 1.5
     assert max(point.tokens_per_second for point in pace) >= mean
     assert trained.metrics.peak_memory_bytes is not None
-    assert all(0 < point.memory_bytes <= trained.metrics.peak_memory_bytes for point in pace)
+    # Linux counts what a process holds now, and its peak, not quite at the same time.
+    assert all(0 < point.memory_bytes <= 1.05 * trained.metrics.peak_memory_bytes for point in pace)
 
 
 def test_the_data_are_profiled(lab: Lab, trained: Run) -> None:

@@ -64,7 +64,8 @@ def outcome(lab: Lab, contract: RunContract) -> tuple[dict[str, str], list[dict[
     samples = Trained.read(lab.layout(contract).trained).samples
     assert weights
     assert [point["step"] for point in metrics["pace"]] == [point["step"] for point in curve if "loss" in point]
-    assert any(sample.before != sample.after for sample in samples)
+    assert bool(samples) == bool(metrics["metrics"].get("evalExamples"))
+    assert not samples or any(sample.before != sample.after for sample in samples)
     return weights, curve, samples
 
 

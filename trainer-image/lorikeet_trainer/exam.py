@@ -40,15 +40,18 @@ class Exam:
         return found
 
     def _take(self, prefix: str) -> Standing:
-        with self.timed(f"{prefix}eval"):
-            held_out = self.held_out and self.held_out()
-        with self.timed(f"{prefix}test"):
-            test = self.test and self.test()
+        held_out, test = self._judge(f"{prefix}eval", self.held_out), self._judge(f"{prefix}test", self.test)
         answers: list[Answer] = []
         if self.answer is not None and _is_finite(held_out) and _is_finite(test):
             with self.timed(f"{prefix}samples"):
                 answers = self.answer()
         return Standing(held_out=held_out, test=test, answers=answers)
+
+    def _judge(self, part: str, judge: Callable[[], Evaluation] | None) -> Evaluation | None:
+        if judge is None:
+            return None
+        with self.timed(part):
+            return judge()
 
 
 def _is_finite(judged: Evaluation | None) -> bool:
