@@ -239,7 +239,7 @@ def test_how_the_run_is_kept_may_change(server: Target, namespace: str, field: s
 
 
 def test_the_servers_defaults_are_the_models(server: Target, namespace: str) -> None:
-    assert "created" in answer(server, job_body(namespace=namespace))
+    assert "created" in answer(server, job_body(namespace=namespace, method={"qlora": {}}))
     spec = server.get("-n", namespace, "finetunejob", "sql-v1")["spec"]
     assert spec["method"]["qlora"] == {
         "rank": 16,
