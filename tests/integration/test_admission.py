@@ -248,7 +248,6 @@ def test_the_servers_defaults_are_the_models(server: Target, namespace: str) -> 
         "targetModules": ["q_proj", "k_proj", "v_proj", "o_proj"],
         "rsLora": False,
         "dora": False,
-        "modulesToSave": [],
         "quantType": "nf4",
         "doubleQuant": True,
     }
