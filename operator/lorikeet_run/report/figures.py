@@ -33,6 +33,7 @@ def tiles(metrics: Metrics) -> list[Tile]:
     """Return what a reader wants to know first, as far as the run has it."""
     found = [_compared("Held-out loss", metrics.eval_loss, metrics.base_eval_loss)]
     found.append(_compared("Perplexity", metrics.perplexity, _perplexity(metrics.base_eval_loss)))
+    found.append(_compared("Held-out accuracy", metrics.eval_accuracy, metrics.base_eval_accuracy, rises=True))
     if metrics.train_loss is not None:
         found.append(Tile("Training loss", text.number(metrics.train_loss), "mean over the run"))
     if metrics.steps is not None:
@@ -59,13 +60,14 @@ def figures(metrics: Metrics) -> list[Figure]:
     ]
 
 
-def _compared(name: str, value: float | None, before: float | None) -> Tile | None:
+def _compared(name: str, value: float | None, before: float | None, *, rises: bool = False) -> Tile | None:
+    """Return a figure beside what it was before training; `rises`: whether more of it is better."""
     if value is None:
         return None
     if before is None or not math.isfinite(before):
         return Tile(name, text.number(value))
     note = f"{text.number(before)} before training"
-    return Tile(name, text.number(value), note, value < before)
+    return Tile(name, text.number(value), note, value > before if rises else value < before)
 
 
 def _perplexity(loss: float | None) -> float | None:

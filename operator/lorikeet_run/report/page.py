@@ -6,6 +6,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lorikeet_api.contract import FileDigest, SourceDigest
+from lorikeet_api.objectives import ObjectiveName
 from lorikeet_run.report import reproduce, text
 from lorikeet_run.report.figures import figures, tiles
 from lorikeet_run.report.model import RunReport, Span
@@ -17,7 +18,13 @@ MOST_FILES: Final = 40
 """Files that are listed of one source."""
 
 _TITLES: Final = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning", "bottleneck": "bottleneck adapter"}
-_OBJECTIVES: Final = {"sft": "supervised fine-tuning"}
+_OBJECTIVES: Final[dict[ObjectiveName, str]] = {
+    "sft": "supervised fine-tuning",
+    "dpo": "direct preference optimisation",
+    "kto": "Kahneman-Tversky optimisation",
+    "orpo": "odds-ratio preference optimisation",
+    "reward": "a reward model",
+}
 _TEMPLATES: Final = {
     "base": "the base model's own",
     "lorikeet": "Lorikeet's, as the base model has none",
@@ -71,7 +78,7 @@ def _content(report: RunReport) -> dict[str, Any]:
         "contract": contract,
         "base_name": contract.model.uri.rstrip("/").rpartition("/")[2],
         "method": _TITLES.get(contract.method.name, contract.method.name),
-        "objective": _OBJECTIVES.get(contract.objective.name, contract.objective.name),
+        "objective": _OBJECTIVES[contract.objective.name],
         "template": _TEMPLATES[report.template.source],
         "tiles": tiles(metrics),
         "figures": figures(metrics),

@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
 from lorikeet_api.contract import TERMINATION_LIMIT, RunRecord
 from lorikeet_api.crdgen import RESOURCES
+from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_api.modeldeployment import OWNED_FLAGS, ModelDeployment
+from lorikeet_api.objectives import ObjectiveName
+from lorikeet_api.training import MethodName
 from lorikeet_api.yaml import load_all
 from tests.resources import deployment_body, job_body
 
@@ -64,6 +67,18 @@ def test_a_token_may_open_a_test_set_alone() -> None:
     FineTuneJob.parse(job_body(model=model, dataset={**dataset, "test": {"uri": "hf://o/d", "split": "test"}}))
     with pytest.raises(ValidationError, match="secretRef"):
         FineTuneJob.parse(job_body(model=model, dataset=dataset))
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+@pytest.mark.parametrize("objective", get_args(ObjectiveName))
+def test_a_method_and_an_objective_go_together_or_are_refused(method: MethodName, objective: ObjectiveName) -> None:
+    """Those that do are in the table of defaults, and each of them is trained in `tests/trainer`."""
+    body = job_body(method={method: {}}, objective={objective: {}})
+    if (method, objective) in DEFAULTS:
+        FineTuneJob.parse(body)
+        return
+    with pytest.raises(ValidationError, match=f"method {method} is for objective"):
+        FineTuneJob.parse(body)
 
 
 def serve_with(*args: str) -> None:
