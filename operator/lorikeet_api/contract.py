@@ -144,14 +144,14 @@ class Metrics(Model):
     """Training loss, mean over the whole run."""
     eval_loss: Figure | None = None
     """Loss on the held-out examples after training. Of sft: sum of the tokens' negative log-likelihoods / tokens. Of
-    dpo, orpo and reward: mean negative log-likelihood of a pair's order, as margins tell it. Of kto: KTO's own loss."""
+    dpo and reward: mean negative log-likelihood of a pair's order, as margins tell it. Of kto and orpo: their own."""
     base_eval_loss: Figure | None = None
     """The same before training."""
     perplexity: Figure | None = None
     """exp(evalLoss), of sft."""
     eval_accuracy: Figure | None = None
     """Share of the held-out pairs whose chosen answer gets the higher reward, after training; of kto: of the held-out
-    answers whose reward says what their label does."""
+    answers whose reward says what their label does. Equal rewards count half."""
     base_eval_accuracy: Figure | None = None
     """The same before training."""
     eval_margin: Figure | None = None

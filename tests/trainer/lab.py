@@ -134,7 +134,7 @@ def open_lab(server: S3Server, root: Path) -> Iterator[Lab]:
     torch.set_num_threads(1)
     patch.setenv("OMP_NUM_THREADS", "1")
     # A tiny model seldom ends an answer by itself, and nobody reads these.
-    patch.setattr(samples, "ANSWER_TOKENS", 4)
+    patch.setattr(samples, "ANSWER_TOKENS", 12)
     with credentials(patch, server):
         made = Lab(server, root)
         for bucket in ("models", "datasets", "out"):

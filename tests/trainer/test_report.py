@@ -90,9 +90,9 @@ def test_the_pace_is_that_of_the_steps(lab: Lab, trained: Run) -> None:
 
 def test_the_data_are_profiled(lab: Lab, trained: Run) -> None:
     profile = Trained.read(lab.layout(trained.contract).trained).profile
-    assert [(one.rows, one.format, one.held_out) for one in profile.sources] == [
-        (60, "completion", False),
-        (12, "completion", True),
+    assert [(one.rows, one.format, one.use) for one in profile.sources] == [
+        (60, "completion", "training"),
+        (12, "completion", "evaluation"),
     ]
     assert (profile.train_examples, profile.held_out_examples, profile.dropped) == (60, 12, 0)
     assert sum(one.examples for one in profile.lengths) == 60

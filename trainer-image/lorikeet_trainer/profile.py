@@ -1,7 +1,7 @@
 """What a run's data looked like, for its report."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from lorikeet_api.contract import RunContract, SourceDigest
 from lorikeet_run.data import detect
@@ -15,25 +15,42 @@ _BINS: Final = 16
 
 
 def profile(
-    contract: RunContract, layout: Layout, digests: Sequence[SourceDigest], rendered: Sequence[Rendered], held: Rendered
+    contract: RunContract,
+    layout: Layout,
+    digests: Sequence[SourceDigest],
+    rendered: Sequence[Rendered],
+    held: Rendered,
+    test: Rendered,
 ) -> DataProfile:
-    """Return the profile of what was rendered: the training sources in the contract's order, and the held-out rows."""
+    """Return the profile of what was rendered: training sources in the contract's order, held-out rows, test set."""
+    uses = _uses(contract)
     return DataProfile(
         sources=[
             SourceProfile(
                 uri=digest.uri,
                 rows=digest.rows or 0,
                 format=_format(contract, layout, index, digest),
-                held_out=index >= len(rendered),
+                use=uses[index],
             )
             for index, digest in enumerate(digests)
         ],
         train_examples=sum(len(one.rows) for one in rendered),
         held_out_examples=len(held.rows),
-        dropped=sum(one.dropped for one in [*rendered, held]),
+        test_examples=len(test.rows),
+        dropped=sum(one.dropped for one in [*rendered, held, test]),
         trained_tokens=sum(row.trained for one in rendered for row in one.rows),
-        lengths=bins([len(part.input_ids) for one in rendered for row in one.rows for part in row.parts]),
+        lengths=bins([max(len(part.input_ids) for part in row.parts) for one in rendered for row in one.rows]),
     )
+
+
+def _uses(contract: RunContract) -> list[Literal["training", "evaluation", "test"]]:
+    """Return what each source is for, in the order of `data_sources`."""
+    dataset = contract.dataset
+    return [
+        *("training" for _ in dataset.train),
+        *(["evaluation"] if dataset.eval is not None else []),
+        *(["test"] if dataset.test is not None else []),
+    ]
 
 
 def _format(contract: RunContract, layout: Layout, index: int, digest: SourceDigest) -> str:

@@ -14,6 +14,7 @@ from lorikeet_trainer.state import Layout, LossPoint, MetricsFile, PacePoint, Pr
 _PARTS: Final = {
     "render": "Examples to tokens",
     "load": "Loading the model",
+    "reference": "Setting up, with the reference's answers",
     "base_eval": "Evaluation before training",
     "base_test": "Test set before training",
     "base_samples": "Answers before training",
@@ -28,6 +29,9 @@ _PARTS: Final = {
 """The parts of a run after it has fetched, in order, by their names in `MetricsFile.seconds`."""
 
 
+_ORDER: Final = "negative log-likelihood of a pair's order, by the rewards"
+_HELD_OUT: Final = {"dpo": _ORDER, "reward": _ORDER, "orpo": "the same", "kto": "the same"}
+"""What the loss on held-out rows is, by objective."""
 _FIGURES: Final = {"accuracy": "Accuracy", "kl": "KL divergence", "margin": "Reward margin"}
 """What objectives tell beside the loss, by its names in `LossPoint.figures`."""
 
@@ -63,6 +67,7 @@ def report(contract: RunContract, prepared: Prepared, trained: Trained, file: Me
         profile=trained.profile,
         template=trained.template,
         base_model=prepared.model,
+        starts=[prepared.start] if prepared.start is not None else [],
         data=prepared.data,
         libraries=trained.libraries,
     )
@@ -77,7 +82,7 @@ def _learning(curve: Sequence[LossPoint], base: float | None, objective: Objecti
             title="Loss",
             about="Mean negative log-likelihood of a trained token, in nats."
             if objective.sft is not None
-            else f"Of objective {objective.name}.",
+            else f"Training: that of objective {objective.name}. Held out: {_HELD_OUT[objective.name]}.",
             series=[
                 Series(name="Training", points=[(point.step, point.loss) for point in logged]),
                 Series(name="Held out", points=[*before, *held_out]),

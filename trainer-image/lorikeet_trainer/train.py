@@ -87,12 +87,16 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         trainable = load(session)
     objective = make_objective(contract.objective)
     passes = passes_of(session, tokenizer)
-    trainer = objective.trainer(setting(session, trainable, tokenizer, examples), examples.train)
-    loop.adopt(trainer, trainable)
+    # What the model before training makes of the data is part of it, where the objective measures by that.
+    with session.part("reference"):
+        trainer = objective.trainer(setting(session, trainable, tokenizer, examples), examples.train)
+        loop.adopt(trainer, trainable)
+        held_out = objective.judge(trainable.model, examples.held_out, passes)
+        test = objective.judge(trainable.model, examples.test, passes)
     questions = samples.questions(objective.asked(examples.held_out))
     exam = Exam(
-        held_out=objective.judge(trainable.model, examples.held_out, passes),
-        test=objective.judge(trainable.model, examples.test, passes),
+        held_out=held_out,
+        test=test,
         answer=(lambda: answers(session, trainable, tokenizer, questions)) if questions else None,
         timed=session.part,
     )
@@ -169,7 +173,7 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
         template,
         sum(one.dropped for one in everything),
         stop_percent,
-        profile(contract, session.layout, session.prepared.data, rendered, held),
+        profile(contract, session.layout, session.prepared.data, rendered, held, judging),
     )
 
 

@@ -16,7 +16,9 @@ class Tile:
     note: str = ""
     """What it is to be compared with."""
     better: bool | None = None
-    """Whether the comparison is good news; None where it is no comparison."""
+    """Whether the comparison is good news; None where it is no comparison, or nothing has changed."""
+    rose: bool = False
+    """Whether it is more than before."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ def tiles(metrics: Metrics) -> list[Tile]:
     found = [_compared("Held-out loss", metrics.eval_loss, metrics.base_eval_loss)]
     found.append(_compared("Perplexity", metrics.perplexity, _perplexity(metrics.base_eval_loss)))
     found.append(_compared("Held-out accuracy", metrics.eval_accuracy, metrics.base_eval_accuracy, rises=True))
+    found.append(_compared("Test loss", metrics.test_loss, metrics.base_test_loss))
     if metrics.train_loss is not None:
         found.append(Tile("Training loss", text.number(metrics.train_loss), "mean over the run"))
     if metrics.steps is not None:
@@ -67,7 +70,8 @@ def _compared(name: str, value: float | None, before: float | None, *, rises: bo
     if before is None or not math.isfinite(before):
         return Tile(name, text.number(value))
     note = f"{text.number(before)} before training"
-    return Tile(name, text.number(value), note, value > before if rises else value < before)
+    rose = value > before
+    return Tile(name, text.number(value), note, None if value == before else rose == rises, rose)
 
 
 def _perplexity(loss: float | None) -> float | None:

@@ -65,7 +65,7 @@ class Answer(Model):
 
 
 class Sample(Model):
-    """One held-out prompt, answered greedily by the base model and by what was made of it."""
+    """One held-out prompt, answered greedily before training and after it."""
 
     prompt: str
     """The prompt as the model has it, special tokens too."""
@@ -86,8 +86,8 @@ class SourceProfile(Model):
     """Examples in it."""
     format: str
     """Shape of its rows."""
-    held_out: bool
-    """Whether it is the evaluation set."""
+    use: Literal["training", "evaluation", "test"]
+    """What it is for."""
 
 
 class LengthBin(Model):
@@ -105,11 +105,13 @@ class DataProfile(Model):
     """What the data looked like once it was rendered."""
 
     sources: list[SourceProfile]
-    """The training sources in the request's order, then the evaluation set."""
+    """The training sources in the request's order, then the evaluation set and the test set."""
     train_examples: int
     """Training examples that were kept, each counted once."""
     held_out_examples: int
     """Held-out examples that were kept."""
+    test_examples: int = 0
+    """Examples of the test set that were kept."""
     dropped: int
     """Examples left out because they were too long."""
     trained_tokens: int
@@ -127,6 +129,8 @@ class RunReport(Model):
     """The run's figures."""
     charts: list[Chart]
     """The plots, in the page's order."""
+    starts: list[SourceDigest] = []
+    """The adapter that the run went on from, if it did."""
     spans: list[Span]
     """Where the time went, in the order of the run."""
     samples: list[Sample]

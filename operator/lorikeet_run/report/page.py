@@ -87,7 +87,7 @@ def _content(report: RunReport) -> dict[str, Any]:
         "times": _times(report.spans, total),
         "total": text.duration(total),
         "steps_percent": _share(sum(span.seconds for span in report.spans if span.is_steps), total),
-        "sources": [_source(one) for one in (report.base_model, *report.data)],
+        "sources": [_source(one) for one in (report.base_model, *report.starts, *report.data)],
         "configuration": reproduce.configuration(contract),
         "manifest": reproduce.manifest(contract),
     }

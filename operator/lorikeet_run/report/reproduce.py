@@ -11,8 +11,13 @@ from lorikeet_api.contract import RunContract
 _LONGEST_LINE: Final = 4096
 
 
-def manifest(contract: RunContract) -> str:
-    """Return the FineTuneJob that asks for the very same run, whatever the profile's defaults are."""
+def manifest(contract: RunContract) -> str | None:
+    """Return the FineTuneJob that asks for the very same run, whatever the profile's defaults are.
+
+    None where the run went on from an earlier job's adapter: only that job can be named, which the contract does not.
+    """
+    if contract.start is not None:
+        return None
     asked = contract.to_wire()
     spec = {name: asked[name] for name in ("model", "dataset", "method", "objective", "training")}
     spec |= {"compute": {"gpus": contract.gpus}, "output": {"uri": contract.output_uri}}

@@ -15,7 +15,7 @@ from lorikeet_run.tokens import Judged, Tokens
 from lorikeet_trainer.evaluate import Passes, log_probabilities
 from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.methods.full import Full
-from lorikeet_trainer.objectives.objective import Objective, Setting, ids
+from lorikeet_trainer.objectives.objective import Objective, Setting, ids, share_above
 from lorikeet_trainer.state import Evaluation
 
 
@@ -82,7 +82,7 @@ class Kto(Objective[Judged]):
         loss = (weight * (1 - torch.sigmoid(sign * rewards))).mean()
         both = bool(good.any()) and not bool(good.all())
         margin = float(rewards[good].mean() - rewards[~good].mean()) if both else None
-        return Evaluation(loss=float(loss), accuracy=float((sign * rewards > 0).double().mean()), margin=margin)
+        return Evaluation(loss=float(loss), accuracy=share_above(sign * rewards), margin=margin)
 
 
 def _judged(rows: Sequence[Judged], batch_size: int) -> Dataset:

@@ -85,9 +85,14 @@ def told_apart(chosen: Tensor, rejected: Tensor) -> Evaluation:
     margins = chosen - rejected
     return Evaluation(
         loss=float(-logsigmoid(margins).mean()),
-        accuracy=float((margins > 0).double().mean()),
+        accuracy=share_above(margins),
         margin=float(margins.mean()),
     )
+
+
+def share_above(rewards: Tensor) -> float:
+    """Return the share of numbers above nothing; one that is nothing counts half, as before any training."""
+    return float(((rewards > 0).double() + 0.5 * (rewards == 0).double()).mean())
 
 
 def sequences(rows: Sequence[Pair]) -> list[Tokens]:

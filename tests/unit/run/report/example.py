@@ -84,8 +84,8 @@ def report(steps: int = 240, **changes: Any) -> RunReport:
         ],
         "profile": DataProfile(
             sources=[
-                SourceProfile(uri=TRAIN, rows=7812, format="chat", held_out=False),
-                SourceProfile(uri=HELD_OUT, rows=400, format="chat", held_out=True),
+                SourceProfile(uri=TRAIN, rows=7812, format="chat", use="training"),
+                SourceProfile(uri=HELD_OUT, rows=400, format="chat", use="evaluation"),
             ],
             train_examples=7800,
             held_out_examples=400,

@@ -26,7 +26,7 @@ def hostile() -> RunReport:
         charts=[example.chart(ATTACK, [(1, 1.0), (2, 2.0)])],
         samples=[Sample(prompt=ATTACK, expected=ATTACK, before=said, after=said)],
         profile=DataProfile(
-            sources=[SourceProfile(uri=uri, rows=1, format=ATTACK, held_out=False)],
+            sources=[SourceProfile(uri=uri, rows=1, format=ATTACK, use="training")],
             train_examples=1,
             held_out_examples=0,
             dropped=0,

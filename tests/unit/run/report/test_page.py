@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from lorikeet_api import yaml
-from lorikeet_api.contract import Metrics, StorageAccess
+from lorikeet_api.contract import Metrics, SourceDigest, Start, StorageAccess
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_api.training import ModelSource
 from lorikeet_api.tuningprofile import TuningProfile
@@ -96,8 +96,29 @@ def test_a_long_run_stays_a_small_page() -> None:
 def test_a_loss_that_rose_is_not_called_better() -> None:
     worse = Metrics(eval_loss=2.5, base_eval_loss=2.0)
     page = render(example.report(metrics=worse))
-    assert ('class="note worse"' in page, 'class="note better"' in page) == (True, False)
+    assert ('class="note worse up"' in page, 'class="note better' in page) == (True, False)
     assert "2 before training" in page
+
+
+def test_an_accuracy_that_rose_is_better_and_one_that_stayed_is_neither() -> None:
+    page = render(example.report(metrics=Metrics(eval_accuracy=0.75, base_eval_accuracy=0.5)))
+    assert ('class="note better up"' in page, 'class="note worse' in page) == (True, False)
+    same = render(example.report(metrics=Metrics(eval_accuracy=0.5, base_eval_accuracy=0.5)))
+    assert not [words for words in ("note better", "note worse") if f'class="{words}' in same]
+
+
+def test_a_run_that_went_on_from_an_adapter_is_not_said_to_be_made_again_without_it() -> None:
+    report = example.report()
+    start = Start(uri="s3://adapters/team-a/first/r1", sha256="ab" * 32)
+    further = report.model_copy(
+        update={
+            "contract": report.contract.model_copy(update={"start": start}),
+            "starts": [SourceDigest(uri=start.uri, files=[])],
+        }
+    )
+    page = render(further)
+    assert "This job asks for the very same run" not in page
+    assert page.count(start.uri) >= 2
 
 
 def test_every_figure_stands_there_as_status_has_it() -> None:
