@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from lorikeet_api.base import Model, cel, exactly_one
-from lorikeet_api.training import Dataset, Method
+from lorikeet_api.training import FORMAT_COLUMNS, Columns, Dataset, Method
 
 ObjectiveName = Literal["sft", "dpo", "kto", "orpo", "reward"]
 
@@ -73,8 +73,8 @@ class Orpo(Model):
 
 
 class Reward(Model):
-    """Train a model that gives an answer a number, from pairs of which one is better (TRL: RewardTrainer). No engine
-    serves the result."""
+    """Train a model that gives an answer a number, from pairs of which one is better (TRL: RewardTrainer). Dropout is
+    off. No engine serves the result."""
 
     center: Annotated[float, Field(gt=0, le=1)] | None = None
     """Weight of a penalty that holds the mean reward at nothing, such as 0.01 (arXiv:2312.09244; TRL:
@@ -118,6 +118,8 @@ def misfits(method: Method | None, dataset: Dataset, objective: Objective) -> st
     name = objective.name
     if dataset.format != "auto" and dataset.format not in OBJECTIVE_FORMATS[name]:
         return _format_misfit(name)
+    if dataset.columns is not None and any(getattr(dataset.columns, role) is not None for role in _foreign(name)):
+        return _columns_misfit(name)
     if name == "sft":
         return None
     if dataset.train_on is not None:
@@ -148,7 +150,22 @@ def misfit_rules() -> list[dict[str, str]]:
         listed_formats = ", ".join(f"'{one}'" for one in ("auto", *formats))
         known = f"!has(self.dataset.format) || self.dataset.format in [{listed_formats}]"
         rules.append(cel(f"!({other}) || {known}", _format_misfit(name)))
+        absent = " && ".join(f"!has(self.dataset.columns.{role})" for role in _foreign(name))
+        rules.append(cel(f"!({other}) || !has(self.dataset.columns) || ({absent})", _columns_misfit(name)))
     return rules
+
+
+def _roles(name: ObjectiveName) -> list[str]:
+    """Return the columns that an objective's rows can have."""
+    return list(dict.fromkeys(role for one in OBJECTIVE_FORMATS[name] for role in FORMAT_COLUMNS[one]))
+
+
+def _foreign(name: ObjectiveName) -> list[str]:
+    return [role for role in Columns.model_fields if role not in _roles(name)]
+
+
+def _columns_misfit(name: ObjectiveName) -> str:
+    return f"rows of objective {name} have only the columns {', '.join(_roles(name))}"
 
 
 def _format_misfit(name: ObjectiveName) -> str:

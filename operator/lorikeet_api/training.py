@@ -132,8 +132,8 @@ FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
     "chat": ("messages", "system", "tools"),
     "completion": ("prompt", "completion", "system"),
     "text": ("text",),
-    "preference": ("prompt", "chosen", "rejected", "system"),
-    "feedback": ("prompt", "completion", "label", "system"),
+    "preference": ("prompt", "chosen", "rejected", "system", "tools"),
+    "feedback": ("prompt", "completion", "label", "system", "tools"),
 }
 """The roles that each format's rows have."""
 
@@ -231,7 +231,8 @@ class Adapter(Model):
     alpha: Annotated[int, Field(ge=1, le=4096)] = 32
     """Scaling numerator: the update is scaled by alpha / rank (PEFT: `lora_alpha`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Dropout on the adapters' input while training (PEFT: `lora_dropout`)."""
+    """Dropout on the adapters' input while training (PEFT: `lora_dropout`). Objectives dpo, kto and reward train
+    without."""
     target_modules: Annotated[list[TargetName], listed(1, 64)] = ["q_proj", "k_proj", "v_proj", "o_proj"]
     """Names of the linear layers that get an adapter (PEFT: `target_modules`); `[all-linear]`: all but the output."""
     rs_lora: bool = False

@@ -26,7 +26,7 @@ _NEEDED: Final[dict[Format, tuple[str, ...]]] = {
     "completion": ("prompt", "completion"),
     "text": ("text",),
     "preference": ("chosen", "rejected"),
-    "feedback": ("prompt", "completion", "label"),
+    "feedback": ("completion", "label"),
 }
 """The roles that a row of each format cannot do without, in the order in which `auto` looks for them."""
 

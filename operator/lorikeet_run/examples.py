@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from lorikeet_api.training import TrainOn
 from lorikeet_run.conversation import Message
 from lorikeet_run.tokens import Judged, Pair, TokenRow, Tokens
@@ -26,7 +28,7 @@ class Example:
 
     @property
     def content(self) -> tuple[object, ...]:
-        """What it teaches: equal examples have equal contents."""
+        """What it teaches: rows with equal contents are not parted by a split."""
         return self.messages, self.text, self.tools
 
     @property
@@ -59,8 +61,8 @@ class Preference:
 
     @property
     def content(self) -> tuple[object, ...]:
-        """What it teaches: equal examples have equal contents."""
-        return self.chosen.content, self.rejected.content
+        """What it asks: rows that ask the same are not parted by a split."""
+        return self.chosen.messages[:-1]
 
     @property
     def parts(self) -> tuple[Example, ...]:
@@ -72,9 +74,11 @@ class Preference:
         """What a reader calls the parts, behind the place."""
         return (", chosen", ", rejected")
 
-    def assemble(self, parts: Sequence[Tokens]) -> TokenRow:
-        """Return the row that its rendered parts make."""
+    def assemble(self, parts: Sequence[Tokens]) -> TokenRow | None:
+        """Return the row that its rendered parts make; None where the two answers have become the same."""
         chosen, rejected = parts
+        if np.array_equal(chosen.input_ids, rejected.input_ids):
+            return None
         # A token across the border of the prompt may be another one in each of the two.
         begin = min(chosen.answer, rejected.answer)
         return Pair(chosen.answered_from(begin), rejected.answered_from(begin))
@@ -94,8 +98,8 @@ class Feedback:
 
     @property
     def content(self) -> tuple[object, ...]:
-        """What it teaches: equal examples have equal contents."""
-        return self.answer.content, self.good
+        """What it asks: rows that ask the same are not parted by a split."""
+        return self.answer.messages[:-1]
 
     @property
     def parts(self) -> tuple[Example, ...]:

@@ -4,7 +4,7 @@ from typing import Final
 
 from lorikeet_api.training import Dataset
 from lorikeet_run.columns import column, optional, text, value
-from lorikeet_run.conversation import Message, check_order, read_turns
+from lorikeet_run.conversation import Message, check_order, read_tools, read_turns
 from lorikeet_run.examples import Example, Feedback, Preference
 from lorikeet_run.files import Placed, invalid, kind
 
@@ -27,7 +27,7 @@ def preference(placed: Placed, dataset: Dataset) -> Preference:
         )
     if chosen == rejected:
         raise invalid(placed.where, "chosen equals rejected, so there is nothing to prefer: remove the row")
-    return Preference(_example(placed, chosen), _example(placed, rejected))
+    return Preference(_example(placed, chosen, dataset), _example(placed, rejected, dataset))
 
 
 def feedback(placed: Placed, dataset: Dataset) -> Feedback:
@@ -39,11 +39,12 @@ def feedback(placed: Placed, dataset: Dataset) -> Feedback:
     if not isinstance(known, bool | int | str) or known not in _LABELS:
         name = column("label", dataset)
         raise invalid(placed.where, f"column {name} is {label!r}; it says whether the answer is good: true or false")
-    return Feedback(_example(placed, answered), _LABELS[known])
+    return Feedback(_example(placed, answered, dataset), _LABELS[known])
 
 
-def _example(placed: Placed, messages: tuple[Message, ...]) -> Example:
-    return Example(placed.where, "completion", messages=messages)
+def _example(placed: Placed, messages: tuple[Message, ...], dataset: Dataset) -> Example:
+    tools = read_tools(placed, column("tools", dataset))
+    return Example(placed.where, "completion", messages=messages, tools=tools)
 
 
 def _prompt(placed: Placed, data_format: str, dataset: Dataset) -> tuple[Message, ...]:

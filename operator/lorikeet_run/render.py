@@ -46,7 +46,7 @@ class Rendered:
 
     rows: list[TokenRow] = field(default_factory=list)
     dropped: int = 0
-    """Rows left out because they were too long, or a part of them was."""
+    """Rows left out: too long, or a pair that maxLength or the template has made the same."""
     answers: int = 0
     """Kept conversations that end in an answer."""
     stopped: int = 0
@@ -112,7 +112,11 @@ class Renderer:
                 if len(whole) < len(parts):
                     rendered.dropped += 1
                     continue
-                rendered.rows.append(row.assemble(whole))
+                made = row.assemble(whole)
+                if made is None:
+                    rendered.dropped += 1
+                    continue
+                rendered.rows.append(made)
                 for example, part in zip(row.parts, whole, strict=True):
                     self._count_stop(example, part, rendered)
         return rendered

@@ -40,9 +40,10 @@ class Tokens:
         labels[:begin] = IGNORED
         return Tokens(self.input_ids[:end], labels)
 
-    def answered_by(self, other: "Tokens") -> "Tokens":
-        """Return this prompt with the answer of another row."""
-        joined = np.concatenate([self.input_ids[: self.answer], other.input_ids[other.answer :]])
+    def answered_by(self, other: "Tokens", max_length: int) -> "Tokens":
+        """Return this prompt with the answer of another row, cut to `max_length` but for one token of the answer."""
+        rest = max(1, max_length - self.answer)
+        joined = np.concatenate([self.input_ids[: self.answer], other.input_ids[other.answer :][:rest]])
         return Tokens(joined, joined.copy()).answered_from(self.answer)
 
 

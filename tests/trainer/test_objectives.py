@@ -13,6 +13,8 @@ from trl.experimental.orpo import ORPOTrainer  # a warning: that it is experimen
 
 from lorikeet_api.contract import Start
 from lorikeet_api.defaults import DEFAULTS
+from lorikeet_run.tokens import Tokens
+from lorikeet_trainer.objectives.objective import joined
 from lorikeet_trainer.objectives.orpo import orpo_loss
 from lorikeet_trainer.upload import Uploader
 from tests.s3 import S3Server
@@ -122,8 +124,10 @@ def test_a_reward_model_ranks_unseen_pairs_for_a_stranger_too(lab: Lab, tmp_path
     assert config["modules_to_save"] == ["score"]
     config["base_model_name_or_path"] = str(lab.root / "pretrained")
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    stranger: Any = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=1).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "adapter")
+    stranger: Any = AutoPeftModelForSequenceClassification.from_pretrained(
+        tmp_path / "adapter", num_labels=1, pad_token_id=tokenizer.pad_token_id
+    ).eval()
 
     def score(prompt: str, answer: str) -> float:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
@@ -165,6 +169,36 @@ def weights(lab: Lab, contract: Any) -> dict[str, str]:
     found = {file.path: file.sha256 for file in manifest.files if file.path.endswith(".safetensors")}
     assert found
     return found
+
+
+def test_an_answer_that_is_certain_has_a_gradient_all_the_same() -> None:
+    found = torch.tensor([0.0, -1e-8, -2.0, -3.0], requires_grad=True)
+    orpo_loss(found, torch.ones(4), 0.1).backward()
+    assert found.grad is not None
+    assert torch.isfinite(found.grad).all()
+
+
+def test_another_rows_answer_is_cut_where_the_prompt_is_long() -> None:
+    def tokens(prompt: int, answer: int) -> Tokens:
+        return joined(range(1, 1 + prompt), range(50, 50 + answer))
+
+    mixed = tokens(6, 1).answered_by(tokens(2, 9), 8)
+    assert (mixed.input_ids.tolist(), mixed.trained) == ([1, 2, 3, 4, 5, 6, 50, 51], 2)
+    assert tokens(8, 1).answered_by(tokens(2, 9), 8).trained == 1
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_two_ranks_train_every_weight_by_one_reference(lab: Lab, objective: str) -> None:
+    data, held_out = DATA[objective]
+    training = {"maxSteps": 2, "learningRate": 1e-3, "loggingSteps": 1}
+    contract = lab.contract(
+        METHODS["full"], MODEL, data, dataset=held_out, objective={objective: {}}, training=training,
+        gpus=2, allow_cpu=True,
+    )  # fmt: skip
+    code, record, log = lab.start(contract).end()
+    assert (code, record["reason"]) == (0, "Published"), log
+    first = json.loads(lab.fetch(contract, "metrics.json"))["curve"][0]
+    assert first["figures"]["margin"] == pytest.approx(0, abs=0.05)
 
 
 def test_the_odds_ratio_loss_is_that_of_trl(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,6 +205,9 @@ def environment(stage: Stage, rank: int, ranks: int, port: int) -> dict[str, str
         values |= AIR_GAP
     if stage == "train":
         values = {name: value for name, value in values.items() if not name.startswith("AWS_") and name != "HF_TOKEN"}
+    # A machine may have more GPUs than the run asked for, and a process that sees several would spread over them.
+    seen = values.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(ranks))))
+    values["CUDA_VISIBLE_DEVICES"] = ",".join(seen.split(",")[:ranks])
     if ranks > 1:
         values |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

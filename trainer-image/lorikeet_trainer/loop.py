@@ -126,6 +126,8 @@ def assert_sound(trainer: Guarded, trainable: Trainable, ranks: int) -> None:
         raise RunError(
             "InternalError", f"{ranks} ranks were started, {trainer.accelerator.num_processes} train together"
         )
+    if trainer.args.n_gpu > 1:
+        raise RunError("InternalError", f"one process would train on {trainer.args.n_gpu} GPUs")
     trained = trained_parameters(trainable.model)
     types = {parameter.dtype for parameter in trained}
     if types != {trainable.dtype}:

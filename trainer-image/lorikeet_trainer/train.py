@@ -85,7 +85,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         examples = render(session, tokenizer)
     with session.part("load"):
         trainable = load(session)
-    objective = make_objective(contract.objective)
+    objective = make_objective(contract.objective, contract.dataset.max_length)
     passes = passes_of(session, tokenizer)
     # What the model before training makes of the data is part of it, where the objective measures by that.
     with session.part("reference"):

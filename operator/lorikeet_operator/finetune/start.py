@@ -47,6 +47,12 @@ def beginning(job: FineTuneJob, earlier: FineTuneJob | None, endpoint: str | Non
     if contract.method.full is not None:
         model = ModelSource(uri=f"{artifacts.uri}/model", secret_ref=job.spec.model.secret_ref)
         return Beginning(model, job.spec.method or USUAL)
+    if job.spec.objective.reward is not None:
+        raise Refused(
+            "InvalidSpec",
+            f"objective reward begins with an adapter of its own, and FineTuneJob {name} has published one: name a job"
+            " of method full in spec.model.from of a new job, or its base model as spec.model.uri",
+        )
     method = _continued(name, contract.method, job.spec.method)
     return Beginning(_base(contract, job), method, Start(uri=artifacts.uri, sha256=artifacts.sha256))
 

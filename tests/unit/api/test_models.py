@@ -81,6 +81,13 @@ def test_a_method_and_an_objective_go_together_or_are_refused(method: MethodName
         FineTuneJob.parse(body)
 
 
+@pytest.mark.parametrize(("objective", "column"), [("sft", "chosen"), ("dpo", "messages"), ("kto", "rejected")])
+def test_columns_that_an_objective_does_not_read_are_refused(objective: str, column: str) -> None:
+    data = {"train": [{"uri": "s3://datasets/a.jsonl"}], "columns": {column: "mine"}}
+    with pytest.raises(ValidationError, match=f"rows of objective {objective} have only the columns"):
+        FineTuneJob.parse(job_body(objective={objective: {}}, dataset=data))
+
+
 def serve_with(*args: str) -> None:
     """Have the model read a ModelDeployment with these arguments of vLLM."""
     ModelDeployment.parse(deployment_body(engine={"vllm": {"args": list(args)}}))

@@ -86,6 +86,12 @@ def test_a_reward_model_is_not_gone_on_from() -> None:
     assert "has published a reward model" in refused.message
 
 
+def test_a_reward_model_does_not_begin_with_an_adapter() -> None:
+    refused = refusal(earlier(method={"lora": {}}), objective={"reward": {}})
+    assert refused.reason == "InvalidSpec"
+    assert "objective reward begins with an adapter of its own" in refused.message
+
+
 def test_a_chain_goes_on_with_the_last_ones_adapter() -> None:
     first = earlier(method={"lora": {"rank": 8}})
     second = resolve(job("dpo-v1", model=FROM), profile(), IMAGE, first)

@@ -10,7 +10,9 @@ from lorikeet_api.objectives import ObjectiveName
 from lorikeet_api.training import Dataset
 from lorikeet_run.data import read_source
 from lorikeet_run.errors import RunError
+from lorikeet_run.mixture import split
 
+PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 USER = {"role": "user", "content": "q"}
 GOOD, BAD = {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}
 SYSTEM = {"role": "system", "content": "s"}
@@ -61,6 +63,30 @@ def test_feedback(tmp_path: Path, label: object, good: bool) -> None:
     assert (said(judged.answer), judged.good) == ([*ASKED, ("assistant", "a")], good)
 
 
+def test_tools_go_with_both_answers(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
+    (pair,) = read(tmp_path, "dpo", {**PAIR, "tools": tools})
+    assert json.loads(pair.chosen.tools) == json.loads(pair.rejected.tools) == tools
+
+
+def test_feedback_on_a_whole_conversation(tmp_path: Path) -> None:
+    (judged,) = read(tmp_path, "kto", {"completion": [USER, GOOD], "label": True})
+    assert said(judged.answer) == [*ASKED, ("assistant", "a")]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_what_asks_the_same_is_not_parted_by_a_split(tmp_path: Path, objective: ObjectiveName) -> None:
+    rows = [
+        {"prompt": f"q{number // 2}", "chosen": "a", "rejected": "b", "completion": "ab"[number % 2], "label": True}
+        for number in range(20)
+    ]
+    parts = split([read(tmp_path, objective, *rows)], 0.3, 1)
+    asked = [{each.content for each in side} for side in (parts.train[0], parts.held_out)]
+    assert asked[0]
+    assert asked[1]
+    assert not asked[0] & asked[1]
+
+
 def test_columns_are_renamed(tmp_path: Path) -> None:
     row = {"question": "q", "better": "a", "worse": "b"}
     columns = {"prompt": "question", "chosen": "better", "rejected": "worse"}
@@ -71,9 +97,6 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
 def test_rows_with_a_label_are_completions_for_sft(tmp_path: Path) -> None:
     (example,) = read(tmp_path, "sft", {"prompt": "q", "completion": "a", "label": True})
     assert said(example) == [*ASKED, ("assistant", "a")]
-
-
-PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from lorikeet_trainer.objectives.sft import Sft
 __all__ = ["Objective", "Setting", "make_objective"]
 
 
-def make_objective(wanted: api.Objective) -> Objective[Any]:
-    """Return what a request asks for."""
+def make_objective(wanted: api.Objective, max_length: int) -> Objective[Any]:
+    """Return what a request asks for; `max_length` is that of its data set."""
     if wanted.dpo is not None:
         return Dpo(wanted.dpo)
     if wanted.kto is not None:
-        return Kto(wanted.kto)
+        return Kto(wanted.kto, max_length)
     if wanted.orpo is not None:
         return Orpo(wanted.orpo)
     if wanted.reward is not None:

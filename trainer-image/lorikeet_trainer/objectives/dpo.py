@@ -13,7 +13,16 @@ from lorikeet_run.tokens import Pair
 from lorikeet_trainer.evaluate import Passes, log_probabilities
 from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.methods.full import Full
-from lorikeet_trainer.objectives.objective import Objective, Setting, halves, paired, sequences, told_apart
+from lorikeet_trainer.objectives.objective import (
+    Objective,
+    Setting,
+    halves,
+    joined,
+    paired,
+    reference_of,
+    sequences,
+    told_apart,
+)
 from lorikeet_trainer.state import Evaluation
 
 
@@ -21,6 +30,13 @@ class DpoRun(Guarded, DPOTrainer):
     """trl's trainer, guarded, on rows that we tokenised ourselves."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        for role in ("chosen", "rejected"):
+            answers = zip(dataset["prompt_ids"], dataset[f"{role}_ids"], strict=True)
+            found = reference_of(self, [joined(*each) for each in answers], batch_size)
+            dataset = dataset.add_column(f"ref_{role}_logps", found)
         return dataset
 
 

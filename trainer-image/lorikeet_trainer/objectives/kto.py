@@ -15,7 +15,7 @@ from lorikeet_run.tokens import Judged, Tokens
 from lorikeet_trainer.evaluate import Passes, log_probabilities
 from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.methods.full import Full
-from lorikeet_trainer.objectives.objective import Objective, Setting, ids, share_above
+from lorikeet_trainer.objectives.objective import Objective, Setting, ids, joined, reference_of, share_above
 from lorikeet_trainer.state import Evaluation
 
 
@@ -25,14 +25,22 @@ class KtoRun(Guarded, KTOTrainer):
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
 
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        for column, answers in (("ref_logps", "completion_ids"), ("ref_KL_logps", "KL_completion_ids")):
+            both = zip(dataset["prompt_ids"], dataset[answers], strict=True)
+            dataset = dataset.add_column(column, reference_of(self, [joined(*each) for each in both], batch_size))
+        return dataset
+
 
 class Kto(Objective[Judged]):
     """Good answers likelier and bad ones less likely, against the reference and how far the model has moved at all."""
 
     figures: ClassVar = {"rewards/margins": "margin", "kl": "kl"}
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, max_length: int) -> None:
+        """Take the longest sequence (tokens), also of a prompt with another row's answer."""
         self._settings = settings
+        self._max_length = max_length
 
     def trainer(self, setting: Setting, rows: Sequence[Judged]) -> Guarded:
         """Return trl's trainer on an epoch's rows."""
@@ -55,7 +63,7 @@ class Kto(Objective[Judged]):
             model=setting.trainable.model,
             processing_class=setting.tokenizer,
             args=config,
-            train_dataset=_judged(shuffled, config.per_device_train_batch_size),
+            train_dataset=_judged(shuffled, config.per_device_train_batch_size, self._max_length),
         )
 
     def asked(self, held_out: Sequence[Judged]) -> list[Tokens]:
@@ -64,7 +72,9 @@ class Kto(Objective[Judged]):
 
     def reference(self, model: nn.Module, held_out: Sequence[Judged], passes: Passes) -> Tensor:
         """Return the log-probabilities of each row's answer, then those of another row's answer to its prompt."""
-        return log_probabilities(model, [row.tokens for row in held_out] + _mismatched(held_out), passes)
+        return log_probabilities(
+            model, [row.tokens for row in held_out] + _mismatched(held_out, self._max_length), passes
+        )
 
     def evaluate(
         self, model: nn.Module, held_out: Sequence[Judged], passes: Passes, reference: Tensor | None
@@ -85,13 +95,17 @@ class Kto(Objective[Judged]):
         return Evaluation(loss=float(loss), accuracy=share_above(sign * rewards), margin=margin)
 
 
-def _judged(rows: Sequence[Judged], batch_size: int) -> Dataset:
-    """Return rows as trl's collator takes them; each with the answer of the row before it in its batch."""
+def _judged(rows: Sequence[Judged], batch_size: int, max_length: int) -> Dataset:
+    """Return rows as trl's collator takes them; each with the answer of the row before it in its batch.
+
+    A row that is alone in the last batch gets that of the row before it all the same.
+    """
     answers = [ids(row.tokens, row.tokens.answer) for row in rows]
     others = []
     for start in range(0, len(answers), batch_size):
         batch = answers[start : start + batch_size]
-        others += [batch[-1], *batch[:-1]]
+        others += [batch[-1], *batch[:-1]] if len(batch) > 1 else [answers[start - 1]]
+    others = [other[: max(1, max_length - row.tokens.answer)] for row, other in zip(rows, others, strict=True)]
     return Dataset.from_dict(
         {
             "prompt_ids": [ids(row.tokens, 0, row.tokens.answer) for row in rows],
@@ -102,7 +116,8 @@ def _judged(rows: Sequence[Judged], batch_size: int) -> Dataset:
     )
 
 
-def _mismatched(rows: Sequence[Judged]) -> list[Any]:
-    """Return each row's prompt with the answer of the row before it."""
-    before = [rows[-1], *rows[:-1]]
-    return [row.tokens.answered_by(other.tokens) for row, other in zip(rows, before, strict=True)]
+def _mismatched(rows: Sequence[Judged], max_length: int) -> list[Tokens]:
+    """Return each row's prompt with another one's answer: not a neighbour's, which often has the same prompt."""
+    half = len(rows) // 2
+    others = [*rows[half:], *rows[:half]]
+    return [row.tokens.answered_by(other.tokens, max_length) for row, other in zip(rows, others, strict=True)]

@@ -3,8 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
+import numpy as np
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase
 
 from lorikeet_run.tokens import Judged, Pair, Tokens
-from lorikeet_trainer.evaluate import Passes
+from lorikeet_trainer.evaluate import Passes, log_probabilities
 from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.methods import Trainable
 from lorikeet_trainer.state import Evaluation
@@ -67,6 +68,24 @@ def ids(tokens: Tokens, begin: int, end: int | None = None) -> list[int]:
     """Return some of a row's token ids."""
     found: list[int] = tokens.input_ids[begin:end].tolist()
     return found
+
+
+def joined(prompt: Sequence[int], answer: Sequence[int]) -> Tokens:
+    """Return a prompt and an answer to it, which counts."""
+    whole = np.asarray([*prompt, *answer], dtype=np.int32)
+    return Tokens(whole, whole).answered_from(len(prompt))
+
+
+def reference_of(trainer: Guarded, rows: Sequence[Tokens], batch_size: int) -> list[float]:
+    """Return the log-probabilities of the answers by a trainer's model as it is now.
+
+    In the place of trl's own, which hands them from rank to rank by a file that each rank looks for elsewhere.
+    """
+    autocast = torch.bfloat16 if trainer.args.bf16 else None
+    pad_id = int(cast(Any, trainer.processing_class).pad_token_id or 0)
+    found = log_probabilities(cast(nn.Module, trainer.model), rows, Passes(batch_size, pad_id, autocast))
+    listed: list[float] = found.tolist()
+    return listed
 
 
 def paired(rows: Sequence[Pair]) -> Dataset:

@@ -80,5 +80,9 @@ def orpo_loss(log_probabilities: Tensor, lengths: Tensor, beta: float) -> Tensor
 
 
 def _log1mexp(x: Tensor) -> Tensor:
-    """Return log(1 - exp(x)) for x < 0; by -x where it is near nothing (Mächler 2012)."""
+    """Return log(1 - exp(x)) for x <= 0; by -x where it is near nothing (Mächler 2012).
+
+    An answer that is certain, as a short one may be in float32, has neither logarithm nor gradient: the last that has.
+    """
+    x = x.clamp(max=-1e-6)
     return torch.where(x > -0.6931471805599453, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
