@@ -1,13 +1,13 @@
 """What a run's data looked like, for its report."""
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 
 from lorikeet_api.contract import RunContract, SourceDigest
 from lorikeet_run.data import detect
 from lorikeet_run.files import read_rows
 from lorikeet_run.render import Rendered
-from lorikeet_run.report import DataProfile, LengthBin, SourceProfile
+from lorikeet_run.report import DataProfile, LengthBin, SourceProfile, Use
 from lorikeet_trainer.state import Layout
 
 _BINS: Final = 16
@@ -43,14 +43,15 @@ def profile(
     )
 
 
-def _uses(contract: RunContract) -> list[Literal["training", "evaluation", "test"]]:
+def _uses(contract: RunContract) -> list[Use]:
     """Return what each source is for, in the order of `data_sources`."""
     dataset = contract.dataset
-    return [
-        *("training" for _ in dataset.train),
-        *(["evaluation"] if dataset.eval is not None else []),
-        *(["test"] if dataset.test is not None else []),
-    ]
+    uses: list[Use] = ["training"] * len(dataset.train)
+    if dataset.eval is not None:
+        uses.append("evaluation")
+    if dataset.test is not None:
+        uses.append("test")
+    return uses
 
 
 def _format(contract: RunContract, layout: Layout, index: int, digest: SourceDigest) -> str:

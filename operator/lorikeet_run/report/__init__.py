@@ -10,6 +10,7 @@ from lorikeet_run.report.model import (
     Series,
     SourceProfile,
     Span,
+    Use,
 )
 from lorikeet_run.report.page import render
 
@@ -23,5 +24,6 @@ __all__ = [
     "Series",
     "SourceProfile",
     "Span",
+    "Use",
     "render",
 ]

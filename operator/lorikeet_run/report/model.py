@@ -77,6 +77,9 @@ class Sample(Model):
     """After training."""
 
 
+Use = Literal["training", "evaluation", "test"]
+
+
 class SourceProfile(Model):
     """One data source."""
 
@@ -86,7 +89,7 @@ class SourceProfile(Model):
     """Examples in it."""
     format: str
     """Shape of its rows."""
-    use: Literal["training", "evaluation", "test"]
+    use: Use
     """What it is for."""
 
 

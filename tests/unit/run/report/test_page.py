@@ -176,7 +176,9 @@ def test_the_manifest_asks_for_the_very_same_run_whatever_the_profile_says() -> 
         },
     }
     first = run(asked, profile(epochs=2.0, loggingSteps=7))
-    (again,) = yaml.load_all(manifest(first))
+    written = manifest(first)
+    assert written is not None
+    (again,) = yaml.load_all(written)
     second = run(again, profile(epochs=9.0, warmupRatio=0.2))
     assert (second.run_id, second.output_uri, second.gpus) == (first.run_id, first.output_uri, first.gpus)
     assert second.training == first.training
