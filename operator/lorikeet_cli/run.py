@@ -231,6 +231,11 @@ def _tell(record: RunRecord, code: int, contract: RunContract, work: _Work) -> N
         print("the result of this very request is there already; nothing was trained")
     for each in figures.lines(record.metrics) if record.metrics is not None else ():
         print(each)
-    uri = f"{contract.output_uri}/{contract.run_id}"
     what = "adapter" if contract.method.full is None else "model"
-    print(f"published {folder_of(parse(uri)) or uri}/{what}, revision {record.artifacts.revision}")
+    print(f"published {_place(contract)}/{what}, revision {record.artifacts.revision}")
+
+
+def _place(contract: RunContract) -> Path | str:
+    """Return where the run publishes: a folder of this machine, or a URI."""
+    uri = f"{contract.output_uri}/{contract.run_id}"
+    return folder_of(parse(uri), "output") or uri

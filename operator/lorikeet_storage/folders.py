@@ -17,23 +17,26 @@ from lorikeet_storage.translate import translated
 from lorikeet_storage.uri import Location, S3Location
 
 FOLDERS_VARIABLE: Final = "LORIKEET_FOLDERS"
-"""A JSON object: beginnings of `s3://` and `pvc://` URIs, and the folder (or file) in which each lies."""
+"""A JSON list of two objects, of sources and of outputs: beginnings of `s3://` and `pvc://` URIs, and the folder (or
+file) in which each lies. What is read from a folder is not written there, and the other way round."""
 
 
-def use_folders(folders: Mapping[str, Path]) -> None:
+def use_folders(sources: Mapping[str, Path], outputs: Mapping[str, Path] | None = None) -> None:
     """Have this process, and those that it starts, look for these URIs in these folders."""
-    os.environ[FOLDERS_VARIABLE] = json.dumps({uri: str(folder) for uri, folder in folders.items()})
+    told = [{uri: str(folder) for uri, folder in folders.items()} for folders in (sources, outputs or {})]
+    os.environ[FOLDERS_VARIABLE] = json.dumps(told)
 
 
-def folder_of(location: Location) -> Path | None:
+def folder_of(location: Location, role: Role) -> Path | None:
     """Return where a location lies on this machine, or None if it lies where its URI says."""
-    found = _find(location)
+    found = _find(location, role)
     return None if found is None else Path(*found)
 
 
-def _find(location: Location) -> tuple[str, str] | None:
+def _find(location: Location, role: Role) -> tuple[str, str] | None:
     """Return the folder in whose place the location is, and the path below it; the longest beginning counts."""
-    folders: dict[str, str] = json.loads(os.environ.get(FOLDERS_VARIABLE) or "{}")
+    told: list[dict[str, str]] = json.loads(os.environ.get(FOLDERS_VARIABLE) or "[{}, {}]")
+    folders = told[role == "output"]
     uri = str(location)
     for beginning in sorted(folders, key=len, reverse=True):
         if uri == beginning or uri.startswith(f"{beginning}/"):
@@ -43,9 +46,6 @@ def _find(location: Location) -> tuple[str, str] | None:
 
 class FolderStore:
     """Outputs in a folder: what `lorikeet_storage.s3.S3` does with them in a bucket. All methods raise StorageError."""
-
-    def __init__(self, role: Role) -> None:
-        self._role = role
 
     def objects(self, location: S3Location, *, recursive: bool = True) -> Iterator[ObjectInfo]:
         """Yield the files below `location` in the order of their names."""
@@ -119,7 +119,7 @@ class FolderStore:
 
     def delete(self, location: S3Location) -> None:
         """Remove one file, and the folders that are empty without it; one that is absent is no error."""
-        top, below = _find(location) or ("", "")
+        top, below = _find(location, "output") or ("", "")
         with self._told(location):
             Path(top, below).unlink(missing_ok=True)
             with suppress(OSError):  # of the first one that is not empty
@@ -127,7 +127,7 @@ class FolderStore:
                     Path(top, folder).rmdir()
 
     def _place(self, location: S3Location) -> Place:
-        return Place(f"{location} ({_path(location)})", self._role)
+        return Place(f"{location} ({_path(location)})", "output")
 
     @contextmanager
     def _told(self, location: S3Location) -> Iterator[None]:
@@ -141,7 +141,7 @@ class FolderStore:
 
 
 def _path(location: S3Location) -> Path:
-    found = folder_of(location)
+    found = folder_of(location, "output")
     assert found is not None, location  # noqa: S101 - who opens this store has asked
     return found
 

@@ -52,7 +52,7 @@ class Source(Protocol):
 
 def open_source(location: Location, role: Role, access: StorageAccess, revision: str | None) -> Source:
     """Return the source at `location`."""
-    if (folder := folder_of(location)) is not None:
+    if (folder := folder_of(location, role)) is not None:
         return PathSource(folder, Place(f"{location} ({folder})", role))
     if isinstance(location, S3Location):
         return S3Source(location, role, access)

@@ -56,5 +56,5 @@ class Store(Protocol):
 
 def open_output(output_uri: str, access: StorageAccess) -> Store:
     """Return the store of an output. Raises StorageError."""
-    in_folder = folder_of(parse_s3(output_uri)) is not None
-    return FolderStore("output") if in_folder else S3(access, "output")
+    in_folder = folder_of(parse_s3(output_uri), "output") is not None
+    return FolderStore() if in_folder else S3(access, "output")

@@ -32,7 +32,8 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which `s3://out` lies; nothing here may open S3."""
     monkeypatch.setenv(FOLDERS_VARIABLE, "")
     monkeypatch.setattr("lorikeet_storage.stores.S3", None)
-    use_folders({"s3://out": tmp_path / "out", "s3://data/raw": tmp_path / "raw", "pvc://claim": tmp_path / "claim"})
+    sources = {"s3://data/raw": tmp_path / "raw", "pvc://claim": tmp_path / "claim"}
+    use_folders(sources, {"s3://out": tmp_path / "out"})
     return tmp_path / "out"
 
 
@@ -53,16 +54,23 @@ def files(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("uri", "path"),
     [
-        ("s3://out", "out"),
-        ("s3://out/a/b", "out/a/b"),
-        ("s3://outer/a", None),
+        ("s3://data/raw", "raw"),
+        ("s3://data/rawer/a", None),
         ("s3://data/raw/train.jsonl", "raw/train.jsonl"),
         ("s3://data/train.jsonl", None),
         ("pvc://claim/m", "claim/m"),
     ],
 )
 def test_whole_segments_of_a_uri_name_a_folder(out: Path, tmp_path: Path, uri: str, path: str | None) -> None:
-    assert folder_of(parse(uri)) == (None if path is None else tmp_path / path)
+    assert folder_of(parse(uri), "data") == (None if path is None else tmp_path / path)
+
+
+def test_what_is_read_from_a_folder_is_not_written_there_nor_the_other_way_round(tmp_path: Path, out: Path) -> None:
+    use_folders({"s3://b": tmp_path / "read"}, {"s3://b/out": tmp_path / "written"})
+    location = parse("s3://b/out/x")
+    assert folder_of(location, "model") == tmp_path / "read/out/x"
+    assert folder_of(location, "output") == tmp_path / "written/x"
+    assert folder_of(parse("s3://b/other"), "output") is None
 
 
 def test_no_job_of_a_cluster_may_have_its_pod_publish_to_itself() -> None:
@@ -71,7 +79,7 @@ def test_no_job_of_a_cluster_may_have_its_pod_publish_to_itself() -> None:
 
 def test_the_longest_beginning_counts(out: Path, tmp_path: Path) -> None:
     use_folders({"s3://b": tmp_path / "short", "s3://b/c": tmp_path / "long"})
-    assert folder_of(parse("s3://b/c/d")) == tmp_path / "long/d"
+    assert folder_of(parse("s3://b/c/d"), "data") == tmp_path / "long/d"
 
 
 def test_a_model_is_linked_wherever_its_own_links_lead(out: Path, tmp_path: Path) -> None:
@@ -189,7 +197,7 @@ def test_a_run_is_removed_with_its_folders_but_not_the_output(out: Path, made: P
 
 
 def test_a_file_is_put_where_none_is_and_replaces_none(out: Path) -> None:
-    store, location = FolderStore("output"), parse_s3("s3://out/a/b.json")
+    store, location = FolderStore(), parse_s3("s3://out/a/b.json")
     assert store.put_if_absent(location, b"1")
     assert not store.put_if_absent(location, b"2")
     assert (out / "a" / "b.json").read_bytes() == b"1"
