@@ -58,7 +58,7 @@ class Checkpoints:
             if sha256 != file.sha256:
                 raise Conflict(
                     "OutputConflict",
-                    f"{stored.location.child(file.path)} is not what was saved: delete {stored.location}",
+                    f"{self._store.place(stored.location.child(file.path)).uri} is not what was saved: delete its folder",
                 )
 
     def save(self, folder: Path, step: int, on_sent: Callable[[int], None] | None = None) -> None:

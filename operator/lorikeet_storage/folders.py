@@ -67,7 +67,7 @@ class FolderStore:
         if info is None:
             return None
         if info.size > limit:
-            raise self._place(location).invalid(
+            raise self.place(location).invalid(
                 f"{location} has {info.size} bytes, at most {limit} were expected: it is no such file"
             )
         with self._told(location):
@@ -126,13 +126,14 @@ class FolderStore:
                 for folder in Path(below).parents[:-1]:
                     Path(top, folder).rmdir()
 
-    def _place(self, location: S3Location) -> Place:
+    def place(self, location: S3Location) -> Place:
+        """Return `location` as the place of an error message, with its folder."""
         return Place(f"{location} ({_path(location)})", "output")
 
     @contextmanager
     def _told(self, location: S3Location) -> Iterator[None]:
         """Raise what the file system says as StorageError."""
-        place = self._place(location)
+        place = self.place(location)
         with translated(place):
             try:
                 yield

@@ -5,16 +5,15 @@ from pathlib import Path
 import pytest
 
 from lorikeet_api.compute import RESERVED_ENV
-from lorikeet_api.contract import LatestPointer, StorageAccess
+from lorikeet_api.contract import REPORT, FileDigest, LatestPointer, Metrics, SourceDigest, StorageAccess
 from lorikeet_api.training import DataSource, ModelSource
 from lorikeet_storage import (
     Checkpoints,
     StorageError,
-    artifacts_of,
     check_free,
     fetch_data,
     fetch_model,
-    find_manifest,
+    find_published,
     find_run,
     publish,
     remove_run,
@@ -111,10 +110,10 @@ def test_data_that_is_not_there_is_said_with_uri_and_folder(out: Path, tmp_path:
 
 def test_what_is_published_to_a_folder_lies_there_as_in_a_bucket(out: Path, made: Path) -> None:
     contract = runs.contract(OUTPUT, ACCESS)
-    assert find_manifest(contract.output_uri, contract.run_id, ACCESS) is None
+    assert find_published(contract.output_uri, contract.run_id, ACCESS) is None
     assert find_run(contract) is None
     check_free(contract)
-    artifacts = publish(made, runs.draft(contract))
+    artifacts = publish(made, runs.draft(contract)).artifacts
     assert files(out / "sql") == [
         f"{contract.run_id}/adapter/adapter_model.safetensors",
         f"{contract.run_id}/commit.json",
@@ -124,9 +123,10 @@ def test_what_is_published_to_a_folder_lies_there_as_in_a_bucket(out: Path, made
         "latest.json",
     ]
     assert not (out / "sql" / contract.run_id / "staging").exists()
-    found = find_manifest(contract.output_uri, contract.run_id, ACCESS)
+    found = find_published(contract.output_uri, contract.run_id, ACCESS)
     assert found is not None
-    assert artifacts_of(*found) == artifacts == publish(made, runs.draft(contract))
+    assert found == publish(made, runs.draft(contract))
+    assert found.artifacts == artifacts
     pointer = LatestPointer.model_validate_json((out / "sql" / "latest.json").read_bytes())
     assert pointer == LatestPointer(run_id=contract.run_id, sha256=artifacts.sha256)
 
@@ -139,10 +139,39 @@ def test_an_end_before_the_manifest_leaves_no_result_and_the_committed_attempt_c
         patch.setattr(FolderStore, "copy", lambda *_: (_ for _ in ()).throw(SystemExit))
         with pytest.raises(SystemExit):
             publish(made, runs.draft(contract))
-    assert find_manifest(contract.output_uri, contract.run_id, ACCESS) is None
+    assert find_published(contract.output_uri, contract.run_id, ACCESS) is None
     (made / "metrics.json").write_text('{"later": 1}')
     publish(made, runs.draft(contract))
     assert (out / "sql" / contract.run_id / "metrics.json").read_text() == "{}"
+
+
+def test_a_committed_attempt_on_other_data_is_not_taken_for_ours(
+    out: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contract = runs.contract(OUTPUT, ACCESS)
+    read = SourceDigest(uri=contract.model.uri, files=[FileDigest(path="config.json", sha256="00", size=1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "copy", lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            publish(made, runs.draft(contract))
+    ours = runs.draft(contract).model_copy(update={"base_model": read, "metrics": Metrics(train_loss=7)})
+    with pytest.raises(StorageError, match=rf"{contract.run_id}/commit\.json\) names an attempt on other data") as caught:
+        publish(made, ours)
+    assert caught.value.reason == "OutputConflict"
+    (out / "sql" / contract.run_id / "commit.json").unlink()
+    assert publish(made, ours).manifest.metrics.train_loss == 7
+
+
+def test_a_result_that_was_copied_is_found_where_it_lies(out: Path, made: Path) -> None:
+    contract = runs.contract(OUTPUT, ACCESS)
+    (made / "report").mkdir()
+    (made / REPORT).write_text("<html>")
+    publish(made, runs.draft(contract))
+    (out / "sql").rename(out / "moved")
+    found = find_published("s3://out/moved", contract.run_id, ACCESS)
+    assert found is not None
+    assert found.artifacts.uri == f"s3://out/moved/{contract.run_id}"
+    assert found.artifacts.report == f"s3://out/moved/{contract.run_id}/{REPORT}"
 
 
 def test_the_contract_that_began_a_run_is_found_again_and_no_other(out: Path) -> None:
@@ -160,7 +189,7 @@ def test_files_of_somebody_else_are_left_alone(out: Path) -> None:
     foreign = out / "sql" / contract.run_id / "thesis.pdf"
     foreign.parent.mkdir(parents=True)
     foreign.write_bytes(b"mine")
-    with pytest.raises(StorageError, match=r"thesis\.pdf"):
+    with pytest.raises(StorageError, match=rf"\({out}/sql/{contract.run_id}\) holds files .*thesis\.pdf"):
         check_free(contract)
 
 
