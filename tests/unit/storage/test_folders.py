@@ -1,5 +1,6 @@
 """A folder in the place of a bucket: sources are read from it, and what a run makes is published there as in S3."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from lorikeet_storage import (
     remove_run,
 )
 from lorikeet_storage.folders import FOLDERS_VARIABLE, FolderStore, folder_of, use_folders
+from lorikeet_storage.s3 import write_file
 from lorikeet_storage.uri import parse, parse_s3
 from tests import runs
 
@@ -223,6 +225,19 @@ def test_a_run_is_removed_with_its_folders_but_not_the_output(out: Path, made: P
     assert "deleted s3://out/sql/" in remove_run(contract)
     assert out.is_dir()
     assert list(out.iterdir()) == []
+
+
+def test_two_who_write_one_file_do_not_write_into_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def parts() -> Iterator[bytes]:
+        yield b"one "
+        write_file(path, iter([b"another"]))
+        yield b"whole"
+
+    write_file(path, parts())
+    assert path.read_bytes() == b"one whole"
+    assert files(tmp_path) == ["file"]
 
 
 def test_a_file_is_put_where_none_is_and_replaces_none(out: Path) -> None:
