@@ -4,6 +4,7 @@ The environment says which URIs lie in which folders. It is none of the contract
 and what is published to a folder may be copied to the bucket that the contract names.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,9 @@ from lorikeet_storage.uri import Location, S3Location
 FOLDERS_VARIABLE: Final = "LORIKEET_FOLDERS"
 """A JSON list of two objects, of sources and of outputs: beginnings of `s3://` and `pvc://` URIs, and the folder (or
 file) in which each lies. What is read from a folder is not written there, and the other way round."""
+
+_NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
+"""What file systems say that have no hard links, such as those of memory cards and some network shares."""
 
 
 def use_folders(sources: Mapping[str, Path], outputs: Mapping[str, Path] | None = None) -> None:
@@ -107,6 +111,10 @@ class FolderStore:
                 os.link(whole, path)  # unlike a rename it replaces nothing
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _create(path, data)
             finally:
                 whole.unlink()
         return True
@@ -128,7 +136,8 @@ class FolderStore:
 
     def place(self, location: S3Location) -> Place:
         """Return `location` as the place of an error message, with its folder."""
-        return Place(f"{location} ({_path(location)})", "output")
+        path = _path(location)
+        return Place(f"{location} ({path})", "output", folder=path)
 
     @contextmanager
     def _told(self, location: S3Location) -> Iterator[None]:
@@ -145,6 +154,16 @@ def _path(location: S3Location) -> Path:
     found = folder_of(location, "output")
     assert found is not None, location  # noqa: S101 - who opens this store has asked
     return found
+
+
+def _create(path: Path, data: bytes) -> bool:
+    """Write a file where none is, half if we are killed meanwhile; return whether this call wrote it."""
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _chunks(path: Path, on_sent: Callable[[int], None] | None = None) -> Iterator[bytes]:

@@ -1,5 +1,7 @@
 """A folder in the place of a bucket: sources are read from it, and what a run makes is published there as in S3."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -246,3 +248,18 @@ def test_a_file_is_put_where_none_is_and_replaces_none(out: Path) -> None:
     assert not store.put_if_absent(location, b"2")
     assert (out / "a" / "b.json").read_bytes() == b"1"
     assert files(out) == ["a/b.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
+def test_where_there_are_no_hard_links_a_file_replaces_none_either(
+    out: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    store, location = FolderStore(), parse_s3("s3://out/b.json")
+    assert store.put_if_absent(location, b"1")
+    assert not store.put_if_absent(location, b"2")
+    assert (out / "b.json").read_bytes() == b"1"
+    assert files(out) == ["b.json"]
