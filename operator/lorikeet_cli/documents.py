@@ -93,7 +93,7 @@ def assign(spec: dict[str, Any], assignment: str) -> None:
         here = _child(here, part, assignment)
     last = _key(here, parts[-1], assignment)
     if value is None:
-        if last in here if isinstance(here, dict) else last < len(here):
+        if last in (here if isinstance(here, dict) else range(len(here))):
             del here[last]
     elif isinstance(here, list) and last == len(here):
         here.append(value)

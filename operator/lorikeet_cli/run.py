@@ -134,9 +134,14 @@ def _train(contract: RunContract, work: _Work) -> tuple[int, RunRecord]:
         _stoppable() as stop,
         # A session of its own: Ctrl-C is to reach it once, from us. It holds the lock, too: it may outlive us.
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=kept, text=True, start_new_session=True,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=kept,
+            text=True,
+            start_new_session=True,
             pass_fds=(work.lock,),
-        ) as process,  # fmt: skip
+        ) as process,
     ):
         stop.reach(process)
         assert process.stdout is not None  # noqa: S101 - for the type checker; PIPE was asked for

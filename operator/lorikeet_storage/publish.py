@@ -84,7 +84,7 @@ def find_published(output_uri: str, run_id: str, access: StorageAccess) -> Publi
         raise Conflict(
             "OutputConflict",
             f"{store.place(location).uri} names files that are missing or of another size ({', '.join(lost[:5])}):"
-            f" restore them, or delete the run's folder to train again",
+            " restore them, or delete the run's folder to train again",
         )
     return Published(folder, manifest, hashlib.sha256(data).hexdigest())
 
@@ -104,8 +104,8 @@ def check_free(contract: RunContract) -> None:
         if foreign:
             raise Conflict(
                 "OutputConflict",
-                f"{store.place(folder).uri} holds files that are not of this run ({', '.join(foreign)}): move them away or choose"
-                " another spec.output.uri",
+                f"{store.place(folder).uri} holds files that are not of this run ({', '.join(foreign)}): move them"
+                " away or choose another spec.output.uri",
             )
         if store.put_if_absent(marker, _marker(contract)):
             return
@@ -236,7 +236,9 @@ def _committed(store: Store, run: S3Location) -> str:
         attempt = json.loads(store.read(location) or b"")["attempt"]
         return safe_relative(str(attempt))
     except (ValueError, KeyError, TypeError, StorageError) as error:
-        raise Conflict("OutputConflict", f"{store.place(location).uri} cannot be read ({error}): delete it and run again") from error
+        raise Conflict(
+            "OutputConflict", f"{store.place(location).uri} cannot be read ({error}): delete it and run again"
+        ) from error
 
 
 def _point(store: Store, run: S3Location, contract: RunContract) -> Published:
@@ -245,7 +247,8 @@ def _point(store: Store, run: S3Location, contract: RunContract) -> Published:
     if data is None:
         raise Conflict(
             "OutputConflict",
-            f"{store.place(run.child(COMMIT)).uri} names an attempt whose files are gone: delete this file and run again",
+            f"{store.place(run.child(COMMIT)).uri} names an attempt whose files are gone: delete this file and run"
+            " again",
         )
     manifest = _parse(data, store.place(location), contract.run_id)
     sha256 = hashlib.sha256(data).hexdigest()

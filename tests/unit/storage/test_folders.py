@@ -159,7 +159,9 @@ def test_a_committed_attempt_on_other_data_is_not_taken_for_ours(
         with pytest.raises(SystemExit):
             publish(made, runs.draft(contract))
     ours = runs.draft(contract).model_copy(update={"base_model": read, "metrics": Metrics(train_loss=7)})
-    with pytest.raises(StorageError, match=rf"{contract.run_id}/commit\.json\) names an attempt on other data") as caught:
+    with pytest.raises(
+        StorageError, match=rf"{contract.run_id}/commit\.json\) names an attempt on other data"
+    ) as caught:
         publish(made, ours)
     assert caught.value.reason == "OutputConflict"
     (out / "sql" / contract.run_id / "commit.json").unlink()
