@@ -14,6 +14,7 @@ from lorikeet_run.mixture import check_split
 from lorikeet_run.output import adopt_or_take
 from lorikeet_run.patience import patiently
 from lorikeet_run.start import check_start
+from lorikeet_run.templates import TEMPLATES
 from lorikeet_storage import Survey, fetch_description, survey_data, survey_model
 
 PATIENCE: Final = 3.0
@@ -126,6 +127,4 @@ def _render(contract: RunContract, model: Survey, samples: list[Sample], folder:
         of = [number for number, role in enumerate(roles) if role == what]
         if all(samples[number].is_all for number in of):
             check_left(what, [rendered[number] for number in of], dataset.max_length)
-    return {"base": "the base model's chat template", "lorikeet": "Lorikeet's template", "none": "no template"}[
-        template.source
-    ]
+    return TEMPLATES[template.source]

@@ -75,7 +75,7 @@ def _line(place: tuple[int | str, ...], what: str, message: str) -> str:
 
 
 def assign(spec: dict[str, Any], assignment: str) -> None:
-    """Set one field of a spec by `path=value`; the value is YAML, an empty one removes the field.
+    """Set one field of a spec by `path=value`; the value is YAML, an empty one removes the field or the list's item.
 
     A path goes by dots, into a list by its index: `dataset.train[0].uri` or `dataset.train.0.uri`. What is absent on
     the way is made. Raises Problem.
@@ -92,8 +92,9 @@ def assign(spec: dict[str, Any], assignment: str) -> None:
     for part in parts[:-1]:
         here = _child(here, part, assignment)
     last = _key(here, parts[-1], assignment)
-    if value is None and isinstance(here, dict):
-        here.pop(last, None)
+    if value is None:
+        if last in (here if isinstance(here, dict) else range(len(here))):
+            del here[last]
     elif isinstance(here, list) and last == len(here):
         here.append(value)
     else:

@@ -14,6 +14,7 @@ from lorikeet_cli.problem import Problem
 from lorikeet_cli.request import NOWHERE, Machine, add_arguments, contract_of, the_job
 from lorikeet_run.data import read_source
 from lorikeet_run.examples import Instance
+from lorikeet_run.templates import TEMPLATES
 from lorikeet_run.tokens import IGNORED, Tokens
 from lorikeet_storage import fetch_data, fetch_description, survey_model
 
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lorikeet_run.render import Rendered, Renderer
-
-_TEMPLATES: Final = {
-    "base": "the base model's own chat template",
-    "lorikeet": "Lorikeet's template, since the base model has none",
-    "none": "none: plain texts",
-}
 
 
 @dataclass(frozen=True)
@@ -138,5 +133,5 @@ def _counts(read: int, rendered: "Rendered") -> str:
 
 
 def _template(template: Template) -> str:
-    text = _TEMPLATES[template.source]
+    text = TEMPLATES[template.source]
     return text if template.sha256 is None else f"{text} (sha256 {template.sha256[:12]})"

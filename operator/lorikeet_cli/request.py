@@ -93,15 +93,17 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def parse(document: Document, documents: list[Document]) -> tuple[FineTuneJob, TuningProfile]:
-    """Return a job and the profile that it names: of `documents`, or an empty one. Raises Problem."""
+    """Return a job and the profile that it names: of `documents`, or an empty one if it names none. Raises Problem."""
     job = document.parse()
     assert isinstance(job, FineTuneJob)  # noqa: S101 - its kind says so
     name = job.spec.profile_ref.name
     body = {"apiVersion": API_VERSION, "kind": TuningProfile.__name__, "metadata": {"name": name}}
-    profile: object = TuningProfile.parse(body)
+    profile: object = None if "profile_ref" in job.spec.model_fields_set else TuningProfile.parse(body)
     for other in documents:
         if other.kind == TuningProfile.__name__ and _fields(other.body.get("metadata")).get("name") == name:
             profile = other.parse()
+    if profile is None:
+        raise Problem(f"{document.where}: TuningProfile {name} is not in these files: add it with -f")
     assert isinstance(profile, TuningProfile)  # noqa: S101 - its kind says so
     return job, profile
 
@@ -113,7 +115,7 @@ def contract_of(job: FineTuneJob, profile: TuningProfile, machine: Machine) -> R
     """
     namespace = job.metadata.namespace or "default"
     job = job.model_copy(update={"metadata": job.metadata.model_copy(update={"namespace": namespace, "uid": None})})
-    in_folder = machine.output is not None and not machine.output.startswith("s3://")
+    in_folder = machine.output is not None and "://" not in machine.output
     output = job.spec.output
     if machine.output is not None and not in_folder:
         try:
@@ -137,7 +139,7 @@ def contract_of(job: FineTuneJob, profile: TuningProfile, machine: Machine) -> R
         folder = Path(str(machine.output)).expanduser().absolute()
         if folder.exists() and not folder.is_dir():
             raise Problem(f"--output {machine.output}: it is a file; name a folder")
-        use_folders({**machine.folders, made.output_uri: folder})
+        use_folders(machine.folders, {made.output_uri: folder})
     else:
         use_folders(machine.folders)
     endpoint = machine.endpoint or made.storage.endpoint

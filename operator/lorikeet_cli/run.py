@@ -73,9 +73,11 @@ def _cache() -> Path:
 
 @dataclass(frozen=True)
 class _Work:
-    """The folder of one run; only the log outlives it."""
+    """The folder of one run; log, contract and record outlive it."""
 
     root: Path
+    lock: int
+    """File descriptor of the lock: who has it open is at this run."""
 
     @property
     def log(self) -> Path:
@@ -94,13 +96,9 @@ class _Work:
 @contextmanager
 def _folder(top: Path, run_id: str) -> Iterator[_Work]:
     """Have the run's folder to ourselves. Raises Problem if another process is at this run."""
-    work = _Work(top.expanduser().absolute() / run_id)
-    work.root.mkdir(parents=True, exist_ok=True)
-    with (work.root / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Problem(f"another `lorikeet run` is at this very run, in {work.root}: wait for it") from None
+    root = top.expanduser().absolute() / run_id
+    with _lock(root) as lock:
+        work = _Work(root, lock.fileno())
         shutil.rmtree(work.trainer, ignore_errors=True)
         work.record.unlink(missing_ok=True)
         work.trainer.mkdir()
@@ -108,6 +106,21 @@ def _folder(top: Path, run_id: str) -> Iterator[_Work]:
             yield work
         finally:
             shutil.rmtree(work.trainer, ignore_errors=True)
+
+
+def _lock(root: Path) -> TextIO:
+    """Make the folder and return its lock, taken."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / "lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise Problem(f"{root} cannot be used ({error.strerror}): name another folder by --work") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise Problem(f"another `lorikeet run` is at this very run, in {root}: wait for it") from None
+    return lock
 
 
 def _train(contract: RunContract, work: _Work) -> tuple[int, RunRecord]:
@@ -119,9 +132,15 @@ def _train(contract: RunContract, work: _Work) -> tuple[int, RunRecord]:
     with (
         work.log.open("w", encoding="utf-8") as kept,
         _stoppable() as stop,
-        # A session of its own: Ctrl-C is to reach it once, from us.
+        # A session of its own: Ctrl-C is to reach it once, from us. It holds the lock, too: it may outlive us.
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=kept, text=True, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=kept,
+            text=True,
+            start_new_session=True,
+            pass_fds=(work.lock,),
         ) as process,
     ):
         stop.reach(process)
@@ -163,7 +182,9 @@ class _Stop:
 @contextmanager
 def _stoppable() -> Iterator[_Stop]:
     stop = _Stop()
-    before = {number: signal.signal(number, stop.ask) for number in _STOPS}
+    # What is ignored stays so: that is how `nohup` and a shell's `&` ask for it.
+    heeded = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop.ask) for number in heeded}
     try:
         yield stop
     finally:
@@ -229,8 +250,14 @@ def _tell(record: RunRecord, code: int, contract: RunContract, work: _Work) -> N
         return
     if record.reason == "Adopted":
         print("the result of this very request is there already; nothing was trained")
+        print(f"a request is known by its URIs: to train on what the files hold now, remove {_place(contract)}")
     for each in figures.lines(record.metrics) if record.metrics is not None else ():
         print(each)
-    uri = f"{contract.output_uri}/{contract.run_id}"
     what = "adapter" if contract.method.full is None else "model"
-    print(f"published {folder_of(parse(uri)) or uri}/{what}, revision {record.artifacts.revision}")
+    print(f"published {_place(contract)}/{what}, revision {record.artifacts.revision}")
+
+
+def _place(contract: RunContract) -> Path | str:
+    """Return where the run publishes: a folder of this machine, or a URI."""
+    uri = f"{contract.output_uri}/{contract.run_id}"
+    return folder_of(parse(uri), "output") or uri

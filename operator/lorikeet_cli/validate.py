@@ -93,7 +93,7 @@ def _of_sources(contract: RunContract) -> Iterator[str]:
             read.append(partial(_examples, fetched, contract))
             yield f"data: {source.uri}: {sum(1 for _ in read[-1]())} rows"
         if contract.dataset.eval_fraction is not None:
-            check_split(example for again in read for example in again())
+            check_split(example for again in read[: len(contract.dataset.train)] for example in again())
 
 
 def _examples(fetched: Fetched, contract: RunContract) -> Iterator[Instance]:

@@ -43,7 +43,10 @@ def parse(line: str) -> dict[str, str]:
     """Return the fields of a line that was written here; of any other text none."""
     if not line.startswith("time="):
         return {}
-    return {key: json.loads(value) if value[:1] == '"' else value for key, value in _FIELD.findall(line)}
+    try:
+        return {key: json.loads(value) if value[:1] == '"' else value for key, value in _FIELD.findall(line)}
+    except ValueError:  # half a line, or two at once
+        return {}
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -4,7 +4,7 @@ from lorikeet_api.contract import RunContract, RunRecord
 from lorikeet_run import log
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.patience import patiently
-from lorikeet_storage import artifacts_of, check_free, find_manifest
+from lorikeet_storage import check_free, find_published
 
 
 def adopt_or_take(contract: RunContract, seconds: float) -> RunRecord | None:
@@ -12,16 +12,15 @@ def adopt_or_take(contract: RunContract, seconds: float) -> RunRecord | None:
 
     A store that is away is waited for, so many `seconds`. Raises RunError and StorageError.
     """
-    found = patiently(lambda: find_manifest(contract.output_uri, contract.run_id, contract.storage), seconds)
+    found = patiently(lambda: find_published(contract.output_uri, contract.run_id, contract.storage), seconds)
     if found is None:
         Hyperparameters.of(contract)  # says so now if the batch cannot be shared out
         with log.timed("check", what="output", uri=contract.output_uri):
             patiently(lambda: check_free(contract), seconds)
         return None
-    artifacts = artifacts_of(*found)
     return RunRecord(
         reason="Adopted",
-        message=f"{artifacts.uri} holds the finished result of the same request; nothing was trained",
-        metrics=found[0].metrics,
-        artifacts=artifacts,
+        message=f"{found.folder} holds the finished result of the same request; nothing was trained",
+        metrics=found.manifest.metrics,
+        artifacts=found.artifacts,
     )

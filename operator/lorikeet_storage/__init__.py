@@ -2,7 +2,7 @@
 made.
 
 The functions to call: `survey_model` and `survey_data` look at a source and pin it, `fetch_model` and `fetch_data`
-bring its files into a folder and digest them, `find_manifest`, `find_run` and `check_free` look at an output before a
+bring its files into a folder and digest them, `find_published`, `find_run` and `check_free` look at an output before a
 run, `publish` writes it after the run, `Checkpoints` keeps what a run goes on from. All raise `StorageError` and
 nothing else, whose reason is one of `lorikeet_api.conditions.TrainerReason`.
 """
@@ -18,19 +18,19 @@ from lorikeet_storage.fetch import (
     survey_data,
     survey_model,
 )
-from lorikeet_storage.publish import artifacts_of, check_free, find_manifest, find_run, publish, remove_run
+from lorikeet_storage.publish import Published, check_free, find_published, find_run, publish, remove_run
 
 __all__ = [
     "Checkpoints",
     "Fetched",
+    "Published",
     "StorageError",
     "Survey",
-    "artifacts_of",
     "check_free",
     "fetch_data",
     "fetch_description",
     "fetch_model",
-    "find_manifest",
+    "find_published",
     "find_run",
     "publish",
     "remove_run",

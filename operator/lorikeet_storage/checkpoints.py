@@ -56,10 +56,8 @@ class Checkpoints:
         ]
         for file, sha256 in zip(files, self._store.download(wanted), strict=True):
             if sha256 != file.sha256:
-                raise Conflict(
-                    "OutputConflict",
-                    f"{stored.location.child(file.path)} is not what was saved: delete {stored.location}",
-                )
+                place = self._store.place(stored.location.child(file.path))
+                raise Conflict("OutputConflict", f"{place.uri} is not what was saved: delete its folder")
 
     def save(self, folder: Path, step: int, on_sent: Callable[[int], None] | None = None) -> None:
         """Upload the files of `folder` as the checkpoint of `step`; it is one from the last write on."""

@@ -1,6 +1,7 @@
 """What can go wrong with storage, as types: every message names the cause and the next step."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 from lorikeet_api.conditions import TrainerReason
@@ -69,6 +70,8 @@ class Place:
     uri: str
     role: Role
     endpoint: str | None = None
+    folder: Path | None = None
+    """Where it lies on this machine, if it does."""
 
     @property
     def field(self) -> str:

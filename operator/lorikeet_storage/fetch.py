@@ -90,7 +90,9 @@ def survey_data(source: DataSource, access: StorageAccess, pin: str | None = Non
             f"{origin.place.uri} holds no {', '.join(DATA_ENDINGS)} file, only {_some(e.name for e in found)}"
         )
     if isinstance(location, HubLocation):
-        kept = splits.folder(origin, kept) if location.path else splits.whole(source, origin, kept, found)
+        kept = (
+            splits.folder(origin, location.path, kept) if location.path else splits.whole(source, origin, kept, found)
+        )
     kept = [entry for entry in kept if entry.size]
     if not kept:
         raise origin.place.invalid(f"{origin.place.uri} is empty (0 bytes): upload the examples again")

@@ -4,6 +4,7 @@ The environment says which URIs lie in which folders. It is none of the contract
 and what is published to a folder may be copied to the bucket that the contract names.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,23 +18,29 @@ from lorikeet_storage.translate import translated
 from lorikeet_storage.uri import Location, S3Location
 
 FOLDERS_VARIABLE: Final = "LORIKEET_FOLDERS"
-"""A JSON object: beginnings of `s3://` and `pvc://` URIs, and the folder (or file) in which each lies."""
+"""A JSON list of two objects, of sources and of outputs: beginnings of `s3://` and `pvc://` URIs, and the folder (or
+file) in which each lies. What is read from a folder is not written there, and the other way round."""
+
+_NO_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
+"""What file systems say that have no hard links, such as those of memory cards and some network shares."""
 
 
-def use_folders(folders: Mapping[str, Path]) -> None:
+def use_folders(sources: Mapping[str, Path], outputs: Mapping[str, Path] | None = None) -> None:
     """Have this process, and those that it starts, look for these URIs in these folders."""
-    os.environ[FOLDERS_VARIABLE] = json.dumps({uri: str(folder) for uri, folder in folders.items()})
+    told = [{uri: str(folder) for uri, folder in folders.items()} for folders in (sources, outputs or {})]
+    os.environ[FOLDERS_VARIABLE] = json.dumps(told)
 
 
-def folder_of(location: Location) -> Path | None:
+def folder_of(location: Location, role: Role) -> Path | None:
     """Return where a location lies on this machine, or None if it lies where its URI says."""
-    found = _find(location)
+    found = _find(location, role)
     return None if found is None else Path(*found)
 
 
-def _find(location: Location) -> tuple[str, str] | None:
+def _find(location: Location, role: Role) -> tuple[str, str] | None:
     """Return the folder in whose place the location is, and the path below it; the longest beginning counts."""
-    folders: dict[str, str] = json.loads(os.environ.get(FOLDERS_VARIABLE) or "{}")
+    told: list[dict[str, str]] = json.loads(os.environ.get(FOLDERS_VARIABLE) or "[{}, {}]")
+    folders = told[role == "output"]
     uri = str(location)
     for beginning in sorted(folders, key=len, reverse=True):
         if uri == beginning or uri.startswith(f"{beginning}/"):
@@ -43,9 +50,6 @@ def _find(location: Location) -> tuple[str, str] | None:
 
 class FolderStore:
     """Outputs in a folder: what `lorikeet_storage.s3.S3` does with them in a bucket. All methods raise StorageError."""
-
-    def __init__(self, role: Role) -> None:
-        self._role = role
 
     def objects(self, location: S3Location, *, recursive: bool = True) -> Iterator[ObjectInfo]:
         """Yield the files below `location` in the order of their names."""
@@ -67,7 +71,7 @@ class FolderStore:
         if info is None:
             return None
         if info.size > limit:
-            raise self._place(location).invalid(
+            raise self.place(location).invalid(
                 f"{location} has {info.size} bytes, at most {limit} were expected: it is no such file"
             )
         with self._told(location):
@@ -107,6 +111,10 @@ class FolderStore:
                 os.link(whole, path)  # unlike a rename it replaces nothing
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _create(path, data)
             finally:
                 whole.unlink()
         return True
@@ -119,20 +127,22 @@ class FolderStore:
 
     def delete(self, location: S3Location) -> None:
         """Remove one file, and the folders that are empty without it; one that is absent is no error."""
-        top, below = _find(location) or ("", "")
+        top, below = _find(location, "output") or ("", "")
         with self._told(location):
             Path(top, below).unlink(missing_ok=True)
             with suppress(OSError):  # of the first one that is not empty
                 for folder in Path(below).parents[:-1]:
                     Path(top, folder).rmdir()
 
-    def _place(self, location: S3Location) -> Place:
-        return Place(f"{location} ({_path(location)})", self._role)
+    def place(self, location: S3Location) -> Place:
+        """Return `location` as the place of an error message, with its folder."""
+        path = _path(location)
+        return Place(f"{location} ({path})", "output", folder=path)
 
     @contextmanager
     def _told(self, location: S3Location) -> Iterator[None]:
         """Raise what the file system says as StorageError."""
-        place = self._place(location)
+        place = self.place(location)
         with translated(place):
             try:
                 yield
@@ -141,9 +151,19 @@ class FolderStore:
 
 
 def _path(location: S3Location) -> Path:
-    found = folder_of(location)
+    found = folder_of(location, "output")
     assert found is not None, location  # noqa: S101 - who opens this store has asked
     return found
+
+
+def _create(path: Path, data: bytes) -> bool:
+    """Write a file where none is, half if we are killed meanwhile; return whether this call wrote it."""
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _chunks(path: Path, on_sent: Callable[[int], None] | None = None) -> Iterator[bytes]:

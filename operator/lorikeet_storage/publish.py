@@ -12,6 +12,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +27,7 @@ from lorikeet_api.contract import (
     StorageAccess,
     run_id,
 )
-from lorikeet_storage.errors import Conflict, StorageError
+from lorikeet_storage.errors import Conflict, Place, StorageError
 from lorikeet_storage.sources import file_digest
 from lorikeet_storage.stores import Store, open_output
 from lorikeet_storage.uri import S3Location, parse_s3, safe_relative
@@ -40,8 +41,32 @@ CHECKPOINTS: Final = "checkpoints"
 _RESERVED: Final = {MANIFEST, RUN, COMMIT, LATEST, STAGING, CHECKPOINTS}
 
 
-def find_manifest(output_uri: str, run_id: str, access: StorageAccess) -> tuple[Manifest, str] | None:
-    """Return the manifest of a finished run with its sha256, or None if the run has published nothing.
+@dataclass(frozen=True)
+class Published:
+    """What a run has published."""
+
+    folder: S3Location
+    """Where it was found. It may have been copied there: the contract in the manifest is of where it was made."""
+    manifest: Manifest
+    sha256: str
+    """The manifest's."""
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """What a run's record says of it."""
+        files = self.manifest.files
+        return Artifacts(
+            uri=str(self.folder),
+            run_id=self.manifest.run_id,
+            revision=self.sha256[:8],
+            sha256=self.sha256,
+            size_bytes=sum(file.size for file in files),
+            report=str(self.folder.child(REPORT)) if any(file.path == REPORT for file in files) else None,
+        )
+
+
+def find_published(output_uri: str, run_id: str, access: StorageAccess) -> Published | None:
+    """Return what a finished run has published, or None if it has published nothing.
 
     Every file that it names is looked up in the store: a manifest whose files are gone is no result. Raises
     StorageError: OutputConflict if the manifest is unreadable, of another run or without its files.
@@ -52,16 +77,16 @@ def find_manifest(output_uri: str, run_id: str, access: StorageAccess) -> tuple[
     data = store.read(location)
     if data is None:
         return None
-    manifest = _parse(data, location, run_id)
+    manifest = _parse(data, store.place(location), run_id)
     stored = {info.name: info.size for info in store.objects(folder)}
     lost = [file.path for file in manifest.files if stored.get(file.path) != file.size]
     if lost:
         raise Conflict(
             "OutputConflict",
-            f"{location} names files that are missing or of another size ({', '.join(lost[:5])}): restore them,"
-            f" or delete {folder} to train again",
+            f"{store.place(location).uri} names files that are missing or of another size ({', '.join(lost[:5])}):"
+            " restore them, or delete the run's folder to train again",
         )
-    return manifest, hashlib.sha256(data).hexdigest()
+    return Published(folder, manifest, hashlib.sha256(data).hexdigest())
 
 
 def check_free(contract: RunContract) -> None:
@@ -79,8 +104,8 @@ def check_free(contract: RunContract) -> None:
         if foreign:
             raise Conflict(
                 "OutputConflict",
-                f"{folder} holds files that are not of this run ({', '.join(foreign)}): move them away or choose"
-                " another spec.output.uri",
+                f"{store.place(folder).uri} holds files that are not of this run ({', '.join(foreign)}): move them"
+                " away or choose another spec.output.uri",
             )
         if store.put_if_absent(marker, _marker(contract)):
             return
@@ -88,7 +113,8 @@ def check_free(contract: RunContract) -> None:
     if not _same_run(owner, contract):
         raise Conflict(
             "OutputConflict",
-            f"{marker} describes another run than this one: move {folder} away or choose another spec.output.uri",
+            f"{store.place(marker).uri} describes another run than this one: move its folder away or choose another"
+            " spec.output.uri",
         )
     if RunContract.model_validate_json(owner).job_uid != contract.job_uid:
         # A job that is gone began it and did not finish: what comes of it now is this one's.
@@ -108,16 +134,17 @@ def _marker(contract: RunContract) -> bytes:
     return json.dumps(contract.to_wire(), indent=1, sort_keys=True, ensure_ascii=False).encode()
 
 
-def publish(folder: Path, draft: Manifest) -> Artifacts:
+def publish(folder: Path, draft: Manifest) -> Published:
     """Publish all files of `folder` under the run of `draft.contract`, the manifest last, and point `latest` at it.
 
     `draft.files` is filled in here. If another pod of the same run was first, its result stands and is returned.
-    Raises StorageError; a retry of the same call is safe.
+    Raises StorageError: OutputConflict if an attempt on other data was committed and never published. A retry of the
+    same call is safe.
     """
     contract = draft.contract
-    found = find_manifest(contract.output_uri, contract.run_id, contract.storage)
+    found = find_published(contract.output_uri, contract.run_id, contract.storage)
     if found is not None:
-        return artifacts_of(*found)
+        return found
     digests = [file_digest(path, name) for name, path in _published_files(folder)]
     if not digests:
         raise StorageError("InternalError", f"{folder} holds no file to publish")
@@ -127,7 +154,7 @@ def publish(folder: Path, draft: Manifest) -> Artifacts:
     attempt = uuid.uuid4().hex[:12]
     _stage(store, folder, manifest, run.child(f"{STAGING}/{attempt}"))
     try:
-        return _commit(store, run, contract, attempt)
+        return _commit(store, run, draft, attempt)
     finally:
         _sweep(store, run)
 
@@ -166,34 +193,26 @@ def remove_run(contract: RunContract) -> str:
     return f"deleted {folder} ({len(names)} objects)"
 
 
-def artifacts_of(manifest: Manifest, sha256: str) -> Artifacts:
-    """Return what a run's record says of a published manifest."""
-    contract = manifest.contract
-    folder = run_folder(contract.output_uri, contract.run_id)
-    return Artifacts(
-        uri=str(folder),
-        run_id=manifest.run_id,
-        revision=sha256[:8],
-        sha256=sha256,
-        size_bytes=sum(file.size for file in manifest.files),
-        report=str(folder.child(REPORT)) if any(file.path == REPORT for file in manifest.files) else None,
-    )
-
-
 def _stage(store: Store, folder: Path, manifest: Manifest, staging: S3Location) -> None:
     for file in manifest.files:
         store.upload(folder / file.path, staging.child(file.path))
     store.put(staging.child(MANIFEST), manifest.to_bytes())
 
 
-def _commit(store: Store, run: S3Location, contract: RunContract, attempt: str) -> Artifacts:
+def _commit(store: Store, run: S3Location, draft: Manifest, attempt: str) -> Published:
     """Put the committed attempt's files into place, ours or that of the pod that was first."""
     store.put_if_absent(run.child(COMMIT), json.dumps({"attempt": attempt}).encode())
     committed = _committed(store, run)
     staging = run.child(f"{STAGING}/{committed}")
     data = store.read(staging.child(MANIFEST))
     if data is not None:
-        manifest = _parse(data, staging.child(MANIFEST), contract.run_id)
+        manifest = _parse(data, store.place(staging.child(MANIFEST)), draft.run_id)
+        if _read(manifest) != _read(draft):
+            raise Conflict(
+                "OutputConflict",
+                f"{store.place(run.child(COMMIT)).uri} names an attempt on other data, or another base model, that was"
+                " stopped before it was published: delete this file and run again",
+            )
         try:
             for file in manifest.files:
                 store.copy(staging.child(file.path), run.child(file.path), file.size)
@@ -203,7 +222,12 @@ def _commit(store: Store, run: S3Location, contract: RunContract, attempt: str) 
                 raise
         else:
             store.put_if_absent(run.child(MANIFEST), data)
-    return _point(store, run, contract)
+    return _point(store, run, draft.contract)
+
+
+def _read(manifest: Manifest) -> list[list[str]]:
+    """Return the digests of all that a run has read: one on a machine of its own has no pins that hold them."""
+    return [[file.sha256 for file in source.files] for source in (manifest.base_model, *manifest.data)]
 
 
 def _committed(store: Store, run: S3Location) -> str:
@@ -212,22 +236,25 @@ def _committed(store: Store, run: S3Location) -> str:
         attempt = json.loads(store.read(location) or b"")["attempt"]
         return safe_relative(str(attempt))
     except (ValueError, KeyError, TypeError, StorageError) as error:
-        raise Conflict("OutputConflict", f"{location} cannot be read ({error}): delete it and run again") from error
+        raise Conflict(
+            "OutputConflict", f"{store.place(location).uri} cannot be read ({error}): delete it and run again"
+        ) from error
 
 
-def _point(store: Store, run: S3Location, contract: RunContract) -> Artifacts:
+def _point(store: Store, run: S3Location, contract: RunContract) -> Published:
     location = run.child(MANIFEST)
     data = store.read(location)
     if data is None:
         raise Conflict(
             "OutputConflict",
-            f"{run.child(COMMIT)} names an attempt whose files are gone: delete {run} and run again",
+            f"{store.place(run.child(COMMIT)).uri} names an attempt whose files are gone: delete this file and run"
+            " again",
         )
-    manifest = _parse(data, location, contract.run_id)
+    manifest = _parse(data, store.place(location), contract.run_id)
     sha256 = hashlib.sha256(data).hexdigest()
     pointer = LatestPointer(run_id=contract.run_id, sha256=sha256)
     store.put(parse_s3(contract.output_uri).child(LATEST), json.dumps(pointer.to_wire()).encode())
-    return artifacts_of(manifest, sha256)
+    return Published(run, manifest, sha256)
 
 
 def _sweep(store: Store, run: S3Location) -> None:
@@ -249,18 +276,18 @@ def run_folder(output_uri: str, run: str) -> S3Location:
     return parse_s3(output_uri).child(run)
 
 
-def _parse(data: bytes, location: S3Location, run: str) -> Manifest:
+def _parse(data: bytes, place: Place, run: str) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         raise Conflict(
             "OutputConflict",
-            f"{location} is no readable manifest ({'.'.join(map(str, first['loc']))}: {first['msg']}): restore it, or"
+            f"{place.uri} is no readable manifest ({'.'.join(map(str, first['loc']))}: {first['msg']}): restore it, or"
             " delete the run's folder to train again",
         ) from error
     if manifest.run_id != run:
-        raise Conflict("OutputConflict", f"{location} belongs to run {manifest.run_id}: move it away")
+        raise Conflict("OutputConflict", f"{place.uri} belongs to run {manifest.run_id}: move it away")
     for file in manifest.files:
         safe_relative(file.path)
     return manifest

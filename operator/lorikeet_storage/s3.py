@@ -10,6 +10,7 @@ import os
 import random
 import ssl
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -315,13 +316,17 @@ def check_ca_bundle(path: str | None) -> None:
 def write_file(path: Path, parts: Iterator[bytes | bytearray]) -> str:
     """Write `parts` to `path` and return their sha256; the name appears when the file is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")  # others may be writing the same
     digest = hashlib.sha256()
-    with partial.open("wb") as file:
-        for part in parts:
-            digest.update(part)
-            file.write(part)
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            for part in parts:
+                digest.update(part)
+                file.write(part)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     return digest.hexdigest()
 
 

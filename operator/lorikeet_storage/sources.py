@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -52,7 +52,7 @@ class Source(Protocol):
 
 def open_source(location: Location, role: Role, access: StorageAccess, revision: str | None) -> Source:
     """Return the source at `location`."""
-    if (folder := folder_of(location)) is not None:
+    if (folder := folder_of(location, role)) is not None:
         return PathSource(folder, Place(f"{location} ({folder})", role))
     if isinstance(location, S3Location):
         return S3Source(location, role, access)
@@ -177,11 +177,24 @@ class PathSource:
                 )
             if root.is_file():
                 return [_entry(root.name, root)]
-            if claim is not None and not root.is_dir():
-                raise self.place.missing(f"claim {claim.claim} has no path {claim.path}: correct it")
-            found = root.rglob("*") if recursive else root.glob("*")
-            files = [(path.relative_to(root).as_posix(), path) for path in found if path.is_file()]
+            if not root.is_dir():
+                if claim is not None:
+                    raise self.place.missing(f"claim {claim.claim} has no path {claim.path}: correct it")
+                return []
+            files = [(path.relative_to(root).as_posix(), path) for path in self._files(root, recursive=recursive)]
             return [_entry(name, path) for name, path in sorted(files)]
+
+    def _files(self, folder: Path, above: tuple[Path, ...] = (), *, recursive: bool) -> Iterator[Path]:
+        """Yield the files of a folder, and with `recursive` of those below it, through links to folders too."""
+        real = folder.resolve()
+        self._check(real, folder.name)
+        if real in above:
+            raise self.place.invalid(f"{folder.name} in {self.place.uri} is a link to a folder around it: remove it")
+        for path in folder.iterdir():
+            if path.is_file():
+                yield path
+            elif recursive and path.is_dir():
+                yield from self._files(path, (*above, real), recursive=recursive)
 
     def fetch(self, entries: Sequence[Entry], into: Path) -> list[FileDigest]:
         """Link the files into the folder and digest them."""
@@ -189,19 +202,25 @@ class PathSource:
 
     def head(self, entry: Entry, size: int) -> bytes | None:
         """Return the first bytes of a file."""
-        root = self._root
-        with translated(self.place), (root if root.is_file() else root / entry.name).open("rb") as file:
+        with translated(self.place), self._real(entry).open("rb") as file:
             return file.read(size)
 
-    def _link(self, entry: Entry, into: Path) -> FileDigest:
+    def _real(self, entry: Entry) -> Path:
+        """Return the file itself, wherever links lead."""
         root = self._root
+        path = (root if root.is_file() else root / entry.name).resolve()
+        self._check(path, entry.name)
+        return path
+
+    def _check(self, real: Path, name: str) -> None:
+        if self._claim is not None and not real.is_relative_to(self._claim.mount.resolve()):
+            raise Refused(
+                "StorageRefused", f"{name} in {self.place.uri} is a link out of the claim: copy what it leads to"
+            )
+
+    def _link(self, entry: Entry, into: Path) -> FileDigest:
         with translated(self.place):
-            path = (root if root.is_file() else root / entry.name).resolve()
-            if self._claim is not None and not path.is_relative_to(self._claim.mount.resolve()):
-                raise Refused(
-                    "StorageRefused",
-                    f"{entry.name} in {self.place.uri} is a link out of the claim: copy the file",
-                )
+            path = self._real(entry)
             target = into / safe_relative(entry.name)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)

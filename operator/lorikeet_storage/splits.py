@@ -1,7 +1,8 @@
 """Subsets and splits of the hub's data sets: as the card says, else as the files' names tell.
 
-The conventions are the hub's own: https://huggingface.co/docs/hub/datasets-data-files-configuration. A file whose name
-tells two splits is in neither, so that nobody trains on a test set by accident.
+How cards and names tell splits is the hub's own: https://huggingface.co/docs/hub/datasets-data-files-configuration.
+That folders tell subsets is Lorikeet's. A file whose name tells two splits is in neither, so that nobody trains on a
+test set by accident.
 """
 
 import re
@@ -28,7 +29,7 @@ _KEYWORDS: Final = {
     "test": {"test", "testing", "eval", "evaluation"},
 }
 _BETWEEN_WORDS: Final = re.compile(r"[-._ 0-9]+")
-_SHARD: Final = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
+_SHARD: Final = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*")
 _FRONT_MATTER: Final = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
 
 Splits = dict[str, list[str]]
@@ -115,9 +116,9 @@ def whole(source: DataSource, origin: Source, data: list[Entry], found: list[Ent
     return [entry for entry in data if entry.name in set(splits[split])]
 
 
-def folder(origin: Source, data: list[Entry]) -> list[Entry]:
-    """Return the `data` files of a folder in a repository. Raises StorageError (DataInvalid) if they are of splits."""
-    told = sorted(_by_split(entry.name for entry in data))
+def folder(origin: Source, path: str, data: list[Entry]) -> list[Entry]:
+    """Return the `data` files at a path in a repository. Raises StorageError (DataInvalid) if they are of splits."""
+    told = sorted({split for entry in data if (split := _split(f"{path}/{entry.name}"))})
     if len(told) > 1:
         raise origin.place.invalid(
             f"{origin.place.uri} has files of several splits ({', '.join(told)}), which would mix: name the data set"
@@ -167,9 +168,13 @@ def _by_names(names: list[str]) -> dict[str, Splits]:
 
 
 def _by_split(names: Iterable[str]) -> Splits:
-    """Return the files of each split. Where no name tells one, all are `train`; else files without are in none."""
+    """Return the files of each split: shards alone where there are any, else those whose names tell one.
+
+    Where no name does, all are `train`.
+    """
+    names = list(names)
     splits: dict[str | None, list[str]] = {}
-    for name in names:
+    for name in list(filter(_shard, names)) or names:
         splits.setdefault(_split(name), []).append(name)
     told = {split: some for split, some in splits.items() if split is not None}
     return told or {"train": splits.get(None, [])}
@@ -178,9 +183,13 @@ def _by_split(names: Iterable[str]) -> Splits:
 def _split(name: str) -> str | None:
     """Return the split that a file's name and folders tell; two are joined, to one of their own."""
     *folders, file = name.split("/")
-    if folders == ["data"] and (shard := _SHARD.fullmatch(file)):
-        return shard[1]
-    return "+".join(sorted(set[str]().union(*map(_words, [*folders, file])))) or None
+    return _shard(name) or "+".join(sorted(set[str]().union(*map(_words, [*folders, file])))) or None
+
+
+def _shard(name: str) -> str | None:
+    """Return the split of which a file is a shard, as `data/train-00000-of-00002.parquet` is."""
+    shard = _SHARD.fullmatch(name.removeprefix("data/")) if name.startswith("data/") else None
+    return shard[1] if shard is not None else None
 
 
 def _words(part: str) -> set[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lorikeet_api.contract import StorageAccess
+from lorikeet_storage.errors import Place
 from lorikeet_storage.folders import FolderStore, folder_of
 from lorikeet_storage.s3 import MIB, S3, ObjectInfo
 from lorikeet_storage.uri import S3Location, parse_s3
@@ -12,6 +13,10 @@ from lorikeet_storage.uri import S3Location, parse_s3
 
 class Store(Protocol):
     """What publishing and checkpoints need of a store. All methods raise StorageError."""
+
+    def place(self, location: S3Location) -> Place:
+        """Return `location` as the place of an error message."""
+        ...
 
     def objects(self, location: S3Location, *, recursive: bool = True) -> Iterator[ObjectInfo]:
         """Yield what lies below `location`."""
@@ -56,5 +61,5 @@ class Store(Protocol):
 
 def open_output(output_uri: str, access: StorageAccess) -> Store:
     """Return the store of an output. Raises StorageError."""
-    in_folder = folder_of(parse_s3(output_uri)) is not None
-    return FolderStore("output") if in_folder else S3(access, "output")
+    in_folder = folder_of(parse_s3(output_uri), "output") is not None
+    return FolderStore() if in_folder else S3(access, "output")

@@ -21,7 +21,11 @@ _CA: Final = (
     " (outside a cluster: AWS_CA_BUNDLE)"
 )
 _ENDPOINT: Final = "check the profile's storage.endpoint, the store itself, and network policies and proxies on the way"
-_SCRATCH: Final = "raise compute.scratch: model, data and outputs must fit into it together"
+_SCRATCH: Final = (
+    "raise compute.scratch: model, data and outputs must fit into it together (outside a cluster: free space, or name"
+    " a folder with more of it by --work)"
+)
+_OUTPUT: Final = "or name another folder by --output"
 
 _NOT_FOUND_CODES: Final = {"NoSuchKey", "404", "NotFound", "NoSuchVersion"}
 _BAD_KEY_CODES: Final = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "XAdminUserNotFound"}
@@ -174,13 +178,19 @@ def bad_endpoint(place: Place) -> Refused:
 
 
 def _file_error(error: OSError, place: Place) -> StorageError | None:
-    if error.errno == errno.ENOSPC:
-        return Refused("StorageRefused", f"no space left for {place.uri} in the pod's scratch volume: {_SCRATCH}")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return Refused(
-            "StorageRefused",
-            f"no right to read {error.filename or place.uri}: check the files' owner and mode",
-        )
+    in_folder = place.role == "output" and place.folder is not None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if in_folder:
+            return Refused("StorageRefused", f"no space left for {place.uri}: free space there, {_OUTPUT}")
+        return Refused("StorageRefused", f"no space left for {place.uri} in the scratch volume: {_SCRATCH}")
+    if error.errno in (errno.EACCES, errno.EPERM) or (in_folder and error.errno == errno.EROFS):
+        at = error.filename or place.uri
+        if in_folder:
+            return Refused(
+                "StorageRefused",
+                f"{at} cannot be read and written ({error.strerror}): check the folder's owner and mode, {_OUTPUT}",
+            )
+        return Refused("StorageRefused", f"no right to read {at}: check the files' owner and mode")
     if error.errno == errno.EIO:
         return Unreachable(
             "StorageUnreachable", f"reading {place.uri} failed ({error}): check the volume", retryable=True

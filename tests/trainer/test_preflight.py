@@ -45,7 +45,7 @@ def test_a_sound_run_is_pinned_and_its_folder_taken(lab: Lab, tmp_path: Path) ->
     contract = lab.contract("lora", MODEL, TRAIN)
     code, record = check(contract, tmp_path)
     assert (code, record.reason) == (0, "Checked"), record.message
-    assert "60 rows of data (every row), rendered with the base model's chat template" in record.message
+    assert "60 rows of data (every row), rendered with the base model's own chat template" in record.message
     assert record.pins is not None
     assert len(record.pins) == 2
     assert lab.published(contract) == ["run.json"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lorikeet_api.contract import REPORT
-from lorikeet_storage import StorageError, artifacts_of, check_free, find_manifest, publish
+from lorikeet_storage import StorageError, check_free, find_published, publish
 from lorikeet_storage.s3 import S3
 from tests import runs
 from tests.s3 import S3Server
@@ -28,9 +28,9 @@ def folder(tmp_path: Path) -> Path:
 def test_publishes_files_first_and_leaves_nothing_else(s3: S3Server, bucket: str, folder: Path) -> None:
     contract = runs.contract(f"s3://{bucket}/team-a/sql", s3.access)
     check_free(contract)
-    assert find_manifest(contract.output_uri, contract.run_id, s3.access) is None
+    assert find_published(contract.output_uri, contract.run_id, s3.access) is None
 
-    artifacts = publish(folder, runs.draft(contract))
+    artifacts = publish(folder, runs.draft(contract)).artifacts
 
     run = f"team-a/sql/{contract.run_id}"
     assert s3.keys(bucket) == [
@@ -52,20 +52,20 @@ def test_publishes_files_first_and_leaves_nothing_else(s3: S3Server, bucket: str
         assert (file["sha256"], file["size"]) == (sha256(stored).hexdigest(), len(stored))
     pointer = json.loads((s3.data / bucket / "team-a/sql/latest.json").read_bytes())
     assert pointer == {"runId": contract.run_id, "sha256": artifacts.sha256}
-    found = find_manifest(contract.output_uri, contract.run_id, s3.access)
+    found = find_published(contract.output_uri, contract.run_id, s3.access)
     assert found is not None
-    assert found[1] == artifacts.sha256
+    assert found.sha256 == artifacts.sha256
 
 
 def test_a_report_is_named_to_whoever_finds_the_run(s3: S3Server, bucket: str, folder: Path) -> None:
     contract = runs.contract(f"s3://{bucket}/told", s3.access)
     (folder / REPORT).parent.mkdir()
     (folder / REPORT).write_text("<!doctype html>")
-    artifacts = publish(folder, runs.draft(contract))
+    artifacts = publish(folder, runs.draft(contract)).artifacts
     assert artifacts.report == f"s3://{bucket}/told/{contract.run_id}/{REPORT}"
-    found = find_manifest(contract.output_uri, contract.run_id, s3.access)
+    found = find_published(contract.output_uri, contract.run_id, s3.access)
     assert found is not None
-    assert artifacts_of(*found) == artifacts
+    assert found.artifacts == artifacts
 
 
 def test_the_second_publisher_adopts_the_first_ones_result(
@@ -103,9 +103,9 @@ def test_two_publishers_at_once_agree_on_one_whole_result(s3: S3Server, bucket: 
         thread.join()
 
     assert results == [results[0]] * 4
-    found = find_manifest(contract.output_uri, contract.run_id, s3.access)
+    found = find_published(contract.output_uri, contract.run_id, s3.access)
     assert found is not None
-    for file in found[0].files:
+    for file in found.manifest.files:
         assert sha256((s3.data / bucket / "o" / contract.run_id / file.path).read_bytes()).hexdigest() == file.sha256
 
 
@@ -121,7 +121,7 @@ def test_a_pod_killed_after_the_commit_is_finished_by_the_next(
         patch.setattr(S3, "copy", killed)
         with pytest.raises(SystemExit):
             publish(folder, runs.draft(contract))
-    assert find_manifest(contract.output_uri, contract.run_id, s3.access) is None
+    assert find_published(contract.output_uri, contract.run_id, s3.access) is None
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"later!!" * 1000)
 
     publish(folder, runs.draft(contract))
@@ -185,7 +185,7 @@ def test_a_damaged_manifest_is_said(s3: S3Server, bucket: str, folder: Path, dam
     assert callable(damage)
     s3.put(bucket, f"o/{contract.run_id}/manifest.json", damage(path.read_bytes()))
     with pytest.raises(StorageError, match=message):
-        find_manifest(contract.output_uri, contract.run_id, s3.access)
+        find_published(contract.output_uri, contract.run_id, s3.access)
 
 
 def test_a_manifest_whose_files_are_gone_is_no_result(s3: S3Server, bucket: str, folder: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_manifest_whose_files_are_gone_is_no_result(s3: S3Server, bucket: str,
     publish(folder, runs.draft(contract))
     (s3.data / bucket / "o" / contract.run_id / "adapter" / "adapter_config.json").unlink()
     with pytest.raises(StorageError, match=r"adapter_config\.json"):
-        find_manifest(contract.output_uri, contract.run_id, s3.access)
+        find_published(contract.output_uri, contract.run_id, s3.access)
 
 
 def test_a_link_and_a_reserved_name_are_not_published(s3: S3Server, bucket: str, folder: Path, tmp_path: Path) -> None:

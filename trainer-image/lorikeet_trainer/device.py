@@ -41,20 +41,21 @@ class Compute:
 
 
 def choose(contract: RunContract) -> Compute:
-    """Return what this rank computes on. Raises RunError (NoGpu) where GPUs were asked for and are not seen."""
+    """Return what this rank computes on. Raises RunError (NoGpu) where GPUs were asked for and too few are seen."""
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if contract.gpus > 0 and torch.cuda.device_count() >= ranks:
+    seen = torch.cuda.device_count() if contract.gpus > 0 else 0
+    if contract.gpus > 0 and seen >= ranks:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif contract.gpus == 0 or contract.allow_cpu:
+    elif contract.gpus == 0 or (contract.allow_cpu and seen == 0):
         device = torch.device("cpu")
         has_bf16 = bool(_cpu_flags() & _BF16_FLAGS)
     else:
         raise RunError(
             "NoGpu",
-            f"the pod asked for {contract.gpus} GPUs and sees {torch.cuda.device_count()}: check the node's driver and"
-            " device plugin and the image's CUDA version; a TuningProfile with allowCpuFallback trains on the CPU",
+            f"the pod asked for {contract.gpus} GPUs and sees {seen}: check the node's driver and device plugin and the"
+            " image's CUDA version; where none is seen, a TuningProfile with allowCpuFallback trains on the CPU",
         )
     return Compute(device, torch.bfloat16 if has_bf16 else torch.float32, rank, ranks)
 

@@ -19,14 +19,15 @@ def publish(contract: RunContract, layout: Layout) -> RunRecord:
     draft = manifest(contract, prepared, trained)
     write_report(contract, layout, prepared, trained)
     with log.timed("publish", uri=contract.output_uri) as told:
-        artifacts = patiently(lambda: publish_files(layout.output, draft), PUBLISH_SECONDS)
+        published = patiently(lambda: publish_files(layout.output, draft), PUBLISH_SECONDS)
+        artifacts = published.artifacts
         told |= {"bytes": artifacts.size_bytes, "revision": artifacts.revision}
     if Hyperparameters.of(contract).checkpoints.after_success == "delete":
         _remove_checkpoints(contract, prepared.basis(contract.date))
     return RunRecord(
         reason="Published",
         message=f"published {artifacts.uri}, revision {artifacts.revision}",
-        metrics=draft.metrics,
+        metrics=published.manifest.metrics,
         artifacts=artifacts,
     )
 

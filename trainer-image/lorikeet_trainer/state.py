@@ -24,7 +24,7 @@ class _File(Model):
         """Write the file whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".tmp")
-        fresh.write_text(self.model_dump_json(exclude_none=True, indent=1))
+        fresh.write_text(self.model_dump_json(exclude_none=True, indent=1), encoding="utf-8")
         fresh.replace(path)
 
 

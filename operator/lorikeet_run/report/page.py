@@ -11,6 +11,7 @@ from lorikeet_run.report import reproduce, text
 from lorikeet_run.report.figures import figures, tiles
 from lorikeet_run.report.model import RunReport, Span
 from lorikeet_run.report.plot import SIDE, histogram, plot
+from lorikeet_run.templates import TEMPLATES
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """The page's Content-Security-Policy: no script and no request, whatever the data say."""
@@ -24,11 +25,6 @@ _OBJECTIVES: Final[dict[ObjectiveName, str]] = {
     "kto": "Kahneman-Tversky optimisation",
     "orpo": "odds-ratio preference optimisation",
     "reward": "a reward model",
-}
-_TEMPLATES: Final = {
-    "base": "the base model's own",
-    "lorikeet": "Lorikeet's, as the base model has none",
-    "none": "none: the texts are plain",
 }
 
 
@@ -79,7 +75,7 @@ def _content(report: RunReport) -> dict[str, Any]:
         "base_name": contract.model.uri.rstrip("/").rpartition("/")[2],
         "method": _TITLES.get(contract.method.name, contract.method.name),
         "objective": _OBJECTIVES[contract.objective.name],
-        "template": _TEMPLATES[report.template.source],
+        "template": TEMPLATES[report.template.source],
         "tiles": tiles(metrics),
         "figures": figures(metrics),
         "plots": [one for one in drawn if one is not None],

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from ruamel.yaml import YAML
 
 from lorikeet_api.contract import RunContract
+from lorikeet_api.names import API_VERSION
 
 _LONGEST_LINE: Final = 4096
 
@@ -22,7 +23,7 @@ def manifest(contract: RunContract) -> str | None:
     spec = {name: asked[name] for name in ("model", "dataset", "method", "objective", "training")}
     spec |= {"compute": {"gpus": contract.gpus}, "output": {"uri": contract.output_uri}}
     metadata = {"name": contract.name, "namespace": contract.namespace}
-    return _yaml({"apiVersion": "lorikeet.dev/v1alpha1", "kind": "FineTuneJob", "metadata": metadata, "spec": spec})
+    return _yaml({"apiVersion": API_VERSION, "kind": "FineTuneJob", "metadata": metadata, "spec": spec})
 
 
 def configuration(contract: RunContract) -> str:

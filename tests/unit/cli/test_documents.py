@@ -41,6 +41,13 @@ def test_a_list_is_changed_in_place_extended_by_one_and_replaced() -> None:
     assert spec == {"train": [{"uri": "c"}, {"uri": "d"}]}
 
 
+def test_an_empty_value_removes_an_item_of_a_list() -> None:
+    spec: dict[str, Any] = {"train": [{"uri": "a"}, {"uri": "b"}]}
+    assign(spec, "train[0]=")
+    assign(spec, "train[1]=")
+    assert spec == {"train": [{"uri": "b"}]}
+
+
 @pytest.mark.parametrize("nothing", ["", "null", "~"])
 def test_an_empty_value_removes_the_field(nothing: str) -> None:
     spec: dict[str, Any] = {"training": {"epochs": 3, "seed": 1}}

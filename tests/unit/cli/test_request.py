@@ -55,27 +55,33 @@ def test_a_job_without_a_profile_needs_only_an_output(write: Write, tmp_path: Pa
     with pytest.raises(Problem, match=r"output\.uri.*or give --output DIR"):
         made(file)
     contract = made(file, "--output", str(tmp_path / "out"))
-    assert folder_of(parse(f"{contract.output_uri}/run")) == tmp_path / "out" / "run"
+    assert folder_of(parse(f"{contract.output_uri}/run"), "output") == tmp_path / "out" / "run"
     assert contract.storage.endpoint is None
 
 
 def test_a_folder_stands_for_the_output_that_the_request_has(write: Write, tmp_path: Path) -> None:
     contract = made(write(profile_body(), job_body()), "--output", str(tmp_path / "out"))
     assert contract.output_uri == "s3://adapters/team-a/sql-v1"
-    assert folder_of(parse(contract.output_uri)) == tmp_path / "out"
+    assert folder_of(parse(contract.output_uri), "output") == tmp_path / "out"
+
+
+def test_a_map_is_for_reading_and_moves_no_output(write: Write, tmp_path: Path) -> None:
+    contract = made(write(profile_body(), job_body()), "--map", f"s3://adapters={tmp_path}")
+    assert folder_of(parse(contract.output_uri), "output") is None
+    assert folder_of(parse(contract.output_uri), "model") == tmp_path / "team-a/sql-v1"
 
 
 def test_an_s3_output_and_endpoint_of_the_command_line_come_first(write: Write) -> None:
     contract = made(write(profile_body(), job_body()), "--output", "s3://own/x", "--s3-endpoint", "http://here:1")
     assert (contract.output_uri, contract.storage.endpoint) == ("s3://own/x", "http://here:1")
-    assert folder_of(parse(contract.output_uri)) is None
+    assert folder_of(parse(contract.output_uri), "output") is None
 
 
 def test_relative_folders_are_those_of_the_shell(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     made(write(job_body()), "--map", "s3://models/=models", "--output", "out")
-    assert folder_of(parse("s3://models/tiny")) == tmp_path / "models/tiny"
+    assert folder_of(parse("s3://models/tiny"), "model") == tmp_path / "models/tiny"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,8 @@ def test_relative_folders_are_those_of_the_shell(write: Write, tmp_path: Path, m
         (["--map", "s3://models=/no/such/folder"], "/no/such/folder does not exist"),
         (["--output", __file__], "it is a file"),
         (["--output", "s3://Not A Bucket"], "write it as s3://bucket/path"),
+        (["--output", "gs://bucket/path"], "write it as s3://bucket/path"),
+        (["--set", "profileRef={name: team-b}"], "TuningProfile team-b is not in these files: add it with -f"),
         (["--set", "training.epoch=1"], r"spec\.training\.epoch: no such field"),
         (["--set", "model={from: {fineTuneJobRef: {name: first}}}"], r"spec\.model\.from names another job"),
     ],

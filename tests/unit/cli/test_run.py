@@ -1,16 +1,19 @@
 """What a user sees of a run, and who may be at it. `tests/trainer/test_cli.py` has real ones."""
 
 import io
+import signal
 from pathlib import Path
 
 import pytest
 
-from lorikeet_api.contract import RunContract, RunRecord
+from lorikeet_api.contract import Artifacts, RunContract, RunRecord, StorageAccess
 from lorikeet_cli import run
 from lorikeet_cli.main import main
 from lorikeet_cli.problem import Problem
 from lorikeet_cli.terminal import Line, bar
+from lorikeet_storage.folders import FOLDERS_VARIABLE, use_folders
 from lorikeet_storage.publish import check_free
+from tests import runs
 from tests.resources import job_body
 from tests.unit.cli.conftest import Write
 
@@ -67,6 +70,58 @@ def test_two_processes_are_never_at_one_run(tmp_path: Path) -> None:
     assert not work.trainer.exists(), "what a run has fetched does not stay"
     with run._folder(tmp_path, "ab12"):
         pass
+
+
+def test_a_work_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Problem, match=r"file/ab12 cannot be used \(Not a directory\): name another folder by --work"):
+        run._folder(tmp_path / "file", "ab12").__enter__()
+
+
+TRAINER = """\
+import os, pathlib, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+record = pathlib.Path(given["--termination-log"])
+held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+message = "held" if str(record.with_name("lock")) in held else "not held"
+record.write_text('{"reason": "Published", "message": "%s"}' % message)
+"""
+
+
+def test_the_trainer_holds_the_lock_too_as_it_may_outlive_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "path" / "lorikeet_trainer"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "supervisor.py").write_text(TRAINER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    with run._folder(tmp_path / "work", "ab12") as work:
+        code, record = run._train(runs.contract("s3://out/x", StorageAccess()), work)
+    assert (code, record.message) == (0, "held")
+
+
+def test_signals_that_are_ignored_stay_so() -> None:
+    """As under `nohup`, or behind a shell's `&`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with run._stoppable() as stop:
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) == stop.ask
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_result_that_is_there_already_is_said_with_what_to_remove(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(FOLDERS_VARIABLE, "")
+    use_folders({}, {"s3://out/x": tmp_path})
+    contract = runs.contract("s3://out/x", StorageAccess())
+    artifacts = Artifacts(uri="s3://out/x/ab12", run_id="ab12", revision="1", sha256="12", size_bytes=1)
+    record = RunRecord(reason="Adopted", message="", artifacts=artifacts)
+    run._tell(record, 0, contract, run._Work(tmp_path, 0))
+    assert f"to train on what the files hold now, remove {tmp_path / contract.run_id}\n" in capsys.readouterr().out
 
 
 def test_a_run_without_the_trainers_libraries_is_refused(

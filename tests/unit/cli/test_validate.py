@@ -52,6 +52,16 @@ def test_rows_that_are_all_the_same_cannot_be_split(
     assert "evalFraction needs at least two different examples" in capsys.readouterr().out
 
 
+def test_a_test_set_makes_no_two_different_examples_to_split(
+    write: Write, sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "datasets/sql/test.jsonl").write_text('{"prompt": "c", "completion": "d"}\n')
+    train, test = ({"uri": f"s3://datasets/sql/{name}.jsonl"} for name in ("train", "test"))
+    body = job_body(dataset={"train": [train], "evalFraction": 0.1, "test": test})
+    assert main(["validate", "-f", str(write(body)), *sources]) == 65
+    assert "evalFraction needs at least two different examples" in capsys.readouterr().out
+
+
 def test_a_model_that_is_not_there_and_one_that_is_none(
     write: Write, sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,8 @@ def test_any_text_comes_back(fields: dict[str, str]) -> None:
     assert {name: read[name] for name in fields} == fields
 
 
-@pytest.mark.parametrize("text", ["", "x=1", 'print("a=\\q")', "Traceback (most recent call last):"])
+@pytest.mark.parametrize(
+    "text", ["", "x=1", 'print("a=\\q")', "Traceback (most recent call last):", 'time=1 event="half', 'time=1 x="\\q"']
+)
 def test_what_others_print_has_no_fields(text: str) -> None:
     assert log.parse(text) == {}

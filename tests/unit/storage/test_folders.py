@@ -1,25 +1,28 @@
 """A folder in the place of a bucket: sources are read from it, and what a run makes is published there as in S3."""
 
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lorikeet_api.compute import RESERVED_ENV
-from lorikeet_api.contract import LatestPointer, StorageAccess
+from lorikeet_api.contract import REPORT, FileDigest, LatestPointer, Metrics, SourceDigest, StorageAccess
 from lorikeet_api.training import DataSource, ModelSource
 from lorikeet_storage import (
     Checkpoints,
     StorageError,
-    artifacts_of,
     check_free,
     fetch_data,
     fetch_model,
-    find_manifest,
+    find_published,
     find_run,
     publish,
     remove_run,
 )
 from lorikeet_storage.folders import FOLDERS_VARIABLE, FolderStore, folder_of, use_folders
+from lorikeet_storage.s3 import write_file
 from lorikeet_storage.uri import parse, parse_s3
 from tests import runs
 
@@ -32,7 +35,8 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which `s3://out` lies; nothing here may open S3."""
     monkeypatch.setenv(FOLDERS_VARIABLE, "")
     monkeypatch.setattr("lorikeet_storage.stores.S3", None)
-    use_folders({"s3://out": tmp_path / "out", "s3://data/raw": tmp_path / "raw", "pvc://claim": tmp_path / "claim"})
+    sources = {"s3://data/raw": tmp_path / "raw", "pvc://claim": tmp_path / "claim"}
+    use_folders(sources, {"s3://out": tmp_path / "out"})
     return tmp_path / "out"
 
 
@@ -53,16 +57,23 @@ def files(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("uri", "path"),
     [
-        ("s3://out", "out"),
-        ("s3://out/a/b", "out/a/b"),
-        ("s3://outer/a", None),
+        ("s3://data/raw", "raw"),
+        ("s3://data/rawer/a", None),
         ("s3://data/raw/train.jsonl", "raw/train.jsonl"),
         ("s3://data/train.jsonl", None),
         ("pvc://claim/m", "claim/m"),
     ],
 )
 def test_whole_segments_of_a_uri_name_a_folder(out: Path, tmp_path: Path, uri: str, path: str | None) -> None:
-    assert folder_of(parse(uri)) == (None if path is None else tmp_path / path)
+    assert folder_of(parse(uri), "data") == (None if path is None else tmp_path / path)
+
+
+def test_what_is_read_from_a_folder_is_not_written_there_nor_the_other_way_round(tmp_path: Path, out: Path) -> None:
+    use_folders({"s3://b": tmp_path / "read"}, {"s3://b/out": tmp_path / "written"})
+    location = parse("s3://b/out/x")
+    assert folder_of(location, "model") == tmp_path / "read/out/x"
+    assert folder_of(location, "output") == tmp_path / "written/x"
+    assert folder_of(parse("s3://b/other"), "output") is None
 
 
 def test_no_job_of_a_cluster_may_have_its_pod_publish_to_itself() -> None:
@@ -71,7 +82,7 @@ def test_no_job_of_a_cluster_may_have_its_pod_publish_to_itself() -> None:
 
 def test_the_longest_beginning_counts(out: Path, tmp_path: Path) -> None:
     use_folders({"s3://b": tmp_path / "short", "s3://b/c": tmp_path / "long"})
-    assert folder_of(parse("s3://b/c/d")) == tmp_path / "long/d"
+    assert folder_of(parse("s3://b/c/d"), "data") == tmp_path / "long/d"
 
 
 def test_a_model_is_linked_wherever_its_own_links_lead(out: Path, tmp_path: Path) -> None:
@@ -103,10 +114,10 @@ def test_data_that_is_not_there_is_said_with_uri_and_folder(out: Path, tmp_path:
 
 def test_what_is_published_to_a_folder_lies_there_as_in_a_bucket(out: Path, made: Path) -> None:
     contract = runs.contract(OUTPUT, ACCESS)
-    assert find_manifest(contract.output_uri, contract.run_id, ACCESS) is None
+    assert find_published(contract.output_uri, contract.run_id, ACCESS) is None
     assert find_run(contract) is None
     check_free(contract)
-    artifacts = publish(made, runs.draft(contract))
+    artifacts = publish(made, runs.draft(contract)).artifacts
     assert files(out / "sql") == [
         f"{contract.run_id}/adapter/adapter_model.safetensors",
         f"{contract.run_id}/commit.json",
@@ -116,9 +127,10 @@ def test_what_is_published_to_a_folder_lies_there_as_in_a_bucket(out: Path, made
         "latest.json",
     ]
     assert not (out / "sql" / contract.run_id / "staging").exists()
-    found = find_manifest(contract.output_uri, contract.run_id, ACCESS)
+    found = find_published(contract.output_uri, contract.run_id, ACCESS)
     assert found is not None
-    assert artifacts_of(*found) == artifacts == publish(made, runs.draft(contract))
+    assert found == publish(made, runs.draft(contract))
+    assert found.artifacts == artifacts
     pointer = LatestPointer.model_validate_json((out / "sql" / "latest.json").read_bytes())
     assert pointer == LatestPointer(run_id=contract.run_id, sha256=artifacts.sha256)
 
@@ -131,10 +143,41 @@ def test_an_end_before_the_manifest_leaves_no_result_and_the_committed_attempt_c
         patch.setattr(FolderStore, "copy", lambda *_: (_ for _ in ()).throw(SystemExit))
         with pytest.raises(SystemExit):
             publish(made, runs.draft(contract))
-    assert find_manifest(contract.output_uri, contract.run_id, ACCESS) is None
+    assert find_published(contract.output_uri, contract.run_id, ACCESS) is None
     (made / "metrics.json").write_text('{"later": 1}')
     publish(made, runs.draft(contract))
     assert (out / "sql" / contract.run_id / "metrics.json").read_text() == "{}"
+
+
+def test_a_committed_attempt_on_other_data_is_not_taken_for_ours(
+    out: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contract = runs.contract(OUTPUT, ACCESS)
+    read = SourceDigest(uri=contract.model.uri, files=[FileDigest(path="config.json", sha256="00", size=1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "copy", lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            publish(made, runs.draft(contract))
+    ours = runs.draft(contract).model_copy(update={"base_model": read, "metrics": Metrics(train_loss=7)})
+    with pytest.raises(
+        StorageError, match=rf"{contract.run_id}/commit\.json\) names an attempt on other data"
+    ) as caught:
+        publish(made, ours)
+    assert caught.value.reason == "OutputConflict"
+    (out / "sql" / contract.run_id / "commit.json").unlink()
+    assert publish(made, ours).manifest.metrics.train_loss == 7
+
+
+def test_a_result_that_was_copied_is_found_where_it_lies(out: Path, made: Path) -> None:
+    contract = runs.contract(OUTPUT, ACCESS)
+    (made / "report").mkdir()
+    (made / REPORT).write_text("<html>")
+    publish(made, runs.draft(contract))
+    (out / "sql").rename(out / "moved")
+    found = find_published("s3://out/moved", contract.run_id, ACCESS)
+    assert found is not None
+    assert found.artifacts.uri == f"s3://out/moved/{contract.run_id}"
+    assert found.artifacts.report == f"s3://out/moved/{contract.run_id}/{REPORT}"
 
 
 def test_the_contract_that_began_a_run_is_found_again_and_no_other(out: Path) -> None:
@@ -152,7 +195,7 @@ def test_files_of_somebody_else_are_left_alone(out: Path) -> None:
     foreign = out / "sql" / contract.run_id / "thesis.pdf"
     foreign.parent.mkdir(parents=True)
     foreign.write_bytes(b"mine")
-    with pytest.raises(StorageError, match=r"thesis\.pdf"):
+    with pytest.raises(StorageError, match=rf"\({out}/sql/{contract.run_id}\) holds files .*thesis\.pdf"):
         check_free(contract)
 
 
@@ -188,9 +231,37 @@ def test_a_run_is_removed_with_its_folders_but_not_the_output(out: Path, made: P
     assert list(out.iterdir()) == []
 
 
+def test_two_who_write_one_file_do_not_write_into_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def parts() -> Iterator[bytes]:
+        yield b"one "
+        write_file(path, iter([b"another"]))
+        yield b"whole"
+
+    write_file(path, parts())
+    assert path.read_bytes() == b"one whole"
+    assert files(tmp_path) == ["file"]
+
+
 def test_a_file_is_put_where_none_is_and_replaces_none(out: Path) -> None:
-    store, location = FolderStore("output"), parse_s3("s3://out/a/b.json")
+    store, location = FolderStore(), parse_s3("s3://out/a/b.json")
     assert store.put_if_absent(location, b"1")
     assert not store.put_if_absent(location, b"2")
     assert (out / "a" / "b.json").read_bytes() == b"1"
     assert files(out) == ["a/b.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
+def test_where_there_are_no_hard_links_a_file_replaces_none_either(
+    out: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    store, location = FolderStore(), parse_s3("s3://out/b.json")
+    assert store.put_if_absent(location, b"1")
+    assert not store.put_if_absent(location, b"2")
+    assert (out / "b.json").read_bytes() == b"1"
+    assert files(out) == ["b.json"]

@@ -84,6 +84,26 @@ def test_a_link_out_of_a_claim_is_refused(claim: Path, tmp_path: Path) -> None:
         fetch_data(DataSource(uri="pvc://claim/train.jsonl"), tmp_path / "in", ACCESS)
 
 
+def test_linked_folders_are_read_where_they_lead(claim: Path, tmp_path: Path) -> None:
+    write(claim, {"all/2025/a.csv": b"1", "d/b.csv": b"2"})
+    (claim / "d" / "2025").symlink_to(claim / "all" / "2025")
+    (claim / "d" / "again").symlink_to(claim / "all" / "2025")
+    fetched = fetch_data(DataSource(uri="pvc://claim/d"), tmp_path / "in", ACCESS)
+    assert [file.path for file in fetched.digest.files] == ["2025/a.csv", "again/a.csv", "b.csv"]
+    (claim / "d" / "2025" / "round").symlink_to(claim / "d")
+    with pytest.raises(StorageError, match=r"round in pvc://claim/d is a link to a folder around it"):
+        fetch_data(DataSource(uri="pvc://claim/d"), tmp_path / "in", ACCESS)
+
+
+def test_a_linked_folder_out_of_a_claim_is_refused(claim: Path, tmp_path: Path) -> None:
+    write(tmp_path, {"secrets/a.csv": b"1"})
+    write(claim, {"d/b.csv": b"2"})
+    (claim / "d" / "more").symlink_to(tmp_path / "secrets")
+    with pytest.raises(StorageError, match=r"more in pvc://claim/d is a link out of the claim") as caught:
+        survey_data(DataSource(uri="pvc://claim/d"), ACCESS)
+    assert caught.value.reason == "StorageRefused"
+
+
 # --- what makes a model
 
 
@@ -205,6 +225,20 @@ def test_a_folder_of_several_splits_is_refused(hub: type[_Hub], tmp_path: Path) 
     with pytest.raises(StorageError, match=r"hf://org/name/d has files of several splits \(test, train\)") as caught:
         fetch_data(DataSource(uri="hf://org/name/d"), tmp_path / "in", ACCESS)
     assert caught.value.reason == "DataInvalid"
+
+
+def test_shards_are_of_splits_also_where_their_folder_is_named(hub: type[_Hub], tmp_path: Path) -> None:
+    hub.files = {"data/gen-00000-of-00001.jsonl": b"0", "data/sft-00000-of-00001.jsonl": b"1"}
+    with pytest.raises(StorageError, match=r"hf://org/name/data has files of several splits \(gen, sft\)"):
+        fetch_data(DataSource(uri="hf://org/name/data"), tmp_path / "in", ACCESS)
+    one = fetch_data(DataSource(uri="hf://org/name/data/gen-00000-of-00001.jsonl"), tmp_path / "one", ACCESS)
+    assert [path.read_bytes() for path in one.files] == [b"0"]
+
+
+def test_a_shard_and_a_file_of_another_split_do_not_mix(hub: type[_Hub], tmp_path: Path) -> None:
+    hub.files = {"data/train-00000-of-00001.jsonl": b"0", "data/test.jsonl": b"1"}
+    with pytest.raises(StorageError, match=r"several splits \(test, train\)"):
+        fetch_data(DataSource(uri="hf://org/name/data"), tmp_path / "in", ACCESS)
 
 
 def test_gated_until_the_token_is_there(hub: type[_Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,12 @@ def test_other_splits_than_the_usual_are_told_by_shards() -> None:
     assert chosen(names, split="sft.v1") == names[2:]
 
 
+def test_where_there_are_shards_they_alone_count() -> None:
+    names = ["data/gen-00000-of-00001.parquet", "train.jsonl", "data/test.jsonl"]
+    assert chosen(names) == names[:1]
+    assert "there are gen" in refusal(names, split="train")
+
+
 def test_folders_tell_the_subset() -> None:
     names = [f"{subset}/{split}-00000-of-00001.parquet" for subset in ("de", "en") for split in ("train", "test")]
     assert chosen(names, subset="en", split="train") == ["en/train-00000-of-00001.parquet"]

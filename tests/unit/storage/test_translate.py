@@ -1,6 +1,8 @@
 """Every exception of the libraries becomes a reason, a cause and a next step."""
 
 import errno
+import os
+from pathlib import Path
 
 import botocore.exceptions as aws
 import httpx2
@@ -82,6 +84,23 @@ def test_transport_and_files(exception: Exception, reason: str, retryable: bool,
     error = translate(exception, PLACE)
     assert error is not None
     assert (error.reason, error.retryable) == (reason, retryable)
+    assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "no space left for s3://out/x (/out/x): free space there, or name another folder by --output"),
+        (errno.EDQUOT, "no space left for s3://out/x (/out/x)"),
+        (errno.EROFS, "/out/x/run.json cannot be read and written (Read-only file system)"),
+        (errno.EACCES, "/out/x/run.json cannot be read and written (Permission denied): check the folder's owner"),
+    ],
+)
+def test_a_folder_that_takes_no_output(number: int, words: str) -> None:
+    place = Place("s3://out/x (/out/x)", "output", folder=Path("/out/x"))
+    error = translate(OSError(number, os.strerror(number), "/out/x/run.json"), place)
+    assert error is not None
+    assert error.reason == "StorageRefused"
     assert words in error.message
 
 
