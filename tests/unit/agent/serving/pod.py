@@ -88,7 +88,7 @@ class Store:
         draft = runs.draft(contract).model_copy(
             update={"base_model": base_digest(), "rank": 8, "servable": Servable(lora=True), **changes}
         )
-        made = publish(folder, draft)
+        made = publish(folder, draft).artifacts
         return AdapterRevision(served=f"{name}-{made.revision}", uri=made.uri, sha256=made.sha256)
 
     def key(self, revision: AdapterRevision, path: str) -> str:
