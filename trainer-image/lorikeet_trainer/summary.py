@@ -14,7 +14,7 @@ from lorikeet_trainer.state import Layout, LossPoint, MetricsFile, PacePoint, Pr
 _PARTS: Final = {
     "render": "Examples to tokens",
     "load": "Loading the model",
-    "reference": "Setting up, with the reference's answers",
+    "reference": "Setting up, the reference with it",
     "base_eval": "Evaluation before training",
     "base_test": "Test set before training",
     "base_samples": "Answers before training",
