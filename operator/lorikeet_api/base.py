@@ -6,7 +6,15 @@ rules it cannot cost.
 
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -121,6 +129,13 @@ class NameReference(Model):
 
     name: ObjectName
     """Name of the object."""
+
+
+def first_error(error: ValidationError) -> str:
+    """Return the first thing that is wrong with a model, and how many there are."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']} ({error.error_count()} errors in all)"
 
 
 def exactly_one(model: type[Model], what: str) -> dict[str, str]:

@@ -320,6 +320,11 @@ class QLora(Adapter):
     """Quantise the quantisation constants too (bitsandbytes: `bnb_4bit_use_double_quant`)."""
 
 
+def is_named(layer: str, wanted: str) -> bool:
+    """Return whether a layer, by its full name, is one of those that `targetModules` or `modulesToSave` mean."""
+    return layer == wanted or layer.endswith(f".{wanted}")
+
+
 class Bottleneck(Model):
     """Train small modules behind the parts of each block, which narrow what comes in and widen it again (adapters of
     Houlsby et al., arXiv:1902.00751). No engine serves them; what is published is loaded by Lorikeet's trainer package.

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from lorikeet_api.contract import RunContract, Template, data_sources
 from lorikeet_cli.problem import Problem
-from lorikeet_cli.request import NOWHERE, Machine, add_arguments, contract_of, the_job
-from lorikeet_run.data import read_source
+from lorikeet_cli.request import NOWHERE, Machine, add_arguments, contract_of, instances_of, the_job
 from lorikeet_run.examples import Instance
 from lorikeet_run.templates import TEMPLATES
 from lorikeet_run.tokens import IGNORED, Tokens
@@ -90,8 +89,7 @@ def show(contract: RunContract, folder: Path, rows: int, style: Style) -> Iterat
 
 def _read(contract: RunContract, index: int, folder: Path) -> list[Instance]:
     fetched = fetch_data(data_sources(contract)[index], folder / str(index), contract.storage)
-    names = (file.path for file in fetched.digest.files)
-    return list(read_source(list(zip(fetched.files, names, strict=True)), contract.dataset, contract.objective.name))
+    return list(instances_of(fetched, contract))
 
 
 def _row(example: Instance, renderer: "Renderer", tokenizer: "PreTrainedTokenizerBase", style: Style) -> Iterator[str]:

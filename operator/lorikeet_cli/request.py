@@ -1,6 +1,7 @@
 """A FineTuneJob in a file as the contract of a run on this machine: the cluster's, but for what is the machine's."""
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,9 @@ from lorikeet_api.names import API_VERSION
 from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_cli.documents import Document, assign, read
 from lorikeet_cli.problem import Problem
+from lorikeet_run.data import read_source
+from lorikeet_run.examples import Instance
+from lorikeet_storage import Fetched
 from lorikeet_storage.folders import use_folders
 
 NOWHERE: Final = "s3://local"
@@ -106,6 +110,12 @@ def parse(document: Document, documents: list[Document]) -> tuple[FineTuneJob, T
         raise Problem(f"{document.where}: TuningProfile {name} is not in these files: add it with -f")
     assert isinstance(profile, TuningProfile)  # noqa: S101 - its kind says so
     return job, profile
+
+
+def instances_of(fetched: Fetched, contract: RunContract) -> Iterator[Instance]:
+    """Yield what the rows of a fetched source are to a run. Raises RunError (DataInvalid)."""
+    files = zip(fetched.files, (file.path for file in fetched.digest.files), strict=True)
+    return read_source(list(files), contract.dataset, contract.objective.name)
 
 
 def contract_of(job: FineTuneJob, profile: TuningProfile, machine: Machine) -> RunContract:

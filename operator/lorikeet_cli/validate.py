@@ -12,13 +12,11 @@ from lorikeet_api.defaults import unusual
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_cli.documents import Document, read
 from lorikeet_cli.problem import Problem
-from lorikeet_cli.request import NOWHERE, Machine, add_arguments, contract_of, parse
-from lorikeet_run.data import read_source
+from lorikeet_cli.request import NOWHERE, Machine, add_arguments, contract_of, instances_of, parse
 from lorikeet_run.errors import RunError, explain
-from lorikeet_run.examples import Instance
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import check_split
-from lorikeet_storage import Fetched, StorageError, fetch_data, fetch_description, survey_model
+from lorikeet_storage import StorageError, fetch_data, fetch_description, survey_model
 
 _GIB = 1 << 30
 
@@ -90,15 +88,10 @@ def _of_sources(contract: RunContract) -> Iterator[str]:
         read = []
         for index, source in enumerate(data_sources(contract)):
             fetched = fetch_data(source, Path(folder, str(index)), contract.storage)
-            read.append(partial(_examples, fetched, contract))
+            read.append(partial(instances_of, fetched, contract))
             yield f"data: {source.uri}: {sum(1 for _ in read[-1]())} rows"
         if contract.dataset.eval_fraction is not None:
             check_split(example for again in read[: len(contract.dataset.train)] for example in again())
-
-
-def _examples(fetched: Fetched, contract: RunContract) -> Iterator[Instance]:
-    files = zip(fetched.files, (file.path for file in fetched.digest.files), strict=True)
-    return read_source(list(files), contract.dataset, contract.objective.name)
 
 
 def _of_model(contract: RunContract, folder: Path) -> Iterator[str]:

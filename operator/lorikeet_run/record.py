@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from lorikeet_api.base import first_error
 from lorikeet_api.contract import RunContract, RunRecord
 from lorikeet_run import log
 from lorikeet_run.errors import RunError
@@ -16,12 +17,9 @@ def read_contract(path: Path) -> RunContract:
     except OSError as error:
         raise RunError("InvalidContract", f"the contract cannot be read: {error}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
         raise RunError(
             "InvalidContract",
-            f"{path}: {place}: {first['msg']} ({error.error_count()} errors in all): the operator and the image of"
-            " this pod must be of the same release",
+            f"{path}: {first_error(error)}: the operator and the image of this pod must be of the same release",
         ) from error
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lorikeet_api.contract import RunContract, SourceDigest, Start
-from lorikeet_api.training import ALL_LINEAR, Adapter
+from lorikeet_api.training import ALL_LINEAR, Adapter, is_named
 from lorikeet_run import log
 from lorikeet_run.errors import RunError
 from lorikeet_run.patience import patiently
@@ -75,7 +75,7 @@ def _check_settings(config: dict[str, Any], adapter: Adapter, start: Start) -> N
     has = {**config, "target_modules": sorted(config["target_modules"])}
     wrong = [f"{key} {has.get(key)!r} instead of {value!r}" for key, value in wanted.items() if has.get(key) != value]
     saved = config.get("modules_to_save") or []
-    names = {next((name for name in adapter.modules_to_save if _is_named(each, name)), None) for each in saved}
+    names = {next((name for name in adapter.modules_to_save if is_named(each, name)), None) for each in saved}
     if names != set(adapter.modules_to_save):
         wrong.append(f"modules_to_save {saved} instead of {adapter.modules_to_save}")
     if wrong:
@@ -84,10 +84,6 @@ def _check_settings(config: dict[str, Any], adapter: Adapter, start: Start) -> N
             f"the adapter in {start.uri} is not what this job's method trains: it has {', '.join(wrong)}; leave"
             " spec.method out of a new job to go on as that one",
         )
-
-
-def _is_named(name: str, wanted: str) -> bool:
-    return name == wanted or name.endswith(f".{wanted}")
 
 
 def _other_base(start: Start, found: Published, contract: RunContract) -> RunError:

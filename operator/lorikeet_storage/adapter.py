@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from pydantic import ValidationError
 
+from lorikeet_api.base import first_error
 from lorikeet_api.conditions import TrainerReason
 from lorikeet_api.contract import FileDigest, Manifest
 from lorikeet_storage.errors import StorageError
@@ -115,8 +116,7 @@ def parse_adapter(content: bytes, uri: str) -> Adapter:
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise _invalid(folder, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise _invalid(folder, first_error(error)) from error
     if unsafe := [file.path for file in manifest.files if not is_safe(file.path)]:
         raise _invalid(folder, f"{unsafe[0]!r} is not a plain relative path")
     return Adapter(folder, content, manifest)

@@ -1,6 +1,5 @@
 """What a model is put to before training and after it: held-out rows, the test set, a few questions."""
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,24 +34,20 @@ class Exam:
         """Return how the trained model does, after `step` steps. Raises RunError (LossNotFinite)."""
         found = self._take("")
         for what, judged in (("the evaluation loss", found.held_out), ("the loss on the test set", found.test)):
-            if judged is not None and not math.isfinite(judged.loss):
+            if judged is not None and not judged.is_finite:
                 raise not_finite(what, step)
         return found
 
     def _take(self, prefix: str) -> Standing:
         held_out, test = self._judge(f"{prefix}eval", self.held_out), self._judge(f"{prefix}test", self.test)
-        answers: list[Answer] = []
-        if self.answer is not None and _is_finite(held_out) and _is_finite(test):
-            with self.timed(f"{prefix}samples"):
-                answers = self.answer()
-        return Standing(held_out=held_out, test=test, answers=answers)
+        found = Standing(held_out=held_out, test=test)
+        if self.answer is None or not found.is_finite:
+            return found
+        with self.timed(f"{prefix}samples"):
+            return found.model_copy(update={"answers": self.answer()})
 
     def _judge(self, part: str, judge: Callable[[], Evaluation] | None) -> Evaluation | None:
         if judge is None:
             return None
         with self.timed(part):
             return judge()
-
-
-def _is_finite(judged: Evaluation | None) -> bool:
-    return judged is None or math.isfinite(judged.loss)

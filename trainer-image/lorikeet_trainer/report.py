@@ -127,7 +127,7 @@ class Report(TrainerCallback):
             return
         seconds = monotonic() - start
         self.eval_seconds += seconds
-        if not math.isfinite(found.loss):
+        if not found.is_finite:
             raise not_finite("the evaluation loss", state.global_step)
         self.curve.append(LossPoint(step=state.global_step, eval_loss=found.loss))
         self._figures["eval_loss"] = found.loss

@@ -78,6 +78,11 @@ class Evaluation(Model):
     margin: float | None = None
     """By how much the rewards of better answers exceed those of worse ones, in the mean."""
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss is a number."""
+        return math.isfinite(self.loss)
+
 
 class Standing(Model):
     """How a model does, before training or after it."""
@@ -92,7 +97,7 @@ class Standing(Model):
     @property
     def is_finite(self) -> bool:
         """Whether every loss is a number."""
-        return all(judged is None or math.isfinite(judged.loss) for judged in (self.held_out, self.test))
+        return all(judged is None or judged.is_finite for judged in (self.held_out, self.test))
 
 
 class LossPoint(Model):

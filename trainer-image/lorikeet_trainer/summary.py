@@ -8,7 +8,7 @@ from typing import Final
 from lorikeet_api.contract import REPORT, RunContract
 from lorikeet_api.objectives import Objective
 from lorikeet_run import log
-from lorikeet_run.report import Chart, RunReport, Series, Span, render
+from lorikeet_run.report import Chart, RunReport, Series, Span, Unit, render
 from lorikeet_trainer.state import Layout, LossPoint, MetricsFile, PacePoint, Prepared, Trained
 
 _PARTS: Final = {
@@ -88,16 +88,16 @@ def _learning(curve: Sequence[LossPoint], base: float | None, objective: Objecti
                 Series(name="Held out", points=[*before, *held_out]),
             ],
         ),
-        Chart(
-            title="Learning rate",
-            about="Of the logged step.",
-            series=[Series(name="Learning rate", points=[(point.step, point.learning_rate) for point in logged])],
+        _curve(
+            "Learning rate",
+            "Of the logged step.",
+            [(point.step, point.learning_rate) for point in logged],
             from_zero=True,
         ),
-        Chart(
-            title="Gradient norm",
-            about="Of the logged step, before clipping.",
-            series=[Series(name="Gradient norm", points=[(point.step, point.grad_norm) for point in logged])],
+        _curve(
+            "Gradient norm",
+            "Of the logged step, before clipping.",
+            [(point.step, point.grad_norm) for point in logged],
             from_zero=True,
         ),
     ]
@@ -106,15 +106,10 @@ def _learning(curve: Sequence[LossPoint], base: float | None, objective: Objecti
 def _of_objective(curve: Sequence[LossPoint]) -> list[Chart]:
     """Return a chart of each figure that the objective tells beside the loss."""
     return [
-        Chart(
-            title=_FIGURES[name],
-            about="Of training, mean over the steps since the point before.",
-            series=[
-                Series(
-                    name=_FIGURES[name],
-                    points=[(point.step, point.figures[name]) for point in curve if name in point.figures],
-                )
-            ],
+        _curve(
+            _FIGURES[name],
+            "Of training, mean over the steps since the point before.",
+            [(point.step, point.figures[name]) for point in curve if name in point.figures],
         )
         for name in sorted({name for point in curve for name in point.figures})
     ]
@@ -122,20 +117,34 @@ def _of_objective(curve: Sequence[LossPoint]) -> list[Chart]:
 
 def _pace(pace: Sequence[PacePoint]) -> list[Chart]:
     return [
-        Chart(
-            title="Tokens per second",
-            about="Over the steps since the point before; padding, evaluations and checkpoints not counted.",
-            series=[Series(name="Tokens per second", points=[(point.step, point.tokens_per_second) for point in pace])],
+        _curve(
+            "Tokens per second",
+            "Over the steps since the point before; padding, evaluations and checkpoints not counted.",
+            [(point.step, point.tokens_per_second) for point in pace],
             from_zero=True,
         ),
-        Chart(
-            title="Memory",
-            about="Held by the first rank: of its GPU, else of its process.",
-            series=[Series(name="Memory", points=[(point.step, float(point.memory_bytes)) for point in pace])],
-            unit="bytes",
+        _curve(
+            "Memory",
+            "Held by the first rank: of its GPU, else of its process.",
+            [(point.step, float(point.memory_bytes)) for point in pace],
             from_zero=True,
+            unit="bytes",
         ),
     ]
+
+
+def _curve(
+    title: str,
+    about: str,
+    points: Sequence[tuple[int, float | None]],
+    *,
+    from_zero: bool = False,
+    unit: Unit = "number",
+) -> Chart:
+    """Return a chart of one series, which is called as the chart is."""
+    return Chart(
+        title=title, about=about, series=[Series(name=title, points=list(points))], from_zero=from_zero, unit=unit
+    )
 
 
 def _spans(fetch: float, seconds: Mapping[str, float]) -> list[Span]:

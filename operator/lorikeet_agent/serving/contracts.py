@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from lorikeet_api.base import Model
+from lorikeet_api.base import Model, first_error
 from lorikeet_run.errors import RunError
 
 M = TypeVar("M", bound=Model)
@@ -22,10 +22,3 @@ def read(path: Path, model: type[M]) -> M:
             "InvalidContract",
             f"{path}: {first_error(error)}: the operator and the image of this pod must be of the same release",
         ) from error
-
-
-def first_error(error: ValidationError) -> str:
-    """Return the first thing that is wrong, and how many there are."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']} ({error.error_count()} errors in all)"

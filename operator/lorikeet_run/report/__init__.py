@@ -10,6 +10,7 @@ from lorikeet_run.report.model import (
     Series,
     SourceProfile,
     Span,
+    Unit,
     Use,
 )
 from lorikeet_run.report.page import render
@@ -24,6 +25,7 @@ __all__ = [
     "Series",
     "SourceProfile",
     "Span",
+    "Unit",
     "Use",
     "render",
 ]

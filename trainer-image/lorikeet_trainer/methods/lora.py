@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from lorikeet_api.contract import SourceDigest
-from lorikeet_api.training import ALL_LINEAR, Adapter, Method
+from lorikeet_api.training import ALL_LINEAR, Adapter, Method, is_named
 from lorikeet_run.errors import RunError
 from lorikeet_trainer.device import Compute
 from lorikeet_trainer.methods.trainable import Trainable, base_name, cast_trained, tensor_names
@@ -110,7 +110,7 @@ class Lora(Trainable):
             # peft notes the head of a reward model each time anew, under each name that it may have.
             own = dict(self.model.named_modules())
             config.modules_to_save = sorted(
-                {name for name in config.modules_to_save if any(_is_named(each, name) for each in own)}
+                {name for name in config.modules_to_save if any(is_named(each, name) for each in own)}
             )
         less = None if self._initial is None else str(self._initial)
         self._write(folder, less)
@@ -183,7 +183,7 @@ def _check_targets(model: PreTrainedModel, adapter: Adapter) -> None:
     if adapter.target_modules == [ALL_LINEAR]:
         return
     linear = _linear(model)
-    unknown = [target for target in adapter.target_modules if not any(_is_named(name, target) for name in linear)]
+    unknown = [target for target in adapter.target_modules if not any(is_named(name, target) for name in linear)]
     if unknown:
         raise RunError(
             "MethodNotApplicable",
@@ -208,7 +208,7 @@ def _targeted(model: PreTrainedModel, adapter: Adapter) -> dict[str, nn.Linear |
     return {
         name: module
         for name, module in _linear(model).items()
-        if everywhere or any(_is_named(name, target) for target in adapter.target_modules)
+        if everywhere or any(is_named(name, target) for target in adapter.target_modules)
     }
 
 
@@ -268,11 +268,7 @@ def _check_saved(model: PreTrainedModel, method: Method) -> None:
 
 def _named(model: PreTrainedModel, wanted: str) -> list[str]:
     """Return the full names of the layers that are meant by a name."""
-    return [name for name, _ in model.named_modules() if name and _is_named(name, wanted)]
-
-
-def _is_named(name: str, wanted: str) -> bool:
-    return name == wanted or name.endswith(f".{wanted}")
+    return [name for name, _ in model.named_modules() if name and is_named(name, wanted)]
 
 
 def _fused_experts(model: nn.Module) -> Iterator[str]:

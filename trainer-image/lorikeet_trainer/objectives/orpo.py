@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from transformers import TrainingArguments
@@ -41,8 +42,9 @@ class Orpo(Objective[Pair]):
     def trainer(self, setting: Setting, rows: Sequence[Pair]) -> Guarded:
         """Return a trainer on an epoch's rows."""
         model: Any = setting.trainable.model
-        add_fused_lm_head(getattr(model, "get_base_model", lambda: model)())
-        if setting.arguments["activation_checkpointing"] and hasattr(model, "get_base_model"):
+        adapted = isinstance(model, PeftModel)
+        add_fused_lm_head(model.get_base_model() if adapted else model)
+        if adapted and setting.arguments["activation_checkpointing"]:
             model.enable_input_require_grads()
         trainer = OrpoRun(
             model=model,
