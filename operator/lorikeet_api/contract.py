@@ -171,6 +171,8 @@ class Metrics(Model):
     """Step of the checkpoint that the last attempt went on from; absent if it began at the beginning."""
     train_examples: int | None = None
     """Examples trained on (an epoch's)."""
+    packed_sequences: int | None = None
+    """Sequences that they were packed into, which batchSize counts then; absent without packing."""
     eval_examples: int | None = None
     """Held-out examples."""
     test_examples: int | None = None

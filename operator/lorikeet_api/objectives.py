@@ -22,6 +22,10 @@ OBJECTIVE_FORMATS: Final[dict[ObjectiveName, tuple[str, ...]]] = {
 class Sft(Model):
     """Supervised fine-tuning on examples (TRL: SFTTrainer)."""
 
+    neftune_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Strength of noise on the embeddings while training, such as 5, which makes a model repeat its examples less
+    (NEFTune, arXiv:2310.05914; TRL: `neftune_noise_alpha`). Absent: none."""
+
 
 PositiveWeight = Annotated[float, Field(gt=0, le=1000)]
 _SMOOTHED: Final = "robust"
@@ -124,6 +128,8 @@ def misfits(method: Method | None, dataset: Dataset, objective: Objective) -> st
         return None
     if dataset.train_on is not None:
         return _TRAIN_ON
+    if dataset.packing is not None:
+        return _PACKING
     if method is None:
         return None
     if method.bottleneck is not None:
@@ -138,6 +144,7 @@ def misfit_rules() -> list[dict[str, str]]:
     supervised = "!has(self.objective) || has(self.objective.sft)"
     rules = [
         cel(f"{supervised} || !has(self.dataset.trainOn)", _TRAIN_ON),
+        cel(f"{supervised} || !has(self.dataset.packing)", _PACKING),
         cel(f"{supervised} || !has(self.method) || !has(self.method.bottleneck)", _BOTTLENECK),
         cel(
             f"{supervised} || !has(self.method) || !has(self.method.lora) || !has(self.method.lora.init)"
@@ -173,5 +180,6 @@ def _format_misfit(name: ObjectiveName) -> str:
 
 
 _TRAIN_ON: Final = "dataset.trainOn is for objective sft, the others look at the answers alone: remove it"
+_PACKING: Final = "dataset.packing is for objective sft: remove it"
 _BOTTLENECK: Final = "method bottleneck is for objective sft: choose lora, qlora or full"
 _INIT: Final = "method.lora.init pissa and olora are for objective sft: leave init out"

@@ -176,6 +176,10 @@ class Dataset(Model):
     """Names of the data's columns where they differ from the usual ones."""
     max_length: Annotated[int, Field(ge=8, le=1048576)] = 2048
     """Longest example, in tokens (TRL: `max_length`)."""
+    packing: bool | None = None
+    """Put several short examples of sft into one sequence of at most `maxLength` tokens, in which each sees itself
+    alone, so that nothing is computed on padding (TRL: `packing`). batchSize and microBatchSize count such sequences
+    then: a run has fewer steps, of more examples each. Absent: no packing."""
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:

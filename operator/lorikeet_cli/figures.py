@@ -20,4 +20,5 @@ def lines(metrics: Metrics) -> Iterator[str]:
         yield f"steps                      {metrics.steps}{seconds}{device}"
     if metrics.train_examples is not None:
         dropped = f", {metrics.dropped_examples} dropped" if metrics.dropped_examples else ""
-        yield f"examples                   {metrics.train_examples}{dropped}"
+        packed = f" in {metrics.packed_sequences} sequences" if metrics.packed_sequences is not None else ""
+        yield f"examples                   {metrics.train_examples}{packed}{dropped}"

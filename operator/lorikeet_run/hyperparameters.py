@@ -60,8 +60,8 @@ class Hyperparameters:
             )
         return cls(**values, micro_batch_size=micro, accumulation=batch_size // (micro * ranks), ranks=ranks)
 
-    def steps(self, examples: int) -> int:
-        """Return the optimiser steps of a run on `examples`: those of its epochs, at most `max_steps`."""
-        micro_steps = math.ceil(examples / (self.micro_batch_size * self.ranks))
+    def steps(self, rows: int) -> int:
+        """Return the optimiser steps of a run on an epoch of `rows`: those of its epochs, at most `max_steps`."""
+        micro_steps = math.ceil(rows / (self.micro_batch_size * self.ranks))
         whole = math.ceil(self.epochs * math.ceil(micro_steps / self.accumulation))
         return whole if self.max_steps is None else min(whole, self.max_steps)

@@ -102,6 +102,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": {"reward": {}}, "dataset": {**TRAIN, "trainOn": "all"}},
         r"dataset\.trainOn is for objective sft",
     ),
+    "packing for kto": (
+        {"objective": {"kto": {}}, "dataset": {**TRAIN, "packing": True}},
+        r"dataset\.packing is for objective sft",
+    ),
     "columns of a conversation for dpo": (
         {"objective": {"dpo": {}}, "dataset": {**TRAIN, "columns": {"messages": "mine"}}},
         r"rows of objective dpo have only the columns prompt, chosen, rejected, system, tools",

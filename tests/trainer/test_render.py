@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl.trainer.utils import add_fused_lm_head
 
+from lorikeet_api import objectives as api
 from lorikeet_api.training import Overlong, TrainOn
 from lorikeet_run.conversation import Message, Role
 from lorikeet_run.errors import RunError
@@ -263,7 +264,7 @@ def test_the_loss_is_the_mean_over_tokens_at_every_batch_size(
 ) -> None:
     examples = [conversation("q", "word " * (number % 7 + 1)) for number in range(23)]
     rows = tokens(renderer(chatml).render(examples))
-    found = [Sft().evaluate(model, rows, Passes(size, 0)) for size in (1, 4, 23)]
+    found = [Sft(api.Sft()).evaluate(model, rows, Passes(size, 0)) for size in (1, 4, 23)]
     total, counted = 0.0, 0
     with torch.inference_mode():
         for row in rows:

@@ -1,6 +1,7 @@
 """A training run of any objective: what all trainers have in common, and the run itself."""
 
 import math
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -64,6 +65,8 @@ class TrainingOutcome:
 
     loss: float
     steps: int
+    rows: int
+    """What an epoch has: examples, or the sequences that they were packed into."""
     seconds: float
     tokens_per_second: float
 
@@ -158,4 +161,5 @@ def fit(trainer: Guarded, trainable: Trainable, keeper: Keeper, ranks: int) -> T
     if step < trainer.state.max_steps:
         raise preempted(None)
     tokens = float(trainer.state.num_input_tokens_seen)
-    return TrainingOutcome(float(result.training_loss), step, seconds, tokens / seconds)
+    rows = len(cast(Sized, trainer.train_dataset))
+    return TrainingOutcome(float(result.training_loss), step, rows, seconds, tokens / seconds)

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
+import datasets  # type: ignore[import-untyped]
 import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
@@ -76,6 +77,7 @@ class Session:
 def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     """Train what `prepare` fetched, and leave what is to be published. Raises RunError."""
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()
     session = Session(
         contract, layout, Prepared.read(layout.prepared), Hyperparameters.of(contract), device.choose(contract)
     )
@@ -85,11 +87,11 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         examples = render(session, tokenizer)
     with session.part("load"):
         trainable = load(session)
-    objective = make_objective(contract.objective, contract.dataset.max_length)
+    objective = make_objective(contract.objective, contract.dataset)
     passes = passes_of(session, tokenizer)
     # What the model before training makes of the data is part of it, where the objective measures by that.
     with session.part("reference"):
-        trainer = objective.trainer(setting(session, trainable, tokenizer, examples), examples.train)
+        trainer = objective.trainer(setting(session, trainable, tokenizer), examples.train)
         loop.adopt(trainer, trainable)
         held_out = objective.judge(trainable.model, examples.held_out, passes)
         test = objective.judge(trainable.model, examples.test, passes)
@@ -216,15 +218,18 @@ def load(session: Session) -> Trainable:
     return trainable
 
 
-def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase, examples: Examples) -> Setting:
+def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase) -> Setting:
     """Return what the objective's trainer is made of."""
-    arguments = loop.arguments(
-        session.hyper,
-        session.compute,
-        quantised=trainable.quantized is not None,
-        steps=session.hyper.steps(len(examples.train)),
-        scratch=session.layout.scratch,
-    )
+
+    def arguments(rows: int) -> dict[str, Any]:
+        return loop.arguments(
+            session.hyper,
+            session.compute,
+            quantised=trainable.quantized is not None,
+            steps=session.hyper.steps(rows),
+            scratch=session.layout.scratch,
+        )
+
     return Setting(trainable, tokenizer, arguments)
 
 
@@ -270,6 +275,7 @@ def figures(
         steps=outcome.steps,
         resumed_from_step=session.prepared.checkpoint,
         train_examples=len(examples.train),
+        packed_sequences=outcome.rows if session.contract.dataset.packing else None,
         eval_examples=len(examples.held_out),
         test_examples=len(examples.test) or None,
         dropped_examples=examples.dropped,

@@ -41,6 +41,8 @@ def tiles(metrics: Metrics) -> list[Tile]:
         found.append(Tile("Training loss", text.number(metrics.train_loss), "mean over the run"))
     if metrics.steps is not None:
         examples = f"{metrics.train_examples:,} examples an epoch" if metrics.train_examples is not None else ""
+        if metrics.packed_sequences is not None:
+            examples += f", in {metrics.packed_sequences:,} sequences"
         found.append(Tile("Steps", f"{metrics.steps:,}", examples))
     if metrics.train_seconds is not None:
         speed = metrics.tokens_per_second

@@ -25,6 +25,7 @@ EVERYTHING: dict[str, Any] = {
         "test": {"uri": "pvc://exams/chat.jsonl"},
         "format": "chat",
         "trainOn": "lastTurn",
+        "packing": True,
     },
     "method": {"lora": {"rank": 8}},
     "training": {"batchSize": 6},

@@ -52,7 +52,7 @@ class Dpo(Objective[Pair]):
         """Return trl's trainer on an epoch's rows."""
         settings = self._settings
         config = DPOConfig(
-            **setting.arguments,
+            **setting.arguments(len(rows)),
             beta=settings.beta,
             loss_type=[settings.loss],
             label_smoothing=settings.label_smoothing or 0.0,

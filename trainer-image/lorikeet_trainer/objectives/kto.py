@@ -46,7 +46,7 @@ class Kto(Objective[Judged]):
         """Return trl's trainer on an epoch's rows."""
         settings = self._settings
         config = KTOConfig(
-            **setting.arguments,
+            **setting.arguments(len(rows)),
             beta=settings.beta,
             desirable_weight=settings.desirable_weight,
             undesirable_weight=settings.undesirable_weight,

@@ -27,8 +27,8 @@ class Setting:
 
     trainable: Trainable
     tokenizer: PreTrainedTokenizerBase
-    arguments: dict[str, Any]
-    """Transformers' part of the configuration."""
+    arguments: Callable[[int], dict[str, Any]]
+    """Transformers' part of the configuration, by how many rows an epoch has."""
 
 
 class Objective(ABC, Generic[R]):

@@ -44,12 +44,13 @@ class Orpo(Objective[Pair]):
         model: Any = setting.trainable.model
         adapted = isinstance(model, PeftModel)
         add_fused_lm_head(model.get_base_model() if adapted else model)
-        if adapted and setting.arguments["activation_checkpointing"]:
+        arguments = setting.arguments(len(rows))
+        if adapted and arguments["activation_checkpointing"]:
             model.enable_input_require_grads()
         trainer = OrpoRun(
             model=model,
             processing_class=setting.tokenizer,
-            args=TrainingArguments(**setting.arguments, remove_unused_columns=False),
+            args=TrainingArguments(**arguments, remove_unused_columns=False),
             train_dataset=paired(rows),
             data_collator=DataCollatorForPreference(pad_token_id=int(setting.tokenizer.pad_token_id or 0)),
         )

@@ -31,7 +31,7 @@ class Reward(Objective[Pair]):
     def trainer(self, setting: Setting, rows: Sequence[Pair]) -> Guarded:
         """Return trl's trainer on an epoch's rows."""
         config = RewardConfig(
-            **setting.arguments,
+            **setting.arguments(len(rows)),
             center_rewards_coefficient=self._settings.center,
             max_length=None,
             disable_dropout=True,
