@@ -14,6 +14,14 @@ from e2e.target import Target, TargetError, target
 from e2e.workspace import Workspace
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share scenarios out between two processes: those on clusters of their own run beside all others."""
+    for item in items:
+        alone = {"cluster", "another"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("clusters of their own" if alone else "the cluster"))
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep a test's outcome where its fixtures find it."""

@@ -1,6 +1,5 @@
 """The one exception by which a run ends on purpose, and how every other failure is told."""
 
-import errno
 import traceback
 from typing import Final
 
@@ -86,7 +85,7 @@ def not_finite(what: str, step: int) -> RunError:
     return RunError("LossNotFinite", f"{what} is not a finite number at step {step}: {_ADVICE_NOT_FINITE}")
 
 
-def disk_full(error: OSError) -> RunError:
+def disk_full(error: Exception) -> RunError:
     """Return the end of a run whose scratch volume or node has no room left."""
     return RunError(
         "OutOfDisk",
@@ -102,6 +101,13 @@ def internal(error: BaseException) -> RunError:
     return RunError("InternalError", f"{type(error).__name__}: {error}{where}; the pod's log has the whole trace")
 
 
+_DISK_IS_FULL: Final = (
+    "No space left on device",
+    "Disk quota exceeded",
+    # torch's writer, which does not say why: at once, or on the way out.
+    "PytorchStreamWriter failed writing",
+    ". unexpected pos ",
+)
 _GPU_IS_FULL: Final = ("CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -116,6 +122,7 @@ def explain(error: Exception) -> RunError:
     # torch's own class, which is not to be imported for this, and what is said past torch's allocator.
     if type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _GPU_IS_FULL):
         return out_of_memory("the GPU")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # safetensors and torch raise classes of their own.
+    if any(words in str(error) for words in _DISK_IS_FULL):
         return disk_full(error)
     return internal(error)
