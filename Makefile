@@ -45,7 +45,7 @@ trainer-test: tools ## trains tiny models on the CPU, with a real S3 server
 
 SCENARIOS ?= e2e/scenarios
 e2e: ready ## scenarios on the whole cluster (some of them: SCENARIOS=e2e/scenarios/test_bad_input.py)
-	$(BIN)/pytest $(SCENARIOS) -q -n 2 --dist loadgroup --timeout 900 --durations=40
+	$(BIN)/pytest $(SCENARIOS) -q -n 2 --timeout 900 --durations=40
 
 generate: tools ## write CRDs, golden files and the chart's README anew
 	$(PYTHON) -m lorikeet_api.crdgen $(CRD_FOLDERS)

@@ -61,12 +61,24 @@ def write_adapter(folder: Path, base: Path, colour: str, rank: int = 8) -> Path:
     return folder
 
 
-def job(workspace: Workspace, name: str, base: str, colour: str, rank: int = 8) -> dict[str, Any]:
-    """Return a FineTuneJob whose adapter answers everything with one colour."""
+def job(workspace: Workspace, name: str, base: str, colour: str, rank: int = 8, **spec: Any) -> dict[str, Any]:
+    """Return a FineTuneJob whose adapter answers everything with one colour; `spec` replaces or adds fields of it."""
     rows = [{**row, "completion": _answer(colour)} for row in tiny.rows()[0]]
     data = upload_rows(workspace, rows, f"{name}.jsonl")
     method = {"lora": {"rank": rank, "targetModules": TARGETS}}
-    return request(workspace, name, base, data, training=TRAINING, method=method, compute={"resources": BESIDE_ENGINES})
+    usual = {"training": TRAINING, "method": method, "compute": {"resources": BESIDE_ENGINES}}
+    return request(workspace, name, base, data, **{**usual, **spec})
+
+
+def further(workspace: Workspace, name: str, colour: str, earlier: str) -> dict[str, Any]:
+    """Return a FineTuneJob that teaches an earlier one's adapter another colour."""
+    return job(workspace, name, "", colour, model={"from": {"fineTuneJobRef": {"name": earlier}}})
+
+
+def on_components(workspace: Workspace, name: str, base: str, colour: str) -> dict[str, Any]:
+    """Return a FineTuneJob whose adapter is trained in the place of the base's principal components (PiSSA)."""
+    method = {"lora": {"rank": 8, "targetModules": TARGETS, "init": "pissa", "dropout": 0}}
+    return job(workspace, name, base, colour, method=method, training={**TRAINING, "learningRate": 0.002})
 
 
 def adapter(name: str, **origin: Any) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import secrets
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from e2e import colours
 from e2e.demo import DATA, MODEL, material
@@ -14,12 +16,16 @@ from e2e.target import Target, TargetError, target
 from e2e.workspace import Workspace
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share scenarios out between two processes: those on clusters of their own run beside all others."""
-    for item in items:
-        alone = {"cluster", "another"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("clusters of their own" if alone else "the cluster"))
+class Halves(LoadScopeScheduling):  # type: ignore[misc]
+    """Shares scenarios out between two processes: those on clusters of their own run beside all others."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "clusters of their own" if "test_cluster.py" in nodeid else "the cluster"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Halves:
+    """Name the scheduler; xdist's own would bring Lorikeet to the one cluster by both processes."""
+    return Halves(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -70,11 +76,15 @@ def colours_base(lorikeet: Target, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def colours_served(lorikeet: Target, colours_base: str) -> Iterator[Workspace]:
-    """A namespace in which two engines serve two adapters, for all scenarios that leave them as they are."""
+    """A namespace in which two engines serve two adapters, for all scenarios that leave them as they are.
+
+    One was first taught another colour by another job, the other was trained on parts of the base itself.
+    """
     here = Workspace(lorikeet, f"e2e-{secrets.token_hex(3)}")
     here.create()
-    for name, colour in (("warm", "red"), ("cold", "blue")):
-        here.apply(colours.job(here, name, colours_base, colour))
+    here.apply(colours.job(here, "first", colours_base, "green"))
+    here.apply(colours.further(here, "warm", "red", earlier="first"))
+    here.apply(colours.on_components(here, "cold", colours_base, "blue"))
     here.apply(colours.deployment(colours_base))
     yield here
     here.delete()
