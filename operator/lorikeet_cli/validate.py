@@ -48,8 +48,9 @@ def _check(document: Document, documents: list[Document], machine: Machine, *, o
             print(f"{document.where}: ok")
             return 0
         job, profile = parse(document, documents)
-        if job.spec.model.source is None:
-            print(f"{document.where}: ok, but for model.from and the data: a cluster alone knows what it goes on from")
+        if job.spec.earlier:
+            others = ", ".join(job.spec.earlier)
+            print(f"{document.where}: ok, but for the data: a cluster alone knows what FineTuneJob {others} has made")
             return 0
         # Where the result goes may be the cluster's profile's to say.
         output = NOWHERE if job.spec.output is None and profile.spec.storage.uri is None else None
