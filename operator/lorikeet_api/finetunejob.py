@@ -333,8 +333,9 @@ class FineTuneJob(Resource):
                 _OF_ITSELF,
             ),
             cel(
-                "!has(self.spec.objective) || !has(self.spec.objective.rlhf) || !self.spec.objective.rlhf.rewards.exists("
-                "r, has(r.model) && has(r.model.fineTuneJobRef) && r.model.fineTuneJobRef.name == self.metadata.name)",
+                "!has(self.spec.objective) || !has(self.spec.objective.rlhf)"
+                " || !self.spec.objective.rlhf.rewards.exists(r, has(r.model) && has(r.model.fineTuneJobRef)"
+                " && r.model.fineTuneJobRef.name == self.metadata.name)",
                 _OF_ITSELF,
             ),
         ],

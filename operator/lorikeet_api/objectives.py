@@ -111,6 +111,11 @@ class Objective(Model):
         names: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
         return next(name for name in names if getattr(self, name) is not None)
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns beside the format's that the rewards of rlhf read."""
+        return self.rlhf.columns if self.rlhf is not None else []
+
     @staticmethod
     def cel_rules() -> list[dict[str, str]]:
         """Return the rule of `_one_arm` for the API server."""

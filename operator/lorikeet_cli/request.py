@@ -122,7 +122,7 @@ def parse(document: Document, documents: list[Document]) -> tuple[FineTuneJob, T
 def instances_of(fetched: Fetched, contract: RunContract) -> Iterator[Instance]:
     """Yield what the rows of a fetched source are to a run. Raises RunError (DataInvalid)."""
     files = zip(fetched.files, (file.path for file in fetched.digest.files), strict=True)
-    return read_source(list(files), contract.dataset, contract.objective.name)
+    return read_source(list(files), contract.dataset, contract.objective.name, contract.objective.columns)
 
 
 def contract_of(job: FineTuneJob, profile: TuningProfile, machine: Machine) -> RunContract:

@@ -1,8 +1,8 @@
 """What happens when a FineTuneJob goes whose deletionPolicy is Delete: the run ends, then its files are deleted.
 
 What a ModelDeployment serves is not deleted before that lets it go, however long that takes: a pod of an engine that
-starts later has to fetch it. Nor is what a FineTuneJob trains further, or by, before that has ended. A finalizer holds the
-FineTuneJob until all is done. It waits for nothing else without an end: where run or cleaning take longer than
+starts later has to fetch it. Nor is what a FineTuneJob trains further, or by, before that has ended. A finalizer holds
+the FineTuneJob until all is done. It waits for nothing else without an end: where run or cleaning take longer than
 CLEANUP_SECONDS, where the cleaning fails, and in a namespace that goes itself and takes no new pods, it lets go and
 says so: in its log, and by an Event.
 """
