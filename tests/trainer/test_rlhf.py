@@ -19,6 +19,7 @@ from tests.s3 import S3Server
 from tests.trainer import tiny
 from tests.trainer.lab import ADAPTER, Lab, open_lab
 from tests.trainer.test_from import start_of
+from tests.trainer.test_preflight import check
 
 pytestmark = pytest.mark.trainer
 
@@ -52,10 +53,15 @@ def rlhf(lab: Lab, rewards: list[dict[str, Any]], settings: dict[str, Any] | Non
         "scheduler": "constant", **more.pop("training", {}),
     }  # fmt: skip
     objective = {"numGenerations": 8, "maxCompletionLength": 8, "beta": 0.02, "rewards": rewards, **(settings or {})}
-    contract = lab.contract(
-        LORA, MODEL, PROMPTS, dataset=HELD_OUT, objective={"rlhf": objective}, training=training, **more
+    return lab.contract(
+        more.pop("method", LORA),
+        MODEL,
+        PROMPTS,
+        dataset=HELD_OUT,
+        objective={"rlhf": objective},
+        training=training,
+        **more,
     )
-    return contract
 
 
 def published(lab: Lab, contract: RunContract, folder: Path) -> Path:
@@ -128,7 +134,9 @@ def test_a_reward_model_leads_an_adapter_that_was_trained_before(lab: Lab, tmp_p
     contract = rlhf(
         lab, [{"model": reward.to_wire(), "weight": 2.0}], start=start_of(first.record), training={"maxSteps": 12}
     )
-    result = lab.run(contract)
+    code, checked = check(contract, tmp_path)
+    assert (code, checked.pins and checked.pins[-1]) == (0, reward.sha256), checked.message
+    result = lab.run(contract.model_copy(update={"pins": checked.pins}))
     assert result.exit_code == 0, result.record
     metrics = lab.manifest(contract).metrics
     assert metrics.base_eval_reward is not None
@@ -170,17 +178,57 @@ def _a_stranger_gives_the_same_numbers(
     assert found == pytest.approx(numbers, abs=0.1)
 
 
-def test_what_is_no_reward_model_of_this_tokenizer_is_refused_with_what_to_do(lab: Lab) -> None:
-    adapter = lab.run(lab.contract(LORA, MODEL, "s3://datasets/train.jsonl", training={"maxSteps": 1}))
-    result = lab.run(rlhf(lab, [{"model": start_of(adapter.record).to_wire()}]))
+def test_two_ranks_share_the_answers_of_a_step(lab: Lab) -> None:
+    rewards = [{"regex": {"pattern": "^(red|blue)$"}}]
+    training = {"maxSteps": 2, "microBatchSize": 4, "batchSize": 8, "learningRate": 1e-3, "loggingSteps": 1}
+    settings = {"numGenerations": 4, "algorithm": "grpo", "temperature": 2.0}
+    contract = rlhf(lab, rewards, settings, method="full", training=training, gpus=2, allow_cpu=True)
+    code, record, log = lab.start(contract).end()
+    assert (code, record["reason"]) == (0, "Published"), log
+    first, second = json.loads(lab.fetch(contract, "metrics.json"))["curve"][:2]
+    assert first["figures"]["kl"] == pytest.approx(0, abs=1e-3)
+    assert second["figures"]["kl"] > 1e-5, "the reference stays where it was"
+    assert record["metrics"]["baseEvalReward"] == pytest.approx(record["metrics"]["evalReward"], abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "objective", "words"),
+    [
+        (MODEL, "train", "sft", "has published no reward model, its objective was sft: name the folder of a run of"),
+        ("s3://models/foreign", "pairs", "reward", "has another tokenizer than the model that is trained"),
+    ],
+    ids=["no reward model", "another tokenizer"],
+)
+def test_a_model_that_cannot_judge_is_refused_before_the_run_and_in_it(
+    lab: Lab, tmp_path: Path, model: str, data: str, objective: str, words: str
+) -> None:
+    training = {"maxSteps": 1}
+    other = lab.contract(LORA, model, f"s3://datasets/{data}.jsonl", objective={objective: {}}, training=training)
+    contract = rlhf(lab, [{"model": {"uri": start_of(lab.run(other).record).uri}}])
+    code, record = check(contract, tmp_path)
+    assert (code, record.reason) == (64, "ModelInvalid")
+    assert words in record.message
+    result = lab.run(contract)
     assert result.record is not None
-    assert (result.exit_code, result.record.reason) == (64, "ModelInvalid")
-    assert "has published no reward model, its objective was sft: name the folder of" in result.record.message
-    foreign = lab.contract(
-        LORA, "s3://models/foreign", "s3://datasets/pairs.jsonl", objective={"reward": {}}, training={"maxSteps": 1}
-    )
-    result = lab.run(rlhf(lab, [{"model": {"uri": start_of(lab.run(foreign).record).uri}}]))
+    assert (result.exit_code, result.record.message) == (64, record.message)
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        ({"regex": {"pattern": "(?=a)"}}, "rewards[0].regex.pattern is no regular expression"),
+        ({"match": {"column": "solution"}}, "no column solution, which a match of objective.rlhf.rewards reads"),
+        ({"model": {"uri": "s3://out/nothing"}}, "s3://out/nothing/manifest.json does not exist"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_run(lab: Lab, tmp_path: Path, reward: dict[str, Any], words: str) -> None:
+    code, record = check(rlhf(lab, [reward]), tmp_path)
+    assert code in (64, 65)
+    assert words in record.message
+
+
+def test_answers_that_the_model_has_no_place_for_are_refused(lab: Lab) -> None:
+    result = lab.run(rlhf(lab, [{"regex": {"pattern": "a"}}], {"maxCompletionLength": 500}))
     assert result.record is not None
-    assert (result.exit_code, result.record.reason) == (64, "ModelInvalid")
-    assert "has another tokenizer than the model that is trained" in result.record.message
-    assert "train a reward model on the same base model" in result.record.message
+    assert (result.exit_code, result.record.reason) == (64, "MethodNotApplicable")
+    assert "its answers up to 500, and the base model 512 positions" in result.record.message

@@ -20,7 +20,7 @@ from lorikeet_run.tokens import Tokens
 from lorikeet_storage.publish import MANIFEST
 from lorikeet_trainer import model
 from lorikeet_trainer.device import Compute
-from lorikeet_trainer.evaluate import joined, pad
+from lorikeet_trainer.evaluate import Passes, joined, pad
 from lorikeet_trainer.state import Layout
 
 Reward = Callable[..., list[float]]
@@ -32,12 +32,14 @@ def make_rewards(
 ) -> list[Reward]:
     """Return the rewards of an rlhf run, in the contract's order. Raises RunError."""
     batch_size = Hyperparameters.of(contract).micro_batch_size
+    autocast = compute.dtype if compute.dtype == torch.bfloat16 else None
     folders = iter(sorted(layout.rewards.iterdir(), key=lambda each: int(each.name)) if layout.rewards.exists() else [])
     made: list[Reward] = []
     for number, rule in enumerate(rules(contract.objective)):
         if rule is None:
             scorer = _load(next(folders), layout.model, tokenizer, compute)
-            made.append(_named(_by_model(scorer, int(tokenizer.pad_token_id or 0), batch_size), number))
+            passes = Passes(batch_size, int(tokenizer.pad_token_id or 0), autocast)
+            made.append(_named(_by_model(scorer, passes), number))
         else:
             made.append(_named(_by_rule(rule), number))
     return made
@@ -56,19 +58,28 @@ def _by_rule(rule: Rule) -> Reward:
     return reward
 
 
-def _by_model(scorer: nn.Module, pad_id: int, batch_size: int) -> Reward:
+def _by_model(scorer: nn.Module, passes: Passes) -> Reward:
     def reward(*, prompts: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
         # The very tokens, as it has learnt from them: no text in between.
         rows = [joined(*each) for each in zip(prompts, completion_ids, strict=True)]
-        return [number for some in batched(rows, batch_size) for number in _score(scorer, some, pad_id)]
+        return [number for some in batched(rows, passes.batch_size) for number in _score(scorer, some, passes)]
 
     return reward
 
 
-def _score(scorer: nn.Module, rows: Sequence[Tokens], pad_id: int) -> list[float]:
-    batch = pad(rows, pad_id, next(scorer.parameters()).device)
-    with torch.inference_mode():
+def _score(scorer: nn.Module, rows: Sequence[Tokens], passes: Passes) -> list[float]:
+    device = next(scorer.parameters()).device
+    batch = pad(rows, passes.pad_id, device)
+    autocast: Any = torch.autocast(device.type, passes.autocast, enabled=passes.autocast is not None)
+    with torch.inference_mode(), autocast:
         found = scorer(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    if not torch.isfinite(found).all():
+        # trl would leave such an answer out.
+        raise RunError(
+            "ModelInvalid",
+            "a reward model gives an answer no finite number: its weights are damaged, or made for another precision;"
+            " train it again",
+        )
     numbers: list[float] = found.squeeze(-1).double().tolist()
     return numbers
 
@@ -85,6 +96,9 @@ def _load(folder: Path, base: Path, tokenizer: PreTrainedTokenizerBase, compute:
         raise RunError(error.reason, f"the reward model of {trained.name}: {error.message}") from error
     # By which it finds the end of an answer.
     loaded.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    # In float32, as it was trained.
-    made = loaded if whole else PeftModel.from_pretrained(loaded, str(published))
+    made: Any = loaded
+    if not whole:
+        # What an adapter has trained lies in float32, as it did in training: what peft makes of it, and the head.
+        getattr(loaded, model.REWARD_HEAD).float()
+        made = PeftModel.from_pretrained(loaded, str(published))
     return cast(nn.Module, made.eval().requires_grad_(False))
