@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from lorikeet_run.patience import patiently
 from lorikeet_storage import fetch_model, survey_model
 from lorikeet_storage.adapter import WEIGHTS, Adapter, read_adapter, same_weights
 from lorikeet_storage.publish import MANIFEST
-from lorikeet_storage.s3 import S3
+from lorikeet_storage.stores import open_run
 
 PUBLISHED: Final = "published"
 """Where the files of a reward model lie in its folder; its manifest lies beside."""
@@ -41,7 +42,7 @@ def check_reward_models(contract: RunContract, model: Path, folder: Path, second
             if (base := _own_base(contract, found)) is not None and base.uri.rstrip("/") != contract.model.uri.rstrip(
                 "/"
             ):
-                patiently(lambda found=found: survey_model(found.manifest.contract.model, contract.storage), seconds)
+                patiently(partial(survey_model, found.manifest.contract.model, contract.storage), seconds)
             _bring(contract, found, [_TOKENIZER], folder / str(number), seconds)
             _check_tokenizer(found, folder / str(number), model)
         pins.append(hashlib.sha256(found.content).hexdigest())
@@ -81,14 +82,14 @@ def _each(contract: RunContract, seconds: float) -> Sequence[Adapter]:
     rlhf = contract.objective.rlhf
     if rlhf is None or not rlhf.models:
         return []
-    store = S3(contract.storage, "objective.rlhf.rewards")
     first = 1 + len(data_sources(contract))
     pins = contract.pins[first:] if contract.pins else []
     found = []
     for number, model in enumerate(rlhf.models):
         assert model.uri is not None  # noqa: S101 - a job's name has become a folder before there is a contract
         uri, pin = model.uri, pins[number] if number < len(pins) else model.sha256
-        one = patiently(lambda uri=uri, pin=pin: read_adapter(store, uri, pin), seconds)
+        store = open_run(uri, contract.storage, "reward")
+        one = patiently(partial(read_adapter, store, uri, pin), seconds)
         if one.manifest.kind != "reward":
             raise RunError(
                 "ModelInvalid",
@@ -138,7 +139,7 @@ def _bring(contract: RunContract, found: Adapter, names: list[str], into: Path, 
             f"the reward model in {found.location} has no {_TOKENIZER} with {WEIGHTS} files beside it: publish it anew",
         )
     into.mkdir(parents=True, exist_ok=True)
-    store = S3(contract.storage, "objective.rlhf.rewards")
+    store = open_run(str(found.location), contract.storage, "reward")
     return patiently(lambda: found.fetch(store, names, into, files), seconds)
 
 

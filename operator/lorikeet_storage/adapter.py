@@ -17,7 +17,8 @@ from lorikeet_api.conditions import TrainerReason
 from lorikeet_api.contract import FileDigest, Manifest
 from lorikeet_storage.errors import StorageError
 from lorikeet_storage.publish import MANIFEST
-from lorikeet_storage.s3 import S3, ObjectInfo
+from lorikeet_storage.s3 import ObjectInfo
+from lorikeet_storage.stores import Store
 from lorikeet_storage.uri import S3Location, is_safe, parse_s3
 
 WEIGHTS: Final = ".safetensors"
@@ -76,7 +77,7 @@ class Adapter:
         }
 
     def fetch(
-        self, store: S3, names: Iterable[str], into: Path, files: Mapping[str, FileDigest] | None = None
+        self, store: Store, names: Iterable[str], into: Path, files: Mapping[str, FileDigest] | None = None
     ) -> list[FileDigest]:
         """Bring some of the files into a folder, and return them if they are what the manifest says. Raises Flaw.
 
@@ -102,7 +103,7 @@ class Adapter:
         return fetched
 
 
-def read_adapter(store: S3, uri: str, sha256: str | None) -> Adapter:
+def read_adapter(store: Store, uri: str, sha256: str | None) -> Adapter:
     """Return the adapter in a run's folder. Raises Flaw if its manifest is not there, or not the pinned one.
 
     `sha256` is the pin; None takes what is there.
