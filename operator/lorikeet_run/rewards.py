@@ -113,7 +113,8 @@ def _validator(text: str, where: str) -> Any:
                 yield ValidationError(f"{instance!r} does not match {wanted!r}")
 
         made = validators.extend(kind, {"pattern": pattern})(schema, registry=Registry())
-        for instance in (None, True, 0, "", [], {}):
+        simplest: tuple[object, ...] = (None, True, 0, "", [], {})
+        for instance in simplest:
             made.is_valid(instance)
     except (ValueError, SchemaError, Unresolvable, RecursionError) as error:
         why = error.message if isinstance(error, SchemaError) else str(error) or type(error).__name__
@@ -135,7 +136,7 @@ def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
     for key, value in schema.items():
         if key in _DATA:
             continue
-        if key in ("pattern", "patternProperties", *_REMOTE):
+        if key == "patternProperties" or (key in ("pattern", *_REMOTE) and isinstance(value, str)):
             yield key, value
         elif key in _NAMES and isinstance(value, dict):
             yield from _keywords(list(value.values()))

@@ -33,7 +33,6 @@ def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A model that answers with colours, and questions."""
     with open_lab(s3_server, tmp_path_factory.mktemp("lab")) as made:
         made.put_folder(tiny.write_model(made.root / "pretrained", pretrained=True), "pretrained")
-        made.put_folder(tiny.write_model(made.root / "foreign", corpus="Bonn am Rhein"), "foreign")
         for name, some in zip(("prompts", "held-out-prompts"), tiny.rows(), strict=True):
             made.put_rows(f"{name}.jsonl", some)
         pairs, held_out = tiny.preferences()
@@ -129,13 +128,13 @@ def test_a_reward_model_leads_an_adapter_that_was_trained_before(lab: Lab, tmp_p
         LORA, MODEL, "s3://datasets/pairs.jsonl", dataset=data, objective={"reward": {}},
         training={"epochs": 3.0, "learningRate": 2e-3},
     )  # fmt: skip
-    first, scored = lab.run(sft), lab.run(judge)
-    reward = start_of(scored.record)
-    contract = rlhf(
-        lab, [{"model": reward.to_wire(), "weight": 2.0}], start=start_of(first.record), training={"maxSteps": 12}
-    )
+    # Hardly trained, and whole.
+    other = lab.contract("full", MODEL, "s3://datasets/pairs.jsonl", objective={"reward": {}}, training={"maxSteps": 1})
+    first, reward, whole = (start_of(lab.run(each).record) for each in (sft, judge, other))
+    rewards = [{"model": reward.to_wire(), "weight": 2.0}, {"model": whole.to_wire(), "weight": 0.001}]
+    contract = rlhf(lab, rewards, start=first, training={"maxSteps": 12})
     code, checked = check(contract, tmp_path)
-    assert (code, checked.pins and checked.pins[-1]) == (0, reward.sha256), checked.message
+    assert (code, checked.pins and checked.pins[3:]) == (0, [reward.sha256, whole.sha256]), checked.message
     result = lab.run(contract.model_copy(update={"pins": checked.pins}))
     assert result.exit_code == 0, result.record
     metrics = lab.manifest(contract).metrics
@@ -156,7 +155,7 @@ def _a_stranger_gives_the_same_numbers(
 ) -> None:
     layout, tokenizer = lab.layout(contract), load_tokenizer(lab.root / "pretrained")
     compute = Compute(torch.device("cpu"), torch.bfloat16, 0, 1)
-    (ours,) = make_rewards(contract, layout, tokenizer, compute)
+    ours, _ = make_rewards(contract, layout, tokenizer, compute)
     adapter = published(lab, judge, folder) / "adapter"
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(lab.root / "pretrained")
@@ -188,29 +187,7 @@ def test_two_ranks_share_the_answers_of_a_step(lab: Lab) -> None:
     first, second = json.loads(lab.fetch(contract, "metrics.json"))["curve"][:2]
     assert first["figures"]["kl"] == pytest.approx(0, abs=1e-3)
     assert second["figures"]["kl"] > 1e-5, "the reference stays where it was"
-    assert record["metrics"]["baseEvalReward"] == pytest.approx(record["metrics"]["evalReward"], abs=0.5)
-
-
-@pytest.mark.parametrize(
-    ("model", "data", "objective", "words"),
-    [
-        (MODEL, "train", "sft", "has published no reward model, its objective was sft: name the folder of a run of"),
-        ("s3://models/foreign", "pairs", "reward", "has another tokenizer than the model that is trained"),
-    ],
-    ids=["no reward model", "another tokenizer"],
-)
-def test_a_model_that_cannot_judge_is_refused_before_the_run_and_in_it(
-    lab: Lab, tmp_path: Path, model: str, data: str, objective: str, words: str
-) -> None:
-    training = {"maxSteps": 1}
-    other = lab.contract(LORA, model, f"s3://datasets/{data}.jsonl", objective={objective: {}}, training=training)
-    contract = rlhf(lab, [{"model": {"uri": start_of(lab.run(other).record).uri}}])
-    code, record = check(contract, tmp_path)
-    assert (code, record.reason) == (64, "ModelInvalid")
-    assert words in record.message
-    result = lab.run(contract)
-    assert result.record is not None
-    assert (result.exit_code, result.record.message) == (64, record.message)
+    assert record["metrics"]["evalLength"] > 1
 
 
 @pytest.mark.parametrize(
@@ -218,7 +195,6 @@ def test_a_model_that_cannot_judge_is_refused_before_the_run_and_in_it(
     [
         ({"regex": {"pattern": "(?=a)"}}, "rewards[0].regex.pattern is no regular expression"),
         ({"match": {"column": "solution"}}, "no column solution, which a match of objective.rlhf.rewards reads"),
-        ({"model": {"uri": "s3://out/nothing"}}, "s3://out/nothing/manifest.json does not exist"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_run(lab: Lab, tmp_path: Path, reward: dict[str, Any], words: str) -> None:

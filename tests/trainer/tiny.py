@@ -24,14 +24,13 @@ ASKED = (
 Row = dict[str, Any]
 
 
-def tokenizer(template: str | None, more: str = "") -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer, learnt from the questions and `more`; every text can be written in it."""
+def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer; every text can be written in it."""
     special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     corpus = [asked.format(noun) + " " + colour for noun, colour in COLOURS.items() for asked in ASKED]
-    corpus.extend([more] * 99)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
         corpus, trainers.BpeTrainer(vocab_size=480, special_tokens=special, initial_alphabet=alphabet)
@@ -45,21 +44,14 @@ def tokenizer(template: str | None, more: str = "") -> PreTrainedTokenizerFast:
 
 
 def write_model(
-    folder: Path,
-    template: str | None = CHATML,
-    *,
-    pretrained: bool = False,
-    poisoned: str = "",
-    corpus: str = "",
-    **config: Any,
+    folder: Path, template: str | None = CHATML, *, pretrained: bool = False, poisoned: str = "", **config: Any
 ) -> Path:
     """Write a Llama of about 100,000 parameters with its tokenizer, as a hub's folder has it.
 
     A pretrained one knows the questions, and answers all with the colours of the next things: an adapter of low
-    rank can put that right, which it cannot do with random weights. The tokens of `poisoned` are no numbers; its
-    tokenizer has learnt from `corpus`, too.
+    rank can put that right, which it cannot do with random weights. The tokens of `poisoned` are no numbers.
     """
-    made = tokenizer(template, corpus)
+    made = tokenizer(template)
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "vocab_size": len(made),

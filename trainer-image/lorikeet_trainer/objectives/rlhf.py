@@ -1,7 +1,7 @@
 """Policy optimisation by trl, RLOO or GRPO: answers to prompts that we tokenised ourselves, rewarded by `rewards`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Final, cast
 
@@ -18,7 +18,7 @@ from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 from trl.trainer.utils import RepeatSampler, use_adapter
 
-from lorikeet_api.objectives import Rlhf as Settings
+from lorikeet_api.rlhf import Rlhf as Settings
 from lorikeet_run.batches import batched
 from lorikeet_run.errors import RunError
 from lorikeet_run.tokens import Prompted, Tokens
@@ -34,12 +34,12 @@ _REFERENCE: Final = "ref"
 """The adapter as it was before training, as trl calls it."""
 
 
-class _Order(RepeatSampler):  # type: ignore[misc]
+class _Order(RepeatSampler):
     """Draws the order of each epoch by its number: a run that goes on in a later one draws the same."""
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch; accelerate calls it."""
-        self.generator.manual_seed(self.seed + epoch)
+        self.generator.manual_seed(int(self.seed or 0) + epoch)
 
 
 class RlhfRun(Guarded):
@@ -51,7 +51,7 @@ class RlhfRun(Guarded):
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         args: Any = self.args
         return _Order(
-            data_source=self.train_dataset if dataset is None else dataset,
+            data_source=cast(Sized, self.train_dataset if dataset is None else dataset),
             mini_repeat_count=args.num_generations,
             batch_size=args.generation_batch_size // args.num_generations,
             repeat_count=args.num_iterations * args.steps_per_generation,
@@ -59,11 +59,11 @@ class RlhfRun(Guarded):
         )
 
 
-class RlooRun(RlhfRun, RLOOTrainer):  # type: ignore[misc]
+class RlooRun(RlhfRun, RLOOTrainer):
     """trl's RLOO, guarded."""
 
 
-class GrpoRun(RlhfRun, GRPOTrainer):  # type: ignore[misc]
+class GrpoRun(RlhfRun, GRPOTrainer):
     """trl's GRPO, guarded."""
 
 
