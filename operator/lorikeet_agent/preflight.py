@@ -13,6 +13,8 @@ from lorikeet_run.examples import Instance
 from lorikeet_run.mixture import check_split
 from lorikeet_run.output import adopt_or_take
 from lorikeet_run.patience import patiently
+from lorikeet_run.reward_models import check_reward_models
+from lorikeet_run.rewards import rules
 from lorikeet_run.start import check_start
 from lorikeet_run.templates import TEMPLATES
 from lorikeet_storage import Survey, fetch_description, survey_data, survey_model
@@ -54,6 +56,7 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
     """
     if (finished := adopt_or_take(contract, PATIENCE)) is not None:
         return finished
+    rules(contract.objective)
     with log.timed("check", what="model", uri=contract.model.uri):
         model = patiently(lambda: survey_model(contract.model, contract.storage), PATIENCE)
     if contract.start is not None:
@@ -69,6 +72,7 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
     if contract.dataset.eval_fraction is not None and all(one.whole and not one.differs for one in trained):
         check_split(one.examples[0] for one in trained)
     template = _render(contract, model, samples, folder / "model")
+    pins += check_reward_models(contract, folder / "model", folder / "rewards", PATIENCE)
     rows = sum(one.rows for one in samples)
     extent = "every row" if all(one.whole for one in samples) else "a sample"
     return RunRecord(
@@ -98,7 +102,8 @@ def sample(survey: Survey, contract: RunContract, folder: Path) -> Sample:
             names.insert(0, first.name)
     kept: list[Instance] = []
     rows, differs = 0, False
-    for example in read_source([(folder / name, name) for name in names], contract.dataset, contract.objective.name):
+    files, objective = [(folder / name, name) for name in names], contract.objective
+    for example in read_source(files, contract.dataset, objective.name, objective.columns):
         rows += 1
         if len(kept) < ROWS:
             kept.append(example)

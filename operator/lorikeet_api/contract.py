@@ -94,8 +94,8 @@ class RunContract(Model):
     """Seconds between SIGTERM and SIGKILL."""
     pins: Annotated[list[Text], Field(max_length=64)] | None = None
     """What the sources were when the run was checked: the model's, the training sources' in order, the evaluation
-    set's, the test set's. A commit of the hub, or the sha256 over names, sizes and versions (ETags, times of change) of
-    the files."""
+    set's, the test set's, the reward models'. A commit of the hub, or the sha256 over names, sizes and versions (ETags,
+    times of change) of the files; of a reward model that of its manifest."""
     job_uid: Text | None = None
     """uid of the FineTuneJob; absent outside a cluster."""
     date: str
@@ -144,7 +144,8 @@ class Metrics(Model):
     """Training loss, mean over the whole run."""
     eval_loss: Figure | None = None
     """Loss on the held-out examples after training. Of sft: sum of the tokens' negative log-likelihoods / tokens. Of
-    dpo and reward: mean negative log-likelihood of a pair's order, as margins tell it. Of kto and orpo: their own."""
+    dpo and reward: mean negative log-likelihood of a pair's order, as margins tell it. Of kto and orpo: their own. Of
+    rlhf: minus evalReward."""
     base_eval_loss: Figure | None = None
     """The same before training."""
     perplexity: Figure | None = None
@@ -157,6 +158,18 @@ class Metrics(Model):
     eval_margin: Figure | None = None
     """By how much chosen answers' rewards exceed rejected ones', mean over the held-out pairs after training; of kto:
     good answers' mean over bad answers' mean."""
+    eval_reward: Figure | None = None
+    """Weighted sum of the rewards of an answer to a held-out prompt, mean after training; of rlhf, as the two below.
+    One answer to each prompt, drawn at the run's temperature by its seed."""
+    base_eval_reward: Figure | None = None
+    """The same before training."""
+    eval_kl: Figure | None = None
+    """How far the model has gone from what it was before training: log-likelihood of a token of those answers after
+    training, less that before, mean (nats)."""
+    eval_length: Figure | None = None
+    """Length of those answers in tokens, mean after training."""
+    base_eval_length: Figure | None = None
+    """The same before training."""
     test_loss: Figure | None = None
     """Loss on the test set after training, computed as evalLoss."""
     base_test_loss: Figure | None = None
@@ -165,6 +178,8 @@ class Metrics(Model):
     """exp(testLoss), of sft."""
     test_accuracy: Figure | None = None
     """As evalAccuracy, on the test set."""
+    test_reward: Figure | None = None
+    """As evalReward, on the test set."""
     steps: int | None = None
     """Optimiser steps made."""
     resumed_from_step: int | None = None

@@ -27,8 +27,16 @@ _LEARNING_RATES: Final[dict[ObjectiveName, dict[MethodName, float]]] = {
     "kto": {"lora": 5e-6, "qlora": 5e-6, "full": 1e-6},
     "orpo": {"lora": 8e-6, "qlora": 8e-6, "full": 5e-6},
     "reward": {"lora": 1e-4, "qlora": 1e-4, "full": 1e-5},
+    "rlhf": {"lora": 1e-5, "qlora": 1e-5, "full": 1e-6},
 }
-_EPOCHS: Final[dict[ObjectiveName, float]] = {"sft": 3.0, "dpo": 1.0, "kto": 1.0, "orpo": 1.0, "reward": 1.0}
+_EPOCHS: Final[dict[ObjectiveName, float]] = {
+    "sft": 3.0,
+    "dpo": 1.0,
+    "kto": 1.0,
+    "orpo": 1.0,
+    "reward": 1.0,
+    "rlhf": 1.0,
+}
 
 DEFAULTS: Final[dict[tuple[MethodName, ObjectiveName], Training]] = {
     (method, objective): _COMMON.model_copy(update={"learning_rate": rate, "epochs": _EPOCHS[objective]})

@@ -22,7 +22,7 @@ from lorikeet_api.compute import Compute
 from lorikeet_api.conditions import Condition, Phase
 from lorikeet_api.contract import Artifacts, Metrics, RunContract
 from lorikeet_api.names import DEFAULT_PROFILE, MAX_JOB_NAME
-from lorikeet_api.objectives import Objective, Sft, misfit_rules, misfits
+from lorikeet_api.objectives import Objective, Sft, misfit_rules, misfits, unshared, unshared_rule
 from lorikeet_api.progress import Progress
 from lorikeet_api.resource import Resource
 from lorikeet_api.training import (
@@ -51,7 +51,7 @@ __all__ = [
 
 
 _ONE_MODEL: Final = "give exactly one of uri and from"
-_OF_ITSELF: Final = "model.from names this very job: name an earlier one"
+_OF_ITSELF: Final = "the job names itself as one that it waits for: name an earlier one"
 
 
 class ModelOrigin(Model):
@@ -183,7 +183,15 @@ class FineTuneJobSpec(Model):
     def _parts_fit(self) -> Self:
         if (why := misfits(self.method, self.dataset, self.objective)) is not None:
             raise ValueError(why)
+        if (why := unshared(self.objective, self.training.batch_size)) is not None:
+            raise ValueError(why)
         return self
+
+    @property
+    def earlier(self) -> list[str]:
+        """Names of the FineTuneJobs whose results this one is made of."""
+        rewards = self.objective.rlhf.jobs if self.objective.rlhf is not None else []
+        return [*([self.model.earlier] if self.model.earlier is not None else []), *rewards]
 
     @staticmethod
     def cel_rules() -> list[dict[str, str]]:
@@ -203,6 +211,7 @@ class FineTuneJobSpec(Model):
                 _NOTHING_TO_OPEN,
             ),
             *misfit_rules(),
+            unshared_rule(),
         ] + [
             cel(
                 f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
@@ -323,6 +332,12 @@ class FineTuneJob(Resource):
                 "!has(self.spec.model.from) || self.spec.model.from.fineTuneJobRef.name != self.metadata.name",
                 _OF_ITSELF,
             ),
+            cel(
+                "!has(self.spec.objective) || !has(self.spec.objective.rlhf)"
+                " || !self.spec.objective.rlhf.rewards.exists(r, has(r.model) && has(r.model.fineTuneJobRef)"
+                " && r.model.fineTuneJobRef.name == self.metadata.name)",
+                _OF_ITSELF,
+            ),
         ],
     }
 
@@ -341,6 +356,6 @@ class FineTuneJob(Resource):
             raise ValueError(f"the name may have at most {MAX_JOB_NAME} characters, so that the names of its pods fit")
         if "." in self.metadata.name:
             raise ValueError("the name may not contain dots: it becomes the host name of its pods")
-        if self.spec.model.earlier == self.metadata.name:
+        if self.metadata.name in self.spec.earlier:
             raise ValueError(_OF_ITSELF)
         return self

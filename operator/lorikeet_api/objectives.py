@@ -5,9 +5,10 @@ from typing import Annotated, Final, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from lorikeet_api.base import Model, cel, exactly_one
+from lorikeet_api.rlhf import Rlhf
 from lorikeet_api.training import FORMAT_COLUMNS, Columns, Dataset, Method
 
-ObjectiveName = Literal["sft", "dpo", "kto", "orpo", "reward"]
+ObjectiveName = Literal["sft", "dpo", "kto", "orpo", "reward", "rlhf"]
 
 OBJECTIVE_FORMATS: Final[dict[ObjectiveName, tuple[str, ...]]] = {
     "sft": ("instruction", "chat", "completion", "text"),
@@ -15,6 +16,7 @@ OBJECTIVE_FORMATS: Final[dict[ObjectiveName, tuple[str, ...]]] = {
     "kto": ("feedback",),
     "orpo": ("preference",),
     "reward": ("preference",),
+    "rlhf": ("prompt",),
 }
 """The formats that each objective learns from."""
 
@@ -98,6 +100,8 @@ class Objective(Model):
     """Odds-ratio preference optimisation, on preference rows. Experimental."""
     reward: Reward | None = None
     """A reward model, from preference rows."""
+    rlhf: Rlhf | None = None
+    """Policy optimisation by rewards, on prompts."""
 
     @model_validator(mode="after")
     def _one_arm(self) -> Self:
@@ -110,6 +114,11 @@ class Objective(Model):
         """The chosen arm's name."""
         names: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
         return next(name for name in names if getattr(self, name) is not None)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns beside the format's that the rewards of rlhf read."""
+        return self.rlhf.columns if self.rlhf is not None else []
 
     @staticmethod
     def cel_rules() -> list[dict[str, str]]:
@@ -130,6 +139,8 @@ def misfits(method: Method | None, dataset: Dataset, objective: Objective) -> st
         return _TRAIN_ON
     if dataset.packing is not None:
         return _PACKING
+    if name == "rlhf" and dataset.overlong == "truncate":
+        return _CUT_PROMPT
     if method is None:
         return None
     if method.bottleneck is not None:
@@ -145,6 +156,11 @@ def misfit_rules() -> list[dict[str, str]]:
     rules = [
         cel(f"{supervised} || !has(self.dataset.trainOn)", _TRAIN_ON),
         cel(f"{supervised} || !has(self.dataset.packing)", _PACKING),
+        cel(
+            "!has(self.objective) || !has(self.objective.rlhf) || !has(self.dataset.overlong)"
+            " || self.dataset.overlong != 'truncate'",
+            _CUT_PROMPT,
+        ),
         cel(f"{supervised} || !has(self.method) || !has(self.method.bottleneck)", _BOTTLENECK),
         cel(
             f"{supervised} || !has(self.method) || !has(self.method.lora) || !has(self.method.lora.init)"
@@ -160,6 +176,19 @@ def misfit_rules() -> list[dict[str, str]]:
         absent = " && ".join(f"!has(self.dataset.columns.{role})" for role in _foreign(name))
         rules.append(cel(f"!({other}) || !has(self.dataset.columns) || ({absent})", _columns_misfit(name)))
     return rules
+
+
+def unshared(objective: Objective, batch_size: int | None) -> str | None:
+    """Return why the answers of a step cannot be shared out over prompts, or None if they can."""
+    rlhf = objective.rlhf
+    return _UNSHARED if rlhf is not None and batch_size is not None and batch_size % rlhf.num_generations else None
+
+
+def unshared_rule() -> dict[str, str]:
+    """Return the rule of `unshared` for the API server, over a spec."""
+    given = "has(self.objective) && has(self.objective.rlhf) && has(self.training) && has(self.training.batchSize)"
+    even = f"self.training.batchSize % ({_GENERATIONS}) == 0"
+    return cel(f"!({given}) || {even}", _UNSHARED)
 
 
 def _roles(name: ObjectiveName) -> list[str]:
@@ -179,7 +208,16 @@ def _format_misfit(name: ObjectiveName) -> str:
     return f"objective {name} learns from rows of the format {' or '.join(OBJECTIVE_FORMATS[name])}, or auto"
 
 
+_UNSHARED: Final = (
+    "training.batchSize counts the answers of a step, numGenerations to each prompt: make it a multiple of"
+    " objective.rlhf.numGenerations"
+)
+_GENERATIONS: Final = (
+    "has(self.objective.rlhf.numGenerations) ? self.objective.rlhf.numGenerations"
+    f" : {Rlhf.model_fields['num_generations'].default}"
+)
 _TRAIN_ON: Final = "dataset.trainOn is for objective sft, the others look at the answers alone: remove it"
 _PACKING: Final = "dataset.packing is for objective sft: remove it"
+_CUT_PROMPT: Final = "a prompt that is cut at its end asks for nothing: set dataset.overlong to drop or fail"
 _BOTTLENECK: Final = "method bottleneck is for objective sft: choose lora, qlora or full"
 _INIT: Final = "method.lora.init pissa and olora are for objective sft: leave init out"

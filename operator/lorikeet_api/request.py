@@ -9,6 +9,7 @@ from lorikeet_api.conditions import OperatorReason
 from lorikeet_api.contract import RunContract, Start, StorageAccess, run_id
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.objectives import Objective, unshared
 from lorikeet_api.training import Method, ModelSource, QLora, Training
 from lorikeet_api.tuningprofile import TuningProfile
 
@@ -37,6 +38,8 @@ class Beginning:
     model: ModelSource
     """The base model."""
     method: Method
+    objective: Objective
+    """What is optimised; reward models by where they lie."""
     start: Start | None = None
     """The adapter that is trained further."""
 
@@ -56,12 +59,12 @@ def contract(job: FineTuneJob, profile: TuningProfile, compute: Compute, begin: 
     return RunContract(
         namespace=job.metadata.namespace or "",
         name=job.metadata.name,
-        run_id=run_id(begin.model, spec.dataset, begin.method, spec.objective, training, begin.start),
+        run_id=run_id(begin.model, spec.dataset, begin.method, begin.objective, training, begin.start),
         model=begin.model,
         start=begin.start,
         dataset=spec.dataset,
         method=begin.method,
-        objective=spec.objective,
+        objective=begin.objective,
         training=training,
         output_uri=_output_uri(job, profile),
         storage=StorageAccess(endpoint=storage.endpoint, region=storage.region),
@@ -86,6 +89,8 @@ def hyperparameters(job: FineTuneJob, method: Method, profile: TuningProfile) ->
             f" {error.errors()[0]['msg'] if hasattr(error, 'errors') else error};"
             " set both training.batchSize and training.microBatchSize",
         ) from error
+    if (why := unshared(spec.objective, training.batch_size)) is not None:
+        raise Refused("InvalidSpec", f"{why} (it is {training.batch_size})")
     if training.micro_batch_size is None and training.batch_size is not None:
         micro = largest_divisor(training.batch_size, LARGEST_AUTOMATIC_MICRO_BATCH)
         training = training.model_copy(update={"micro_batch_size": micro})

@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, model_validator
 from lorikeet_api.base import Model, NameReference, SourceUri, cel, exactly_one, listed
 
 MethodName = Literal["full", "lora", "qlora", "bottleneck"]
-DataFormat = Literal["auto", "instruction", "chat", "completion", "text", "preference", "feedback"]
+DataFormat = Literal["auto", "instruction", "chat", "completion", "text", "preference", "feedback", "prompt"]
 TrainOn = Literal["completion", "assistant", "lastTurn", "all"]
 Overlong = Literal["drop", "truncate", "fail"]
 Scheduler = Literal["cosine", "linear", "constant"]
@@ -134,6 +134,7 @@ FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "preference": ("prompt", "chosen", "rejected", "system", "tools"),
     "feedback": ("prompt", "completion", "label", "system", "tools"),
+    "prompt": ("prompt", "system", "tools"),
 }
 """The roles that each format's rows have."""
 
@@ -162,7 +163,8 @@ class Dataset(Model):
     format: DataFormat = "auto"
     """Shape of the rows: for sft `instruction` (instruction, input, output), `chat` (messages or ShareGPT's
     conversations; system, tools), `completion` (prompt, completion) or `text`; for dpo, orpo and reward `preference`
-    (prompt, chosen, rejected); for kto `feedback` (prompt, completion, label). `auto` tells it from the objective and
+    (prompt, chosen, rejected); for kto `feedback` (prompt, completion, label); for rlhf `prompt` (prompt, and columns
+    of any name for its rewards). `auto` tells it from the objective and
     the columns of the first row. A conversation begins with the user, after an optional system message, and a tool's
     result follows a call; whether one role may speak twice is the chat template's to say."""
     train_on: TrainOn | None = None
@@ -235,8 +237,8 @@ class Adapter(Model):
     alpha: Annotated[int, Field(ge=1, le=4096)] = 32
     """Scaling numerator: the update is scaled by alpha / rank (PEFT: `lora_alpha`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Dropout on the adapters' input while training (PEFT: `lora_dropout`). Objectives dpo, kto and reward train
-    without."""
+    """Dropout on the adapters' input while training (PEFT: `lora_dropout`). Objectives dpo, kto, reward and rlhf
+    train without."""
     target_modules: Annotated[list[TargetName], listed(1, 64)] = ["q_proj", "k_proj", "v_proj", "o_proj"]
     """Names of the linear layers that get an adapter (PEFT: `target_modules`); `[all-linear]`: all but the output."""
     rs_lora: bool = False

@@ -83,9 +83,16 @@ def the_job(given: argparse.Namespace) -> tuple[FineTuneJob, TuningProfile]:
 
 
 def refuse_other_jobs(document: Document) -> None:
-    """Raise Problem if the model is what another job makes: which one that is only a cluster knows."""
-    model = _fields(document.body.get("spec")).get("model")
-    if "from" in _fields(model):
+    """Raise Problem if model or rewards are what another job makes: which one that is only a cluster knows."""
+    spec = _fields(document.body.get("spec"))
+    rewards = _fields(_fields(spec.get("objective")).get("rlhf")).get("rewards")
+    models = [_fields(_fields(each).get("model")) for each in (rewards if isinstance(rewards, list) else [])]
+    if any("fineTuneJobRef" in each for each in models):
+        raise Problem(
+            f"{document.where}: spec.objective.rlhf.rewards names another job, which only a cluster knows: name what it"
+            " has published, model: {uri: s3://…/<runId>} (with --map s3://…=DIR if it lies on this machine)"
+        )
+    if "from" in _fields(spec.get("model")):
         raise Problem(
             f"{document.where}: spec.model.from names another job, which only a cluster knows: name what it has"
             " published, --set model={uri: s3://…} (with --map s3://…=DIR if it lies on this machine)"
@@ -115,7 +122,7 @@ def parse(document: Document, documents: list[Document]) -> tuple[FineTuneJob, T
 def instances_of(fetched: Fetched, contract: RunContract) -> Iterator[Instance]:
     """Yield what the rows of a fetched source are to a run. Raises RunError (DataInvalid)."""
     files = zip(fetched.files, (file.path for file in fetched.digest.files), strict=True)
-    return read_source(list(files), contract.dataset, contract.objective.name)
+    return read_source(list(files), contract.dataset, contract.objective.name, contract.objective.columns)
 
 
 def contract_of(job: FineTuneJob, profile: TuningProfile, machine: Machine) -> RunContract:
@@ -139,7 +146,7 @@ def contract_of(job: FineTuneJob, profile: TuningProfile, machine: Machine) -> R
     try:
         # Who asks for another job's result has been refused.
         assert job.spec.model.source is not None  # noqa: S101
-        begin = request.Beginning(job.spec.model.source, job.spec.method or request.USUAL)
+        begin = request.Beginning(job.spec.model.source, job.spec.method or request.USUAL, job.spec.objective)
         made = request.contract(job, profile, compute, begin)
     except request.Refused as error:
         raise Problem(

@@ -16,6 +16,8 @@ from lorikeet_cli.request import NOWHERE, Machine, add_arguments, contract_of, i
 from lorikeet_run.errors import RunError, explain
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import check_split
+from lorikeet_run.reward_models import check_reward_models
+from lorikeet_run.rewards import rules
 from lorikeet_storage import StorageError, fetch_data, fetch_description, survey_model
 
 _GIB = 1 << 30
@@ -48,8 +50,9 @@ def _check(document: Document, documents: list[Document], machine: Machine, *, o
             print(f"{document.where}: ok")
             return 0
         job, profile = parse(document, documents)
-        if job.spec.model.source is None:
-            print(f"{document.where}: ok, but for model.from and the data: a cluster alone knows what it goes on from")
+        if job.spec.earlier:
+            others = ", ".join(job.spec.earlier)
+            print(f"{document.where}: ok, but for the data: a cluster alone knows what FineTuneJob {others} has made")
             return 0
         # Where the result goes may be the cluster's profile's to say.
         output = NOWHERE if job.spec.output is None and profile.spec.storage.uri is None else None
@@ -71,8 +74,10 @@ def _check(document: Document, documents: list[Document], machine: Machine, *, o
 def _of_request(contract: RunContract) -> Iterator[str]:
     """Yield what the request alone says of the run. Raises RunError."""
     hyper = Hyperparameters.of(contract)
+    rules(contract.objective)
+    what = "answers" if contract.objective.rlhf is not None else "examples"
     yield (
-        f"batch: {hyper.micro_batch_size * hyper.accumulation * hyper.ranks} examples a step,"
+        f"batch: {hyper.micro_batch_size * hyper.accumulation * hyper.ranks} {what} a step,"
         f" {hyper.micro_batch_size} at a time"
     )
     if (can := servable(contract.method, contract.objective)).reason:
@@ -92,6 +97,7 @@ def _of_sources(contract: RunContract) -> Iterator[str]:
             yield f"data: {source.uri}: {sum(1 for _ in read[-1]())} rows"
         if contract.dataset.eval_fraction is not None:
             check_split(example for again in read[: len(contract.dataset.train)] for example in again())
+        check_reward_models(contract, Path(folder, "model"), Path(folder, "rewards"), seconds=0)
 
 
 def _of_model(contract: RunContract, folder: Path) -> Iterator[str]:

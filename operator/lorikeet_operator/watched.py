@@ -35,7 +35,7 @@ def by_job(deployment: Object) -> Iterable[tuple[str, str]]:
 
 
 def by_run_and_earlier(job: Object) -> Iterable[tuple[str, str]]:
-    """Index FineTuneJobs by the folder that they write, and by the job that they go on from."""
+    """Index FineTuneJobs by the folder that they write, and by the jobs that they are made of."""
     return [*by_run(job), *by_earlier(job)]
 
 

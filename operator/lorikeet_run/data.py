@@ -11,8 +11,9 @@ from lorikeet_run.conversation import Message, chat_column, read_conversation, r
 from lorikeet_run.examples import Example, Instance
 from lorikeet_run.files import Placed, invalid, read_rows
 from lorikeet_run.preferences import feedback, preference
+from lorikeet_run.prompts import prompt
 
-Format = Literal["chat", "instruction", "completion", "text", "preference", "feedback"]
+Format = Literal["chat", "instruction", "completion", "text", "preference", "feedback", "prompt"]
 
 DEFAULT_TRAIN_ON: Final[dict[str, TrainOn]] = {
     "instruction": "completion",
@@ -27,25 +28,31 @@ _NEEDED: Final[dict[Format, tuple[str, ...]]] = {
     "text": ("text",),
     "preference": ("chosen", "rejected"),
     "feedback": ("completion", "label"),
+    "prompt": ("prompt",),
 }
 """The roles that a row of each format cannot do without, in the order in which `auto` looks for them."""
 
 
-def read_source(files: Sequence[tuple[Path, str]], dataset: Dataset, objective: ObjectiveName) -> Iterator[Instance]:
+def read_source(
+    files: Sequence[tuple[Path, str]], dataset: Dataset, objective: ObjectiveName, columns: Sequence[str] = ()
+) -> Iterator[Instance]:
     """Yield the rows of one source, as an objective takes them: its files as (path, name), in order.
 
-    With format `auto` the source's first row decides. Raises RunError (DataInvalid).
+    `columns` are those that rewards read (`Objective.columns`). With format `auto` the source's first row decides.
+    Raises RunError (DataInvalid).
     """
     rows = (placed for path, name in files for placed in read_rows(path, name))
-    return _examples(rows, dataset, objective)
+    return _examples(rows, dataset, objective, columns)
 
 
-def _examples(rows: Iterable[Placed], dataset: Dataset, objective: ObjectiveName) -> Iterator[Instance]:
+def _examples(
+    rows: Iterable[Placed], dataset: Dataset, objective: ObjectiveName, columns: Sequence[str]
+) -> Iterator[Instance]:
     data_format: Format | None = None if dataset.format == "auto" else dataset.format
     for placed in rows:
         if data_format is None:
             data_format = detect(placed, dataset, objective)
-        yield _row(placed, data_format, dataset)
+        yield _row(placed, data_format, dataset, columns)
 
 
 def detect(placed: Placed, dataset: Dataset, objective: ObjectiveName) -> Format:
@@ -63,11 +70,13 @@ def detect(placed: Placed, dataset: Dataset, objective: ObjectiveName) -> Format
     )
 
 
-def _row(placed: Placed, data_format: Format, dataset: Dataset) -> Instance:
+def _row(placed: Placed, data_format: Format, dataset: Dataset, columns: Sequence[str]) -> Instance:
     if data_format == "preference":
         return preference(placed, dataset)
     if data_format == "feedback":
         return feedback(placed, dataset)
+    if data_format == "prompt":
+        return prompt(placed, dataset, columns)
     return _example(placed, data_format, dataset)
 
 

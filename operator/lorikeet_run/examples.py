@@ -1,6 +1,6 @@
 """Rows as objectives take them: one text or conversation, or two that belong together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from lorikeet_api.training import TrainOn
 from lorikeet_run.conversation import Message
-from lorikeet_run.tokens import Judged, Pair, TokenRow, Tokens
+from lorikeet_run.tokens import Judged, Pair, Prompted, TokenRow, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class Example:
     """The plain text."""
     tools: str = ""
     """The tools that a conversation may call, as JSON; empty where there are none."""
+    asks: bool = False
+    """Whether it ends where an answer is to be written; no token of it counts."""
 
     @property
     def content(self) -> tuple[object, ...]:
@@ -117,5 +119,39 @@ class Feedback:
         return Judged(tokens.answered_from(tokens.answer), self.good)
 
 
-Instance: TypeAlias = Example | Preference | Feedback
-"""What a row of the data is, by objective: sft's, that of dpo, orpo and reward, kto's."""
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt that the model answers itself, with what its answers are rewarded by."""
+
+    asked: Example
+    columns: Mapping[str, str]
+    """The row's columns that rewards read."""
+
+    @property
+    def where(self) -> str:
+        """File and line or row."""
+        return self.asked.where
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What it asks: rows that ask the same are not parted by a split."""
+        return self.asked.messages
+
+    @property
+    def parts(self) -> tuple[Example, ...]:
+        """What is rendered of it."""
+        return (self.asked,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a reader calls the parts, behind the place."""
+        return ("",)
+
+    def assemble(self, parts: Sequence[Tokens]) -> TokenRow:
+        """Return the row that its rendered parts make."""
+        (tokens,) = parts
+        return Prompted(tokens, self.columns)
+
+
+Instance: TypeAlias = Example | Preference | Feedback | Prompt
+"""What a row of the data is, by objective: sft's, that of dpo, orpo and reward, kto's, rlhf's."""

@@ -6,6 +6,7 @@ from typing import Self
 
 from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
+from lorikeet_api.objectives import unshared
 from lorikeet_api.training import Checkpoints, Scheduler
 from lorikeet_run.batches import micro_batch
 from lorikeet_run.errors import RunError
@@ -32,6 +33,8 @@ class Hyperparameters:
     eval_steps: int | None
     """None: once an epoch."""
     checkpoints: Checkpoints
+    generations: int = 1
+    """Answers to each example that rlhf has written; the batch counts them."""
 
     @classmethod
     def of(cls, contract: RunContract) -> Self:
@@ -58,10 +61,32 @@ class Hyperparameters:
                 f" {ranks} GPUs leaves micro batches of one: set microBatchSize to 2 or more, and batchSize to a"
                 " multiple of it",
             )
-        return cls(**values, micro_batch_size=micro, accumulation=batch_size // (micro * ranks), ranks=ranks)
+        if (why := unshared(contract.objective, batch_size)) is not None:
+            raise RunError("InvalidContract", f"{why} (it is {batch_size})")
+        rlhf = contract.objective.rlhf
+        return cls(
+            **values,
+            micro_batch_size=micro,
+            accumulation=batch_size // (micro * ranks),
+            ranks=ranks,
+            generations=rlhf.num_generations if rlhf is not None else 1,
+        )
 
     def steps(self, rows: int) -> int:
-        """Return the optimiser steps of a run on an epoch of `rows`: those of its epochs, at most `max_steps`."""
+        """Return the optimiser steps of a run on an epoch of `rows`: those of its epochs, at most `max_steps`.
+
+        Of rlhf an epoch has whole steps alone. Raises RunError (DataInvalid) if the rows do not suffice for one.
+        """
         micro_steps = math.ceil(rows / (self.micro_batch_size * self.ranks))
-        whole = math.ceil(self.epochs * math.ceil(micro_steps / self.accumulation))
+        an_epoch = math.ceil(micro_steps / self.accumulation)
+        if self.generations > 1:
+            prompts = self.micro_batch_size * self.ranks * self.accumulation // self.generations
+            an_epoch = rows // prompts
+            if not an_epoch:
+                raise RunError(
+                    "DataInvalid",
+                    f"there are {rows} prompts to train on, and a step takes {prompts} (batchSize / numGenerations)"
+                    ": lower training.batchSize, or give more of them",
+                )
+        whole = math.ceil(self.epochs * an_epoch)
         return whole if self.max_steps is None else min(whole, self.max_steps)

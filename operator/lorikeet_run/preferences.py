@@ -1,4 +1,4 @@
-"""Pairs of answers and single judgements out of rows: the formats preference and feedback."""
+"""Pairs of answers and single judgements out of rows: the formats preference and feedback; and what they are about."""
 
 from typing import Final
 
@@ -18,7 +18,7 @@ def preference(placed: Placed, dataset: Dataset) -> Preference:
     prompt, chosen and rejected are texts or lists of messages. Without a prompt, chosen and rejected are whole
     conversations that differ in their last turn.
     """
-    prompt = _prompt(placed, "preference", dataset)
+    prompt = turns_before(placed, "preference", dataset)
     chosen = _answered(placed, "chosen", "preference", prompt, dataset)
     rejected = _answered(placed, "rejected", "preference", prompt, dataset)
     if chosen[:-1] != rejected[:-1]:
@@ -32,7 +32,7 @@ def preference(placed: Placed, dataset: Dataset) -> Preference:
 
 def feedback(placed: Placed, dataset: Dataset) -> Feedback:
     """Return a row of the format feedback. Raises RunError (DataInvalid)."""
-    prompt = _prompt(placed, "feedback", dataset)
+    prompt = turns_before(placed, "feedback", dataset)
     answered = _answered(placed, "completion", "feedback", prompt, dataset)
     label = value(placed, "label", "feedback", dataset)
     known = label.strip().lower() if isinstance(label, str) else label
@@ -47,8 +47,8 @@ def _example(placed: Placed, messages: tuple[Message, ...], dataset: Dataset) ->
     return Example(placed.where, "completion", messages=messages, tools=tools)
 
 
-def _prompt(placed: Placed, data_format: str, dataset: Dataset) -> tuple[Message, ...]:
-    """Return the turns before the answer; none where the row has no prompt."""
+def turns_before(placed: Placed, data_format: str, dataset: Dataset) -> tuple[Message, ...]:
+    """Return the turns before the answer; none where the row has no prompt. Raises RunError (DataInvalid)."""
     name = column("prompt", dataset)
     system = optional(placed, "system", dataset)
     first = (Message("system", system),) if system else ()

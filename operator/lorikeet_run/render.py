@@ -150,12 +150,12 @@ class Renderer:
             return _Piece(example, example.text)
         messages = [message.for_template() for message in example.messages]
         tools = json.loads(example.tools) if example.tools else None
-        whole = self._apply(messages, tools, example.where)
+        whole = self._apply(messages, tools, example.where, answer_next=example.asks)
         for what, other_messages, other_tools in tool_variants(messages, tools):
-            if self._apply(other_messages, other_tools, example.where) == whole:
+            if self._apply(other_messages, other_tools, example.where, answer_next=example.asks) == whole:
                 raise _unwritten(what, example.where)
         answers = [number for number, message in enumerate(example.messages) if message.role == "assistant"]
-        if example.train_on == "all":
+        if example.train_on == "all" or example.asks:
             answers = []
         elif example.train_on != "assistant":
             answers = answers[-1:]
@@ -236,7 +236,7 @@ class Renderer:
             labels[begin:end] = input_ids[begin:end]
         labels[:1] = IGNORED
         tokens = Tokens(input_ids[: self._max_length], labels[: self._max_length])
-        if tokens.trained:
+        if tokens.trained or example.asks:
             return tokens
         if not too_long:
             raise invalid(example.where, "no token to train on: the chat template writes nothing for the answer")

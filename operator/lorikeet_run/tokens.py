@@ -1,5 +1,6 @@
 """Rendered rows: what objectives learn from, as token ids."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -25,8 +26,9 @@ class Tokens:
 
     @property
     def answer(self) -> int:
-        """Where the answer begins: at the first token that the loss counts."""
-        return int((self.labels != IGNORED).argmax())
+        """Where the answer begins: at the first token that the loss counts; behind a prompt that has none."""
+        counted = self.labels != IGNORED
+        return int(counted.argmax()) if counted.any() else len(counted)
 
     @property
     def parts(self) -> tuple["Tokens", ...]:
@@ -83,5 +85,25 @@ class Judged:
         return (self.tokens,)
 
 
-TokenRow: TypeAlias = Tokens | Pair | Judged
-"""A rendered row, by objective: sft's, that of dpo, orpo and reward, kto's."""
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """A prompt that the model answers itself, with what its answers are rewarded by."""
+
+    tokens: Tokens
+    """No token of it counts."""
+    columns: Mapping[str, str]
+    """The row's columns that rewards read."""
+
+    @property
+    def trained(self) -> int:
+        """Nothing: what is trained on is not written yet."""
+        return self.tokens.trained
+
+    @property
+    def parts(self) -> tuple[Tokens, ...]:
+        """The sequences that it is made of."""
+        return (self.tokens,)
+
+
+TokenRow: TypeAlias = Tokens | Pair | Judged | Prompted
+"""A rendered row, by objective: sft's, that of dpo, orpo and reward, kto's, rlhf's."""

@@ -1,11 +1,11 @@
-"""LoRA adapters that runs have published: pinned by the sha256 of their manifest, of which no pickle is read.
+"""What runs have published, LoRA adapters above all: pinned by the sha256 of their manifest; no pickle is read.
 
 `read_adapter` looks at one, `Adapter.fetch` brings its files. All raise StorageError; what is wrong with the adapter
 itself is a Flaw.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -17,7 +17,8 @@ from lorikeet_api.conditions import TrainerReason
 from lorikeet_api.contract import FileDigest, Manifest
 from lorikeet_storage.errors import StorageError
 from lorikeet_storage.publish import MANIFEST
-from lorikeet_storage.s3 import S3, ObjectInfo
+from lorikeet_storage.s3 import ObjectInfo
+from lorikeet_storage.stores import Store
 from lorikeet_storage.uri import S3Location, is_safe, parse_s3
 
 WEIGHTS: Final = ".safetensors"
@@ -56,13 +57,7 @@ class Adapter:
     @property
     def files(self) -> dict[str, FileDigest]:
         """The files that are read, by their names in the adapter's folder; no pickle is among them. Raises Flaw."""
-        files = self.manifest.files
-        named = {file.path.removeprefix(_FOLDER): file for file in files if file.path.startswith(_FOLDER)}
-        taken = {
-            name: file
-            for name, file in named.items()
-            if "/" not in name and not name.startswith(".") and name.endswith((WEIGHTS, ".json"))
-        }
+        taken = self.below(_FOLDER)
         if CONFIG not in taken or not any(name.endswith(WEIGHTS) for name in taken):
             raise Flaw(
                 "NotServable",
@@ -71,9 +66,24 @@ class Adapter:
             )
         return taken
 
-    def fetch(self, store: S3, names: Iterable[str], into: Path) -> list[FileDigest]:
-        """Bring some of the files into a folder, and return them if they are what the manifest says. Raises Flaw."""
-        files = self.files
+    def below(self, folder: str) -> dict[str, FileDigest]:
+        """Return the files in a folder of the run that may be read, by their names in it; no pickle is among them."""
+        files = self.manifest.files
+        named = {file.path.removeprefix(folder): file for file in files if file.path.startswith(folder)}
+        return {
+            name: file
+            for name, file in named.items()
+            if "/" not in name and not name.startswith(".") and name.endswith((WEIGHTS, ".json"))
+        }
+
+    def fetch(
+        self, store: Store, names: Iterable[str], into: Path, files: Mapping[str, FileDigest] | None = None
+    ) -> list[FileDigest]:
+        """Bring some of the files into a folder, and return them if they are what the manifest says. Raises Flaw.
+
+        `files` are those to choose from, by their names; the adapter's where none are given.
+        """
+        files = self.files if files is None else files
         wanted = []
         for name in names:
             location, size = self.location.child(files[name].path), files[name].size
@@ -93,8 +103,11 @@ class Adapter:
         return fetched
 
 
-def read_adapter(store: S3, uri: str, sha256: str) -> Adapter:
-    """Return the adapter in a run's folder. Raises Flaw if its manifest is not there, or not the pinned one."""
+def read_adapter(store: Store, uri: str, sha256: str | None) -> Adapter:
+    """Return the adapter in a run's folder. Raises Flaw if its manifest is not there, or not the pinned one.
+
+    `sha256` is the pin; None takes what is there.
+    """
     folder = parse_s3(uri)
     location = folder.child(MANIFEST)
     content = store.read(location)
@@ -102,7 +115,7 @@ def read_adapter(store: S3, uri: str, sha256: str) -> Adapter:
         raise Flaw(
             "ManifestMissing", f"{location} does not exist: restore the run's folder, or have from name another run"
         )
-    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise Flaw(
             "ManifestDiffers",
             f"{location} has sha256 {found}, pinned is {sha256}: restore it, or have from name what is there now",

@@ -6,24 +6,27 @@ from typing import Final, Literal
 
 from lorikeet_api.conditions import TrainerReason
 
-Role = Literal["model", "start", "data", "output"]
+Role = Literal["model", "start", "reward", "data", "output"]
 """What the storage is used for; it decides the reason of an absence."""
 
 _MISSING: Final[dict[Role, TrainerReason]] = {
     "model": "ModelNotFound",
     "start": "ModelNotFound",
+    "reward": "ModelNotFound",
     "data": "DataNotFound",
     "output": "StorageRefused",
 }
 _INVALID: Final[dict[Role, TrainerReason]] = {
     "model": "ModelInvalid",
     "start": "ModelInvalid",
+    "reward": "ModelInvalid",
     "data": "DataInvalid",
     "output": "OutputConflict",
 }
 _FIELD: Final[dict[Role, str]] = {
     "model": "spec.model.uri",
     "start": "spec.model.from",
+    "reward": "spec.objective.rlhf.rewards[].model",
     "data": "spec.dataset",
     "output": "spec.output.uri",
 }

@@ -49,11 +49,16 @@ def _find(location: Location, role: Role) -> tuple[str, str] | None:
 
 
 class FolderStore:
-    """Outputs in a folder: what `lorikeet_storage.s3.S3` does with them in a bucket. All methods raise StorageError."""
+    """Runs' folders on this machine: what `lorikeet_storage.s3.S3` does with them in a bucket. All methods raise
+    StorageError."""
+
+    def __init__(self, role: Role = "output") -> None:
+        """Look where what has this role lies."""
+        self._role: Role = role
 
     def objects(self, location: S3Location, *, recursive: bool = True) -> Iterator[ObjectInfo]:
         """Yield the files below `location` in the order of their names."""
-        root = _path(location)
+        root = self._path(location)
         with self._told(location):
             found = root.rglob("*") if recursive else root.glob("*")
             for path in sorted(path for path in found if path.is_file() and path.suffix != PARTIAL):
@@ -61,7 +66,7 @@ class FolderStore:
 
     def head(self, location: S3Location) -> ObjectInfo | None:
         """Return name and size of one file, or None if it is absent."""
-        path = _path(location)
+        path = self._path(location)
         with self._told(location):
             return ObjectInfo(path.name, path.stat().st_size, "") if path.is_file() else None
 
@@ -75,35 +80,35 @@ class FolderStore:
                 f"{location} has {info.size} bytes, at most {limit} were expected: it is no such file"
             )
         with self._told(location):
-            return _path(location).read_bytes()
+            return self._path(location).read_bytes()
 
     def download(self, wanted: Sequence[tuple[S3Location, ObjectInfo, Path]]) -> list[str]:
         """Copy files out of the folder and return the sha256 of each."""
         sums = []
         for location, _, path in wanted:
             with self._told(location):
-                sums.append(write_file(path, _chunks(_path(location))))
+                sums.append(write_file(path, _chunks(self._path(location))))
         return sums
 
     def upload(self, path: Path, location: S3Location, on_sent: Callable[[int], None] | None = None) -> None:
         """Copy a file into the folder; it has its name there when it is whole. `on_sent` is told the bytes."""
         with self._told(location):
-            write_file(_path(location), _chunks(path, on_sent))
+            write_file(self._path(location), _chunks(path, on_sent))
 
     def copy(self, source: S3Location, target: S3Location, size: int) -> None:
         """Copy inside the folder."""
         del size
         with self._told(source):
-            write_file(_path(target), _chunks(_path(source)))
+            write_file(self._path(target), _chunks(self._path(source)))
 
     def put(self, location: S3Location, data: bytes) -> None:
         """Write a small file, replacing what was there."""
         with self._told(location):
-            write_file(_path(location), iter([data]))
+            write_file(self._path(location), iter([data]))
 
     def put_if_absent(self, location: S3Location, data: bytes) -> bool:
         """Write a small file unless one is there; return whether this call wrote it."""
-        path = _path(location)
+        path = self._path(location)
         with self._told(location):
             whole = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
             write_file(whole, iter([data]))
@@ -122,12 +127,12 @@ class FolderStore:
     def abort_uploads(self, location: S3Location) -> None:
         """Remove what copies that were killed have left below `location`."""
         with self._told(location):
-            for path in _path(location).rglob(f"*{PARTIAL}"):
+            for path in self._path(location).rglob(f"*{PARTIAL}"):
                 path.unlink()
 
     def delete(self, location: S3Location) -> None:
         """Remove one file, and the folders that are empty without it; one that is absent is no error."""
-        top, below = _find(location, "output") or ("", "")
+        top, below = _find(location, self._role) or ("", "")
         with self._told(location):
             Path(top, below).unlink(missing_ok=True)
             with suppress(OSError):  # of the first one that is not empty
@@ -136,8 +141,13 @@ class FolderStore:
 
     def place(self, location: S3Location) -> Place:
         """Return `location` as the place of an error message, with its folder."""
-        path = _path(location)
-        return Place(f"{location} ({path})", "output", folder=path)
+        path = self._path(location)
+        return Place(f"{location} ({path})", self._role, folder=path)
+
+    def _path(self, location: S3Location) -> Path:
+        found = folder_of(location, self._role)
+        assert found is not None, location  # noqa: S101 - who opens this store has asked
+        return found
 
     @contextmanager
     def _told(self, location: S3Location) -> Iterator[None]:
@@ -148,12 +158,6 @@ class FolderStore:
                 yield
             except FileNotFoundError as error:
                 raise place.missing(f"{place.uri} does not exist") from error
-
-
-def _path(location: S3Location) -> Path:
-    found = folder_of(location, "output")
-    assert found is not None, location  # noqa: S101 - who opens this store has asked
-    return found
 
 
 def _create(path: Path, data: bytes) -> bool:

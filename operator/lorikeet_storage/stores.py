@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lorikeet_api.contract import StorageAccess
-from lorikeet_storage.errors import Place
+from lorikeet_storage.errors import Place, Role
 from lorikeet_storage.folders import FolderStore, folder_of
 from lorikeet_storage.s3 import MIB, S3, ObjectInfo
 from lorikeet_storage.uri import S3Location, parse_s3
@@ -61,5 +61,10 @@ class Store(Protocol):
 
 def open_output(output_uri: str, access: StorageAccess) -> Store:
     """Return the store of an output. Raises StorageError."""
-    in_folder = folder_of(parse_s3(output_uri), "output") is not None
-    return FolderStore() if in_folder else S3(access, "output")
+    return open_run(output_uri, access, "output")
+
+
+def open_run(uri: str, access: StorageAccess, role: Role) -> Store:
+    """Return the store of what a run has published, or is to. Raises StorageError."""
+    in_folder = folder_of(parse_s3(uri), role) is not None
+    return FolderStore(role) if in_folder else S3(access, role)

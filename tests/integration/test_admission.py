@@ -32,6 +32,8 @@ def answer(server: Target, body: dict[str, Any], *arguments: str) -> str:
 
 TRAIN = {"train": [{"uri": "s3://datasets/sql/train.jsonl"}]}
 
+MATCH: dict[str, Any] = {"match": {"column": "answer"}}
+
 EARLIER = {"from": {"fineTuneJobRef": {"name": "sft-v1"}}}
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -59,7 +61,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "itself": (
         {"model": {"from": {"fineTuneJobRef": {"name": "sql-v1"}}}},
-        r"names this very job: name an earlier one",
+        r"names itself as one that it waits for: name an earlier one",
     ),
     "a secret without effect": (
         {"model": {"uri": "s3://models/base", "secretRef": {"name": "hf-token"}}},
@@ -125,6 +127,27 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a robust loss without smoothing": (
         {"objective": {"dpo": {"loss": "robust"}}},
         r"spec\.objective\.dpo.*labelSmoothing belongs to loss robust",
+    ),
+    "no reward": ({"objective": {"rlhf": {"rewards": []}}}, r"spec\.objective\.rlhf\.rewards.*at least 1 items"),
+    "two rewards in one": (
+        {"objective": {"rlhf": {"rewards": [{**MATCH, "regex": {"pattern": "a"}}]}}},
+        r"spec\.objective\.rlhf\.rewards\[0\].*give exactly one reward: model, regex, jsonSchema, match",
+    ),
+    "a reward model of no origin": (
+        {"objective": {"rlhf": {"rewards": [{"model": {}}]}}},
+        r"spec\.objective\.rlhf\.rewards\[0\]\.model.*give exactly one of uri and fineTuneJobRef",
+    ),
+    "itself as its reward model": (
+        {"objective": {"rlhf": {"rewards": [{"model": {"fineTuneJobRef": {"name": "sql-v1"}}}]}}},
+        r"names itself as one that it waits for",
+    ),
+    "answers that cannot be shared out": (
+        {"objective": {"rlhf": {"rewards": [MATCH]}}, "training": {"batchSize": 12}},
+        r"make it a multiple of objective\.rlhf\.numGenerations",
+    ),
+    "prompts that are cut": (
+        {"objective": {"rlhf": {"rewards": [MATCH]}}, "dataset": {**TRAIN, "overlong": "truncate"}},
+        r"a prompt that is cut at its end asks for nothing",
     ),
     "parts of a base in 4 bits": (
         {"method": {"qlora": {"init": "pissa"}}},

@@ -14,7 +14,7 @@ from trl.experimental.orpo import ORPOTrainer  # a warning: that it is experimen
 from lorikeet_api.contract import Start
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_run.tokens import Tokens
-from lorikeet_trainer.objectives.objective import joined
+from lorikeet_trainer.evaluate import joined
 from lorikeet_trainer.objectives.orpo import orpo_loss
 from lorikeet_trainer.upload import Uploader
 from tests.s3 import S3Server
@@ -29,6 +29,17 @@ MODEL = "s3://models/pretrained"
 PAIRS, HELD_OUT = "s3://datasets/pairs.jsonl", {"eval": {"uri": "s3://datasets/held-out-pairs.jsonl"}}
 JUDGED, HELD_JUDGED = "s3://datasets/judged.jsonl", {"eval": {"uri": "s3://datasets/held-out-judged.jsonl"}}
 DATA = {"dpo": (PAIRS, HELD_OUT), "orpo": (PAIRS, HELD_OUT), "reward": (PAIRS, HELD_OUT), "kto": (JUDGED, HELD_JUDGED)}
+PROMPTS, HELD_PROMPTS = "s3://datasets/prompts.jsonl", {"eval": {"uri": "s3://datasets/held-out-prompts.jsonl"}}
+DATA["rlhf"] = (PROMPTS, HELD_PROMPTS)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "rlhf": {
+        "numGenerations": 4,
+        "maxCompletionLength": 6,
+        "temperature": 2.0,
+        "rewards": [{"regex": {"pattern": "^[a-m]"}}],
+    }
+}
+"""What objectives cannot do without."""
 METHODS: dict[str, dict[str, Any]] = {"lora": {"lora": ADAPTER}, "qlora": {"qlora": ADAPTER}, "full": {"full": {}}}
 
 
@@ -42,6 +53,9 @@ def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         made.put_rows("held-out-pairs.jsonl", held_out)
         made.put_rows("judged.jsonl", judged(pairs))
         made.put_rows("held-out-judged.jsonl", judged(held_out))
+        # Two steps an epoch: the third one is of the second epoch.
+        made.put_rows("prompts.jsonl", [{"prompt": pair["prompt"]} for pair in pairs[:4]])
+        made.put_rows("held-out-prompts.jsonl", [{"prompt": pair["prompt"]} for pair in held_out[:3]])
         yield made
 
 
@@ -140,17 +154,26 @@ def test_a_reward_model_ranks_unseen_pairs_for_a_stranger_too(lab: Lab, tmp_path
     assert sum(right) / len(right) == pytest.approx(metrics.eval_accuracy, abs=0.1)
 
 
-PAIRED = [(method, objective) for method, objective in DEFAULTS if objective != "sft"]
-"""Every pair that is accepted, beside sft's."""
+FREE = {"full": {"beta": 0}}
+PAIRED: list[tuple[str, str, dict[str, Any]]] = [
+    *((method, objective, SETTINGS.get(objective, {})) for method, objective in DEFAULTS if objective != "sft"),
+    # One of them is held to nothing.
+    *((method, "rlhf", {**SETTINGS["rlhf"], "algorithm": "grpo", **FREE.get(method, {})}) for method in METHODS),
+]
+"""Every pair that is accepted, beside sft's, and both algorithms of rlhf."""
 
 
-@pytest.mark.parametrize(("method", "objective"), PAIRED, ids=["-".join(pair) for pair in PAIRED])
+@pytest.mark.parametrize(
+    ("method", "objective", "settings"),
+    PAIRED,
+    ids=["-".join([method, settings.get("algorithm", objective)]) for method, objective, settings in PAIRED],
+)
 def test_a_resumed_run_of_each_method_and_objective_ends_with_the_same_weights(
-    lab: Lab, method: str, objective: str, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, method: str, objective: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, held_out = DATA[objective]
-    training = {"maxSteps": 3, "learningRate": 1e-3, "loggingSteps": 1}
-    more = {"dataset": held_out, "objective": {objective: {}}, "training": training}
+    training = {"maxSteps": 3, "learningRate": 1e-3, "loggingSteps": 1, "epochs": 2.0}
+    more = {"dataset": held_out, "objective": {objective: settings}, "training": training}
     whole, cut = (lab.contract(METHODS[method], MODEL, data, **more) for _ in range(2))
     assert lab.run(whole).exit_code == 0
     assert run_until(lab, cut, 2, monkeypatch).exit_code == 75

@@ -14,9 +14,9 @@ from lorikeet_api import objectives as api
 from lorikeet_api.training import Overlong, TrainOn
 from lorikeet_run.conversation import Message, Role
 from lorikeet_run.errors import RunError
-from lorikeet_run.examples import Example
+from lorikeet_run.examples import Example, Prompt
 from lorikeet_run.render import Rendered, Renderer, check_stops, choose_template
-from lorikeet_run.tokens import IGNORED, Tokens
+from lorikeet_run.tokens import IGNORED, Prompted, Tokens
 from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.objectives.sft import Sft
 from tests.trainer import tiny
@@ -150,6 +150,18 @@ def test_a_template_that_asks_in_other_words_than_it_writes_is_refused_for_answe
     with pytest.raises(RunError, match="choose trainOn all"):
         one(conversation("one", "two"), made)
     assert "two" in trained(one(conversation("one", "two", train_on="all"), made), made)
+
+
+def test_a_prompt_ends_where_an_answer_begins(llama: PreTrainedTokenizerFast) -> None:
+    asked = Example("row 1", "completion", messages=conversation("one", "two", "three").messages, asks=True)
+    (row,) = renderer(llama).render([Prompt(asked, {"answer": "four"})]).rows
+    assert isinstance(row, Prompted)
+    turns = [message.for_template() for message in asked.messages]
+    expected = llama.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert row.tokens.input_ids.tolist() == expected
+    assert (row.trained, row.tokens.answer, row.columns) == (0, len(expected), {"answer": "four"})
+    dropped = renderer(llama, max_length=len(expected) - 1).render([Prompt(asked, {})])
+    assert (dropped.rows, dropped.dropped) == ([], 1)
 
 
 def test_a_template_that_refuses_names_the_row() -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from bitsandbytes.nn.modules import Linear4bit
@@ -29,6 +30,17 @@ class Passes:
     batch_size: int
     pad_id: int
     autocast: torch.dtype | None = None
+
+
+def joined(prompt: Sequence[int], answer: Sequence[int]) -> Tokens:
+    """Return a prompt and an answer to it, which counts."""
+    whole = np.asarray([*prompt, *answer], dtype=np.int32)
+    return Tokens(whole, whole).answered_from(len(prompt))
+
+
+def ranks() -> tuple[int, int]:
+    """Return the number of this rank, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def pad(rows: Iterable[Tokens], pad_id: int, device: torch.device) -> dict[str, Tensor]:
@@ -65,7 +77,7 @@ def each(
     which it was. Raises Interrupted if a run of one rank is asked to stop meanwhile; of several, each must do its part.
     """
     device = next(model.parameters()).device
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = ranks()
     # Rows of like length together: less padding.
     mine = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))[rank::world]
     found = torch.zeros(len(rows), dtype=torch.float64, device=device)

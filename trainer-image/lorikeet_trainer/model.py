@@ -75,13 +75,17 @@ def shape(folder: Path, objective: Objective) -> PreTrainedModel:
     return model
 
 
-def load(folder: Path, method: Method, objective: Objective, compute: Compute) -> PreTrainedModel:
+def load(
+    folder: Path, method: Method, objective: Objective, compute: Compute, *, frozen: bool = False
+) -> PreTrainedModel:
     """Return the base model on its device. Raises RunError (ModelInvalid).
 
     A full fine-tune keeps its weights in float32 (and computes in `compute.dtype` by autocast): steps of 1e-5 vanish
-    in bfloat16's eight bits. Frozen weights need no more than `compute.dtype`.
+    in bfloat16's eight bits. Frozen weights need no more than `compute.dtype`: `frozen` is a whole model that is not
+    trained, but read as what it has become.
     """
-    wanted: dict[str, Any] = {"dtype": torch.float32 if method.full is not None else compute.dtype}
+    whole = method.full is not None
+    wanted: dict[str, Any] = {"dtype": torch.float32 if whole and not frozen else compute.dtype}
     if method.qlora is not None:
         wanted["quantization_config"] = _four_bits(method.qlora, objective, compute)
     kind, settings = _kind(objective)
@@ -100,7 +104,8 @@ def load(folder: Path, method: Method, objective: Objective, compute: Compute) -
             raise
         raise RunError("ModelInvalid", f"the base model cannot be loaded: {first_line(error)}") from error
     model: PreTrainedModel = loaded[0]
-    drawn = f"{REWARD_HEAD}.weight" if objective.reward is not None else None
+    has_head = whole and frozen
+    drawn = f"{REWARD_HEAD}.weight" if objective.reward is not None and not has_head else None
     if missing := sorted(set(loaded[1]["missing_keys"]) - {drawn}):
         # transformers makes them up at random and only logs it.
         raise RunError(

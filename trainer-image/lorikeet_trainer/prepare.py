@@ -14,6 +14,8 @@ from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import check_split, split
 from lorikeet_run.output import adopt_or_take
 from lorikeet_run.patience import FETCH_SECONDS, patiently
+from lorikeet_run.reward_models import fetch_reward_models
+from lorikeet_run.rewards import rules
 from lorikeet_run.start import fetch_start
 from lorikeet_storage import Checkpoints, fetch_data, fetch_model
 from lorikeet_storage.errors import Conflict, Invalid, Missing
@@ -25,6 +27,7 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
     if (finished := adopt_or_take(contract, FETCH_SECONDS)) is not None:
         return finished
     began = monotonic()
+    rules(contract.objective)
     data = [_fetch(source, index, contract, layout) for index, source in enumerate(data_sources(contract))]
     if contract.dataset.eval_fraction is not None:
         trained = enumerate(data[: len(contract.dataset.train)])
@@ -36,7 +39,8 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
     start = None
     if contract.start is not None:
         start = fetch_start(contract, contract.start, model.digest, layout.start, FETCH_SECONDS)
-    prepared = Prepared(model=model.digest, data=data, start=start)
+    rewards = fetch_reward_models(contract, model.digest, layout.model, layout.rewards, FETCH_SECONDS)
+    prepared = Prepared(model=model.digest, data=data, start=start, rewards=rewards)
     step = _resume(contract, prepared.basis(contract.date), layout)
     seconds = round(monotonic() - began, 3)
     prepared.model_copy(update={"checkpoint": step, "seconds": seconds}).write(layout.prepared)
@@ -89,5 +93,8 @@ def read_data(
 def _read(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> Iterator[Instance]:
     folder = layout.source(index)
     return read_source(
-        [(folder / file.path, file.path) for file in digest.files], contract.dataset, contract.objective.name
+        [(folder / file.path, file.path) for file in digest.files],
+        contract.dataset,
+        contract.objective.name,
+        contract.objective.columns,
     )

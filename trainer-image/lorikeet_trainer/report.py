@@ -138,5 +138,6 @@ class Report(TrainerCallback):
             eval_loss=found.loss,
             accuracy=found.accuracy,
             margin=found.margin,
+            **{name: value for name in ("reward", "kl", "length") if (value := getattr(found, name)) is not None},
             seconds=round(seconds, 3),
         )

@@ -71,7 +71,7 @@ def answers(
     )
     try:
         with evaluation_mode(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
-            batch = _pad_left([question.prompt for question in asked], pad_id, device)
+            batch = pad_left([question.prompt.tolist() for question in asked], pad_id, device)
             made: Tensor = cast(Any, model).generate(**batch, **_quiet(model), generation_config=config)
     except Exception as error:  # noqa: BLE001 - whatever it was, what is trained is not lost for it
         log.event("samples_left_out", error=type(error).__name__, message=str(error))
@@ -104,13 +104,13 @@ def side_by_side(
     ]
 
 
-def _pad_left(prompts: Sequence[NDArray[np.int32]], pad_id: int, device: torch.device) -> dict[str, Tensor]:
+def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> dict[str, Tensor]:
     """Return prompts as one batch that ends where the answers begin."""
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for number, prompt in enumerate(prompts):
-        ids[number, longest - len(prompt) :] = torch.from_numpy(prompt).long()
+        ids[number, longest - len(prompt) :] = torch.tensor(prompt)
         mask[number, longest - len(prompt) :] = 1
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 

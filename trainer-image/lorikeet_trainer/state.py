@@ -46,6 +46,8 @@ class Prepared(_File):
     """The training sources in the contract's order, then the evaluation set."""
     start: SourceDigest | None = None
     """The adapter that the run begins with, if it goes on from an earlier one's."""
+    rewards: list[SourceDigest] = []
+    """The reward models, in the contract's order."""
     checkpoint: int | None = None
     """Step of the checkpoint that was fetched to go on from."""
     seconds: float = 0.0
@@ -53,7 +55,7 @@ class Prepared(_File):
 
     def basis(self, date: str) -> str:
         """Return the sha256 over all that is trained on; `date` is the day that templates print."""
-        sources = [self.model, *self.data, *([self.start] if self.start is not None else [])]
+        sources = [self.model, *self.data, *([self.start] if self.start is not None else []), *self.rewards]
         files = [[file.sha256 for file in source.files] for source in sources]
         return hashlib.sha256(canonical_json([date, files])).hexdigest()
 
@@ -77,6 +79,12 @@ class Evaluation(Model):
     """Share of the rows told apart as they should be; absent where there is nothing to tell apart."""
     margin: float | None = None
     """By how much the rewards of better answers exceed those of worse ones, in the mean."""
+    reward: float | None = None
+    """Reward of the answers that the model writes itself, mean; the two below are of those, too."""
+    kl: float | None = None
+    """How far it is from what it was before training, in nats a token; absent where that is not kept."""
+    length: float | None = None
+    """Tokens of an answer, mean."""
 
     @property
     def is_finite(self) -> bool:
@@ -189,6 +197,8 @@ class Layout:
         self.model = work / "model"
         self.start = work / "start"
         """The adapter that the run begins with, if it goes on from an earlier one's."""
+        self.rewards = work / "rewards"
+        """A folder for each reward model, by its number."""
         self.data = work / "data"
         self.output = work / "output"
         """Holds exactly what is published: `adapter/` or `model/`, `metrics.json` and `report/`."""

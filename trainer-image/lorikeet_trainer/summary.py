@@ -30,9 +30,16 @@ _PARTS: Final = {
 
 
 _ORDER: Final = "negative log-likelihood of a pair's order, by the rewards"
-_HELD_OUT: Final = {"dpo": _ORDER, "reward": _ORDER, "orpo": "the same", "kto": "the same"}
+_HELD_OUT: Final = {"dpo": _ORDER, "reward": _ORDER, "orpo": "the same", "kto": "the same", "rlhf": "minus the reward"}
 """What the loss on held-out rows is, by objective."""
-_FIGURES: Final = {"accuracy": "Accuracy", "kl": "KL divergence", "margin": "Reward margin"}
+_FIGURES: Final = {
+    "accuracy": "Accuracy",
+    "entropy": "Entropy",
+    "kl": "KL divergence",
+    "length": "Tokens of an answer",
+    "margin": "Reward margin",
+    "reward": "Reward",
+}
 """What objectives tell beside the loss, by its names in `LossPoint.figures`."""
 
 
@@ -67,7 +74,7 @@ def report(contract: RunContract, prepared: Prepared, trained: Trained, file: Me
         profile=trained.profile,
         template=trained.template,
         base_model=prepared.model,
-        starts=[prepared.start] if prepared.start is not None else [],
+        starts=[*([prepared.start] if prepared.start is not None else []), *prepared.rewards],
         data=prepared.data,
         libraries=trained.libraries,
     )

@@ -87,7 +87,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         examples = render(session, tokenizer)
     with session.part("load"):
         trainable = load(session)
-    objective = make_objective(contract.objective, contract.dataset)
+        objective = make_objective(contract, layout, tokenizer, session.compute)
     passes = passes_of(session, tokenizer)
     # What the model before training makes of the data is part of it, where the objective measures by that.
     with session.part("reference"):
@@ -155,7 +155,8 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
         ("test", [judging] if test else []),
     ):
         check_left(what, some, dataset.max_length)
-    _check_limits(everything, *limits(session.layout.model))
+    rlhf = contract.objective.rlhf
+    _check_limits(everything, *limits(session.layout.model), answer=rlhf.max_completion_length if rlhf else 0)
     stop_percent = check_stops(everything, dataset.overlong)
     weights = [source.weight for source in dataset.train if source.weight is not None]
     chosen = mix([len(one.rows) for one in rendered], weights or None, session.hyper.seed)
@@ -179,10 +180,19 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
     )
 
 
-def _check_limits(rendered: list[Rendered], positions: int | None, vocabulary: int | None) -> None:
-    """Refuse what the base model has no place for: it would end in an error of the device, or train on noise."""
+def _check_limits(rendered: list[Rendered], positions: int | None, vocabulary: int | None, answer: int) -> None:
+    """Refuse what the base model has no place for: it would end in an error of the device, or train on noise.
+
+    `answer` is how many tokens the model may write to each example.
+    """
     rows = [part.input_ids for one in rendered for row in one.rows for part in row.parts]
     longest, largest = max(map(len, rows)), max(int(ids.max()) for ids in rows)
+    if positions is not None and answer and longest + answer > positions:
+        raise RunError(
+            "MethodNotApplicable",
+            f"a prompt has {longest} tokens, its answers up to {answer}, and the base model {positions} positions:"
+            " lower dataset.maxLength or objective.rlhf.maxCompletionLength, until both together fit",
+        )
     if positions is not None and longest > positions:
         raise RunError(
             "MethodNotApplicable",
@@ -268,10 +278,16 @@ def figures(
         eval_accuracy=held_out.accuracy if held_out else None,
         base_eval_accuracy=base.held_out.accuracy if base.held_out else None,
         eval_margin=held_out.margin if held_out else None,
+        eval_reward=held_out.reward if held_out else None,
+        base_eval_reward=base.held_out.reward if base.held_out else None,
+        eval_kl=held_out.kl if held_out else None,
+        eval_length=held_out.length if held_out else None,
+        base_eval_length=base.held_out.length if base.held_out else None,
         test_loss=test.loss if test else None,
         base_test_loss=base.test.loss if base.test else None,
         test_perplexity=perplexity(test.loss) if test and supervised else None,
         test_accuracy=test.accuracy if test else None,
+        test_reward=test.reward if test else None,
         steps=outcome.steps,
         resumed_from_step=session.prepared.checkpoint,
         train_examples=len(examples.train),

@@ -1,8 +1,8 @@
 """What happens when a FineTuneJob goes whose deletionPolicy is Delete: the run ends, then its files are deleted.
 
 What a ModelDeployment serves is not deleted before that lets it go, however long that takes: a pod of an engine that
-starts later has to fetch it. Nor is what a FineTuneJob trains further, before that has ended. A finalizer holds the
-FineTuneJob until all is done. It waits for nothing else without an end: where run or cleaning take longer than
+starts later has to fetch it. Nor is what a FineTuneJob trains further, or by, before that has ended. A finalizer holds
+the FineTuneJob until all is done. It waits for nothing else without an end: where run or cleaning take longer than
 CLEANUP_SECONDS, where the cleaning fails, and in a namespace that goes itself and takes no new pods, it lets go and
 says so: in its log, and by an Event.
 """
@@ -107,9 +107,7 @@ class Deletion:
         )
         if not users:
             reason = "StillTrained"
-            message = (
-                f"{run.folder} is deleted once FineTuneJob {', '.join(map(str, later))} has ended, which trains it"
-            )
+            message = f"{run.folder} is deleted once FineTuneJob {', '.join(map(str, later))} has ended, which reads it"
         # Once an hour: Events do not last longer, and nothing else says why the deletion waits.
         hour = timestamp(self._now())[: len("2026-11-23T10")]
         await self._kube.recorder.event(body, "Warning", reason, message, hour)
@@ -242,12 +240,14 @@ class _Run:
         )
 
     def is_trained_further_by(self, later: Object) -> bool:
-        """Return whether a FineTuneJob that has not ended begins with what the run has written."""
+        """Return whether a FineTuneJob that has not ended is made of what the run has written."""
         status = later.get("status") or {}
         contract = (status.get("resolved") or {}).get("contract")
         if contract is None or is_deleted(later) or status.get("phase") in FINAL:
             return False
-        read = [contract["model"]["uri"], *([start["uri"]] if (start := contract.get("start")) else [])]
+        rewards = (contract.get("objective", {}).get("rlhf") or {}).get("rewards") or []
+        sources = [contract["model"], contract.get("start"), *(reward.get("model") for reward in rewards)]
+        read = [source["uri"] for source in sources if source]
         return any(f"{uri}/".startswith(f"{self.folder}/") for uri in read)
 
     def _is_named_by(self, deployment: Key, adapter: Object) -> bool:

@@ -81,7 +81,7 @@ class FineTuneController:
     def keys_for(self, kind: Kind, obj: Object) -> Iterable[Key]:
         """Return the FineTuneJobs that a change concerns: itself, its owner, or those that wait for it."""
         if kind == FINETUNEJOB:
-            return [key_of(obj), *self._turns.changed(obj), *self._goes_on_from(obj)]
+            return [key_of(obj), *self._turns.changed(obj), *self._made_of(obj)]
         if kind == TUNINGPROFILE:
             name = obj["metadata"]["name"]
             return [
@@ -92,7 +92,7 @@ class FineTuneController:
         owner = label_of(obj, names.LABEL_FINETUNEJOB)
         return [Key(key_of(obj).namespace, owner)] if owner else []
 
-    def _goes_on_from(self, obj: Object) -> list[Key]:
+    def _made_of(self, obj: Object) -> list[Key]:
         """Return the FineTuneJobs that may wait for the result of one."""
         waiting = self._kube.cache.indexed(FINETUNEJOB, *key_of(obj))
         return [key_of(body) for body in waiting if not (body.get("status") or {}).get("resolved")]
@@ -191,23 +191,23 @@ class FineTuneController:
         except ValidationError as error:
             return Finding(False, "InvalidSpec", f"TuningProfile {name!r} cannot be read: {_sentence(error)}")
         try:
-            return resolve(job, parsed, self._trainer_image, self._earlier(job))
+            return resolve(job, parsed, self._trainer_image, *self._earlier(job))
         except Refused as refused:
             return Finding(False, refused.reason, refused.message)
         except ValidationError as error:
             message = f"request and TuningProfile {name!r} do not fit together: {_sentence(error)}"
             return Finding(False, "InvalidSpec", message)
 
-    def _earlier(self, job: FineTuneJob) -> FineTuneJob | None:
-        """Return the FineTuneJob that one goes on from, if it does and there is one. Raises Refused."""
-        name = job.spec.model.earlier
-        body = name and self._kube.cache.get(FINETUNEJOB, Key(job.metadata.namespace or "", name))
-        if not body:
-            return None
-        try:
-            return FineTuneJob.parse(body)
-        except ValidationError as error:
-            raise Refused("InvalidSpec", f"FineTuneJob {name} cannot be read: {_sentence(error)}") from error
+    def _earlier(self, job: FineTuneJob) -> Iterable[FineTuneJob]:
+        """Yield the FineTuneJobs that one is made of, as far as there are. Raises Refused."""
+        for name in job.spec.earlier:
+            body = self._kube.cache.get(FINETUNEJOB, Key(job.metadata.namespace or "", name))
+            if body is None:
+                continue
+            try:
+                yield FineTuneJob.parse(body)
+            except ValidationError as error:
+                raise Refused("InvalidSpec", f"FineTuneJob {name} cannot be read: {_sentence(error)}") from error
 
     async def _wait_for(self, body: Object, job: FineTuneJob, other: Key) -> Requeue:
         """Say whose run this is; what a check has found before is void, since it will find that one's result."""

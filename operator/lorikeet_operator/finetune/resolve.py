@@ -18,23 +18,21 @@ COMPUTE_DEFAULTS: Final = Compute(
 )
 
 
-def resolve(
-    job: FineTuneJob, profile: TuningProfile, trainer_image: str, earlier: FineTuneJob | None = None
-) -> Resolved:
+def resolve(job: FineTuneJob, profile: TuningProfile, trainer_image: str, *earlier: FineTuneJob) -> Resolved:
     """Return the request with everything decided.
 
     Args:
         job: the request.
         profile: the TuningProfile that it names.
         trainer_image: image of trainers where neither job nor profile name one.
-        earlier: the FineTuneJob that it goes on from, if it does and there is one.
+        earlier: those FineTuneJobs that it is made of (`FineTuneJobSpec.earlier`) which there are.
 
     Raises:
-        Refused: if profile and request do not fit together, or what it goes on from is not there.
+        Refused: if profile and request do not fit together, or what it is made of is not there.
     """
     spec = job.spec
     storage = profile.spec.storage
-    begin = beginning(job, earlier, storage.endpoint)
+    begin = beginning(job, {each.metadata.name: each for each in earlier}, storage.endpoint)
     compute = asked(COMPUTE_DEFAULTS, profile.spec.defaults.compute, spec.compute)
     told = contract(job, profile, compute, begin)
     of_class = gpu_class(compute, profile)

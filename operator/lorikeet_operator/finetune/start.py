@@ -1,7 +1,7 @@
-"""What a run begins with that goes on from an earlier FineTuneJob's result, and why it does not begin yet (pure)."""
+"""What a run begins with that is made of earlier FineTuneJobs' results, and why it does not begin yet (pure)."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -9,44 +9,54 @@ from pydantic import ValidationError
 from lorikeet_api.conditions import FINAL
 from lorikeet_api.contract import Artifacts, RunContract, Start
 from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.objectives import Objective
 from lorikeet_api.request import USUAL, Beginning, Refused
+from lorikeet_api.rlhf import RewardModel, RewardSource
 from lorikeet_api.training import HUB, Lora, Method, ModelSource, QLora
 
 _SHAPE: Final = ("rank", "alpha", "rs_lora", "dora", "target_modules", "modules_to_save", "init")
 """What makes an adapter the one that it is: who goes on with it cannot have it otherwise."""
 
 
+_FROM: Final = "spec.model.from"
+_REWARD: Final = "spec.objective.rlhf.rewards[].model"
+
+
 def by_earlier(body: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    """Index FineTuneJobs by the one that they go on from: namespace and name."""
-    origin = ((body.get("spec") or {}).get("model") or {}).get("from") or {}
-    if reference := origin.get("fineTuneJobRef"):
-        yield str(body["metadata"]["namespace"]), str(reference.get("name"))
+    """Index FineTuneJobs by those that they are made of: namespace and name."""
+    spec = body.get("spec") or {}
+    rewards = ((spec.get("objective") or {}).get("rlhf") or {}).get("rewards") or []
+    origins = [(spec.get("model") or {}).get("from"), *(reward.get("model") for reward in rewards)]
+    for origin in origins:
+        if reference := (origin or {}).get("fineTuneJobRef"):
+            yield str(body["metadata"]["namespace"]), str(reference.get("name"))
 
 
-def beginning(job: FineTuneJob, earlier: FineTuneJob | None, endpoint: str | None) -> Beginning:
+def beginning(job: FineTuneJob, earlier: Mapping[str, FineTuneJob], endpoint: str | None) -> Beginning:
     """Return what a run begins with.
 
     Args:
         job: the request.
-        earlier: the FineTuneJob that it goes on from, if it does and there is one.
+        earlier: the FineTuneJobs that it is made of, by name, as far as there are.
         endpoint: the store that the run reads.
 
     Raises:
-        Refused: if the earlier job has nothing to go on from (yet), or the request does not fit to it.
+        Refused: if an earlier job has not published what is asked of it (yet), or the request does not fit to it.
     """
+    objective = _rewarded(job.spec.objective, earlier, endpoint)
     if (source := job.spec.model.source) is not None:
-        return Beginning(source, job.spec.method or USUAL)
+        return Beginning(source, job.spec.method or USUAL, objective)
     name = str(job.spec.model.earlier)
-    contract, artifacts = _result(name, earlier)
-    if (contract.storage.endpoint or "").rstrip("/") != (endpoint or "").rstrip("/"):
+    contract, artifacts = _result(name, earlier.get(name), endpoint, _FROM)
+    if contract.objective.reward is not None:
         raise Refused(
             "InvalidSpec",
-            f"FineTuneJob {name} has published to {contract.storage.endpoint or 'AWS'}, and this job's TuningProfile"
-            f" reads {endpoint or 'AWS'}: name a profile with the same storage.endpoint in spec.profileRef",
+            f"FineTuneJob {name} has published a reward model, which writes no answers and is not trained further: name"
+            f" another job in {_FROM} of a new job",
         )
     if contract.method.full is not None:
         model = ModelSource(uri=f"{artifacts.uri}/model", secret_ref=job.spec.model.secret_ref)
-        return Beginning(model, job.spec.method or USUAL)
+        return Beginning(model, job.spec.method or USUAL, objective)
     if job.spec.objective.reward is not None:
         raise Refused(
             "InvalidSpec",
@@ -54,22 +64,46 @@ def beginning(job: FineTuneJob, earlier: FineTuneJob | None, endpoint: str | Non
             " of method full in spec.model.from of a new job, or its base model as spec.model.uri",
         )
     method = _continued(name, contract.method, job.spec.method)
-    return Beginning(_base(contract, job), method, Start(uri=artifacts.uri, sha256=artifacts.sha256))
+    return Beginning(_base(contract, job), method, objective, Start(uri=artifacts.uri, sha256=artifacts.sha256))
 
 
-def _result(name: str, earlier: FineTuneJob | None) -> tuple[RunContract, Artifacts]:
+def _rewarded(objective: Objective, earlier: Mapping[str, FineTuneJob], endpoint: str | None) -> Objective:
+    """Return the objective with each reward model of a job by where it lies, and by its content. Raises Refused."""
+    rlhf = objective.rlhf
+    if rlhf is None or not rlhf.jobs:
+        return objective
+
+    def found(reward: RewardSource) -> RewardSource:
+        if reward.model is None or reward.model.fine_tune_job_ref is None:
+            return reward
+        name = reward.model.fine_tune_job_ref.name
+        contract, artifacts = _result(name, earlier.get(name), endpoint, _REWARD)
+        if contract.objective.reward is None:
+            raise Refused(
+                "InvalidSpec",
+                f"FineTuneJob {name} has published no reward model, its objective is {contract.objective.name}: name a"
+                f" job of objective reward in {_REWARD} of a new job",
+            )
+        return reward.model_copy(update={"model": RewardModel(uri=artifacts.uri, sha256=artifacts.sha256)})
+
+    rewards = [found(reward) for reward in rlhf.rewards]
+    return objective.model_copy(update={"rlhf": rlhf.model_copy(update={"rewards": rewards})})
+
+
+def _result(name: str, earlier: FineTuneJob | None, endpoint: str | None, field: str) -> tuple[RunContract, Artifacts]:
+    """Return what an earlier job was told and has published. Raises Refused; `field` is where it is named."""
     if earlier is None:
         raise Refused(
             "JobNotFound",
             f"there is no FineTuneJob {name} in this namespace: create it, and this job starts by itself once it has"
-            " succeeded; or name another one in spec.model.from of a new job",
+            f" succeeded; or name another one in {field} of a new job",
         )
     status = earlier.status
     if earlier.metadata.deletion_timestamp is not None and earlier.spec.deletion_policy == "Delete":
         raise Refused(
             "JobNotFound",
             f"FineTuneJob {name} is being deleted, and what it has published with it: create it anew, and this job"
-            " starts by itself once it has succeeded; or name another one in spec.model.from of a new job",
+            f" starts by itself once it has succeeded; or name another one in {field} of a new job",
         )
     if status.phase not in FINAL:
         message = f"FineTuneJob {name} is {status.phase}: this job goes on from its result as soon as it has succeeded"
@@ -78,14 +112,14 @@ def _result(name: str, earlier: FineTuneJob | None) -> tuple[RunContract, Artifa
         raise Refused(
             "JobFailed",
             f"FineTuneJob {name} has published nothing ({status.message or status.phase}): create it anew, and this"
-            " job starts by itself once it has succeeded; or name another one in spec.model.from of a new job",
+            f" job starts by itself once it has succeeded; or name another one in {field} of a new job",
         )
     contract = status.resolved.contract
-    if contract.objective.reward is not None:
+    if (contract.storage.endpoint or "").rstrip("/") != (endpoint or "").rstrip("/"):
         raise Refused(
             "InvalidSpec",
-            f"FineTuneJob {name} has published a reward model, which writes no answers and is not trained further: name"
-            " another job in spec.model.from of a new job",
+            f"FineTuneJob {name} has published to {contract.storage.endpoint or 'AWS'}, and this job's TuningProfile"
+            f" reads {endpoint or 'AWS'}: name a profile with the same storage.endpoint in spec.profileRef",
         )
     return contract, status.artifacts
 

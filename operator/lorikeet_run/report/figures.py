@@ -36,6 +36,7 @@ def tiles(metrics: Metrics) -> list[Tile]:
     found = [_compared("Held-out loss", metrics.eval_loss, metrics.base_eval_loss)]
     found.append(_compared("Perplexity", metrics.perplexity, _perplexity(metrics.base_eval_loss)))
     found.append(_compared("Held-out accuracy", metrics.eval_accuracy, metrics.base_eval_accuracy, rises=True))
+    found.append(_compared("Held-out reward", metrics.eval_reward, metrics.base_eval_reward, rises=True))
     found.append(_compared("Test loss", metrics.test_loss, metrics.base_test_loss))
     if metrics.train_loss is not None:
         found.append(Tile("Training loss", text.number(metrics.train_loss), "mean over the run"))

@@ -70,7 +70,7 @@ class Sample(Model):
     prompt: str
     """The prompt as the model has it, special tokens too."""
     expected: str
-    """What the data says to it; a long one's beginning."""
+    """What the data says to it; a long one's beginning. Empty where the data has prompts alone."""
     before: Answer
     """Before training."""
     after: Answer
@@ -133,7 +133,7 @@ class RunReport(Model):
     charts: list[Chart]
     """The plots, in the page's order."""
     starts: list[SourceDigest] = []
-    """The adapter that the run went on from, if it did."""
+    """The adapter that the run went on from, if it did; its reward models."""
     spans: list[Span]
     """Where the time went, in the order of the run."""
     samples: list[Sample]

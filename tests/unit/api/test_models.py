@@ -18,6 +18,14 @@ from lorikeet_api.yaml import load_all
 from tests.resources import deployment_body, job_body
 
 ROOT = Path(__file__).resolve().parents[3]
+LEAST: dict[str, dict[str, Any]] = {"rlhf": {"rewards": [{"match": {"column": "answer"}}]}}
+"""What objectives cannot do without."""
+RLHF = {"objective": {"rlhf": LEAST["rlhf"]}}
+PROMPTS = {"train": [{"uri": "s3://datasets/prompts.jsonl"}]}
+
+
+def rewarded(*rewards: dict[str, Any]) -> dict[str, Any]:
+    return {"objective": {"rlhf": {"rewards": list(rewards)}}}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
@@ -44,7 +52,18 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
         ({"model": {}}, "exactly one of uri and from"),
         ({"model": {"uri": "s3://models/x", "from": {"fineTuneJobRef": {"name": "a"}}}}, "exactly one of uri and from"),
         ({"model": {"from": {"fineTuneJobRef": {"name": "a"}}, "revision": "v1"}}, "only hf:// sources have revisions"),
-        ({"model": {"from": {"fineTuneJobRef": {"name": "sql-v1"}}}}, "names this very job"),
+        (rewarded({"model": {"fineTuneJobRef": {"name": "sql-v1"}}}), "names itself as one that it waits for"),
+        (rewarded(), "at least 1 item"),
+        (rewarded({"weight": 2.0}), "exactly one reward: model, regex, jsonSchema, match"),
+        (rewarded({"regex": {"pattern": "a"}, "match": {"column": "b"}}), "exactly one reward"),
+        (rewarded({"model": {}}), "exactly one of uri and fineTuneJobRef"),
+        (rewarded({"model": {"fineTuneJobRef": {"name": "a"}, "sha256": "0" * 64}}), "sha256 pins a uri"),
+        (rewarded({"jsonSchema": "true"}), "should match pattern"),
+        ({**RLHF, "training": {"batchSize": 12}}, "make it a multiple of objective.rlhf.numGenerations"),
+        ({**RLHF, "dataset": {**PROMPTS, "overlong": "truncate"}}, "a prompt that is cut at its end"),
+        ({**RLHF, "dataset": {**PROMPTS, "trainOn": "completion"}}, "trainOn is for objective sft"),
+        ({**RLHF, "method": {"lora": {"init": "olora", "dropout": 0}}}, "init pissa and olora are for objective sft"),
+        ({"model": {"from": {"fineTuneJobRef": {"name": "sql-v1"}}}}, "names itself as one that it waits for"),
         ({"model": {"uri": "s3://models/x", "secretRef": {"name": "t"}}}, "secretRef opens hf:// sources"),
         ({"training": {"learning_rate": 1e-4}}, "Extra inputs"),
         ({"compute": {"env": [{"name": "A"}, {"name": "A"}]}}, "two items have the same name"),
@@ -73,7 +92,7 @@ def test_a_token_may_open_a_test_set_alone() -> None:
 @pytest.mark.parametrize("objective", get_args(ObjectiveName))
 def test_a_method_and_an_objective_go_together_or_are_refused(method: MethodName, objective: ObjectiveName) -> None:
     """Those that do are in the table of defaults, and each of them is trained in `tests/trainer`."""
-    body = job_body(method={method: {}}, objective={objective: {}})
+    body = job_body(method={method: {}}, objective={objective: LEAST.get(objective, {})})
     if (method, objective) in DEFAULTS:
         FineTuneJob.parse(body)
         return
@@ -81,11 +100,13 @@ def test_a_method_and_an_objective_go_together_or_are_refused(method: MethodName
         FineTuneJob.parse(body)
 
 
-@pytest.mark.parametrize(("objective", "column"), [("sft", "chosen"), ("dpo", "messages"), ("kto", "rejected")])
+@pytest.mark.parametrize(
+    ("objective", "column"), [("sft", "chosen"), ("dpo", "messages"), ("kto", "rejected"), ("rlhf", "completion")]
+)
 def test_columns_that_an_objective_does_not_read_are_refused(objective: str, column: str) -> None:
     data = {"train": [{"uri": "s3://datasets/a.jsonl"}], "columns": {column: "mine"}}
     with pytest.raises(ValidationError, match=f"rows of objective {objective} have only the columns"):
-        FineTuneJob.parse(job_body(objective={objective: {}}, dataset=data))
+        FineTuneJob.parse(job_body(objective={objective: LEAST.get(objective, {})}, dataset=data))
 
 
 def serve_with(*args: str) -> None:

@@ -96,6 +96,10 @@ def test_relative_folders_are_those_of_the_shell(write: Write, tmp_path: Path, m
         (["--set", "profileRef={name: team-b}"], "TuningProfile team-b is not in these files: add it with -f"),
         (["--set", "training.epoch=1"], r"spec\.training\.epoch: no such field"),
         (["--set", "model={from: {fineTuneJobRef: {name: first}}}"], r"spec\.model\.from names another job"),
+        (
+            ["--set", "objective={rlhf: {rewards: [{model: {fineTuneJobRef: {name: first}}}]}}"],
+            r"spec\.objective\.rlhf\.rewards names another job",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(write: Write, arguments: list[str], message: str) -> None:

@@ -89,7 +89,7 @@ def test_examples_that_may_be_longer_than_the_model_takes_are_warned_about(
 def test_a_base_from_another_job_is_left_to_the_cluster(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     body = job_body(model={"from": {"fineTuneJobRef": {"name": "first"}}})
     assert main(["validate", "-f", str(write(body))]) == 0
-    assert "ok, but for model.from and the data" in capsys.readouterr().out
+    assert "ok, but for the data: a cluster alone knows what FineTuneJob first has made" in capsys.readouterr().out
 
 
 def test_offline_no_source_is_opened(write: Write) -> None:

@@ -382,12 +382,16 @@ def trains_further(world: World, phase: str, **begins: Any) -> None:
     world.put(FINETUNEJOB, {"metadata": metadata, "spec": {}, "status": status})
 
 
-@pytest.mark.parametrize("what", ["adapter", "model"])
+@pytest.mark.parametrize("what", ["adapter", "model", "reward"])
 async def test_what_a_job_trains_further_is_not_deleted_before_that_has_ended(held: World, what: str) -> None:
     ends(held, TRAIN, 0, RECORD)
     await held.reconcile()
     uri = its_adapter(held)["uri"]
-    begins = {"start": {"uri": uri}} if what == "adapter" else {"model": {"uri": f"{uri}/model"}}
+    begins: dict[str, Any] = {
+        "adapter": {"start": {"uri": uri}},
+        "model": {"model": {"uri": f"{uri}/model"}},
+        "reward": {"objective": {"rlhf": {"rewards": [{"regex": {"pattern": "x"}}, {"model": {"uri": uri}}]}}},
+    }[what]
     trains_further(held, "Running", **begins)
     deleted(held)
     assert await held.reconcile() == Requeue(SERVED_AGAIN)

@@ -43,9 +43,9 @@ def earlier(**changes: Any) -> FineTuneJob:
     return FineTuneJob.parse({**done.to_wire(), "status": status(**about, **changes)})
 
 
-def refusal(before: FineTuneJob | None, **spec: Any) -> Refused:
+def refusal(before: FineTuneJob, **spec: Any) -> Refused:
     with pytest.raises(Refused) as refused:
-        resolve(job(model=FROM, **spec), profile(), IMAGE, before)
+        resolve(job(**{"model": FROM, **spec}), profile(), IMAGE, before)
     return refused.value
 
 
@@ -97,7 +97,7 @@ def test_a_chain_goes_on_with_the_last_ones_adapter() -> None:
     second = resolve(job("dpo-v1", model=FROM), profile(), IMAGE, first)
     done = {"phase": "Succeeded", "resolved": second.to_wire(), "artifacts": {**ARTIFACTS, "sha256": "cd" * 32}}
     middle = FineTuneJob.parse({**job("dpo-v1", model=FROM).to_wire(), "status": done})
-    third = resolve(job(model=FROM), profile(), IMAGE, middle).contract
+    third = resolve(job(model={"from": {"fineTuneJobRef": {"name": "dpo-v1"}}}), profile(), IMAGE, middle).contract
     assert third.start is not None
     assert (third.model, third.method, third.start.sha256) == (second.contract.model, second.contract.method, "cd" * 32)
 
@@ -146,6 +146,46 @@ def test_a_difference_is_trained_further_as_the_plain_adapter_that_it_is() -> No
     again = {"lora": {"rank": 16, "alpha": 48}}
     assert resolve(job(model=FROM, method=again), profile(), IMAGE, earlier(method=pissa)).contract.method.lora
     assert "rank: 16, alpha: 48, init" in refusal(earlier(method=pissa), method=pissa).message
+
+
+REWARDED: dict[str, Any] = {
+    "model": {"uri": "s3://models/smollm2-135m"},
+    "objective": {"rlhf": {"rewards": [{"model": {"fineTuneJobRef": {"name": "sft-v1"}}, "weight": 2.0}]}},
+}
+
+
+def test_a_reward_model_of_a_job_is_pinned_by_where_it_lies_and_what_it_is() -> None:
+    contract = resolve(job(**REWARDED), profile(), IMAGE, earlier(objective={"reward": {}})).contract
+    assert contract.objective.rlhf is not None
+    pinned = {"uri": ARTIFACTS["uri"], "sha256": ARTIFACTS["sha256"]}
+    assert [reward.to_wire() for reward in contract.objective.rlhf.rewards] == [{"model": pinned, "weight": 2.0}]
+    named = {"rlhf": {"rewards": [{"model": pinned, "weight": 2.0}]}}
+    assert resolve(job(**{**REWARDED, "objective": named}), profile(), IMAGE).contract.run_id == contract.run_id
+
+
+def test_a_model_without_a_number_to_give_is_no_reward() -> None:
+    refused = refusal(earlier(method={"lora": {}}), **REWARDED)
+    assert refused.reason == "InvalidSpec"
+    assert "has published no reward model, its objective is sft: name a job of objective reward in" in refused.message
+
+
+async def test_a_job_waits_for_its_reward_model_and_for_what_it_goes_on_from(world: World) -> None:
+    other = Key("team-a", "reward-v1")
+    rewards = [{"model": {"fineTuneJobRef": {"name": other.name}}}]
+    spec = request(model=FROM, objective={"rlhf": {"rewards": rewards}})["spec"]
+    world.change(FINETUNEJOB, NAME, spec=spec)
+    reward = {**earlier_body(), "metadata": {**earlier_body()["metadata"], "name": other.name, "uid": "the reward's"}}
+    world.put(FINETUNEJOB, {**earlier_body(), "status": status()})
+    await world.reconcile()
+    assert world.condition("Validated")["reason"] == "JobNotFound"
+    assert "there is no FineTuneJob reward-v1" in world.status["message"]
+    there = world.put(FINETUNEJOB, {**reward, "status": {"phase": "Running"}})
+    assert NAME in world.controller.keys_for(FINETUNEJOB, there)
+    await world.reconcile()
+    assert (world.condition("Validated")["reason"], world.made(JOB)) == ("JobNotFinished", 0)
+    world.change(FINETUNEJOB, other, status=status(objective={"reward": {}}))
+    await world.reconcile()
+    assert world.made(JOB) == 1
 
 
 def test_what_lies_in_another_store_is_refused() -> None:

@@ -18,3 +18,23 @@ def test_kto_needs_two_answers_in_each_micro_batch(batch: int, micro: int | None
     with pytest.raises(RunError, match="set microBatchSize to 2 or more"):
         Hyperparameters.of(run)
     assert Hyperparameters.of(runs.contract("s3://out/a", StorageAccess(), training=training)).micro_batch_size == 1
+
+
+def of_rlhf(**training: int | float) -> Hyperparameters:
+    rlhf = Objective.model_validate({"rlhf": {"numGenerations": 4, "rewards": [{"regex": {"pattern": "a"}}]}})
+    return Hyperparameters.of(
+        runs.contract("s3://out/a", StorageAccess(), objective=rlhf, training=Training.model_validate(training))
+    )
+
+
+def test_a_step_of_rlhf_takes_whole_groups_of_answers_and_an_epoch_whole_steps() -> None:
+    hyper = of_rlhf(batchSize=12, epochs=2.0)
+    assert (hyper.micro_batch_size, hyper.accumulation, hyper.generations) == (4, 3, 4)
+    assert [hyper.steps(prompts) for prompts in (3, 5, 6, 61)] == [2, 2, 4, 40]
+    with pytest.raises(RunError, match=r"2 prompts to train on, and a step takes 3 .*: lower training.batchSize"):
+        hyper.steps(2)
+
+
+def test_answers_that_cannot_be_shared_out_over_prompts_are_refused() -> None:
+    with pytest.raises(RunError, match=r"make it a multiple of objective.rlhf.numGenerations \(it is 10\)"):
+        of_rlhf(batchSize=10)

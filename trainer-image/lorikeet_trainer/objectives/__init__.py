@@ -2,26 +2,40 @@
 
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from lorikeet_api import objectives as api
-from lorikeet_api.training import Dataset
+from lorikeet_api.contract import RunContract
+from lorikeet_run.tokenizer import stop_ids
+from lorikeet_trainer.device import Compute
 from lorikeet_trainer.objectives.dpo import Dpo
 from lorikeet_trainer.objectives.kto import Kto
 from lorikeet_trainer.objectives.objective import Objective, Setting
 from lorikeet_trainer.objectives.orpo import Orpo
 from lorikeet_trainer.objectives.reward import Reward
+from lorikeet_trainer.objectives.rlhf import Rlhf
 from lorikeet_trainer.objectives.sft import Sft
+from lorikeet_trainer.rewards import make_rewards
+from lorikeet_trainer.state import Layout
 
 __all__ = ["Objective", "Setting", "make_objective"]
 
 
-def make_objective(wanted: api.Objective, dataset: Dataset) -> Objective[Any]:
-    """Return what a request asks for."""
+def make_objective(
+    contract: RunContract, layout: Layout, tokenizer: PreTrainedTokenizerBase, compute: Compute
+) -> Objective[Any]:
+    """Return what a request asks for, with the models beside that it needs. Raises RunError."""
+    wanted = contract.objective
     if wanted.dpo is not None:
         return Dpo(wanted.dpo)
     if wanted.kto is not None:
-        return Kto(wanted.kto, dataset.max_length)
+        return Kto(wanted.kto, contract.dataset.max_length)
     if wanted.orpo is not None:
         return Orpo(wanted.orpo)
     if wanted.reward is not None:
         return Reward(wanted.reward)
-    return Sft(wanted.sft or api.Sft(), dataset.max_length if dataset.packing else None)
+    if wanted.rlhf is not None:
+        rewards = make_rewards(contract, layout, tokenizer, compute)
+        return Rlhf(wanted.rlhf, rewards, stop_ids(layout.model, tokenizer))
+    packed_to = contract.dataset.max_length if contract.dataset.packing else None
+    return Sft(wanted.sft or api.Sft(), packed_to)

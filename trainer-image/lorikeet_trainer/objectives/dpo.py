@@ -10,14 +10,13 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from lorikeet_api.objectives import Dpo as Settings
 from lorikeet_run.tokens import Pair
-from lorikeet_trainer.evaluate import Passes, log_probabilities
+from lorikeet_trainer.evaluate import Passes, joined, log_probabilities
 from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.methods.full import Full
 from lorikeet_trainer.objectives.objective import (
     Objective,
     Setting,
     halves,
-    joined,
     paired,
     reference_of,
     sequences,

@@ -12,10 +12,10 @@ from trl.trainer.kto_trainer import KTOTrainer
 
 from lorikeet_api.objectives import Kto as Settings
 from lorikeet_run.tokens import Judged, Tokens
-from lorikeet_trainer.evaluate import Passes, log_probabilities
+from lorikeet_trainer.evaluate import Passes, joined, log_probabilities
 from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.methods.full import Full
-from lorikeet_trainer.objectives.objective import Objective, Setting, ids, joined, reference_of, share_above
+from lorikeet_trainer.objectives.objective import Objective, Setting, ids, reference_of, share_above
 from lorikeet_trainer.state import Evaluation
 
 

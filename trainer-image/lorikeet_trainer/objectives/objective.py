@@ -5,20 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
-import numpy as np
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase
 
-from lorikeet_run.tokens import Judged, Pair, Tokens
+from lorikeet_run.tokens import Judged, Pair, Prompted, Tokens
 from lorikeet_trainer.evaluate import Passes, log_probabilities
 from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.methods import Trainable
 from lorikeet_trainer.state import Evaluation
 
-R = TypeVar("R", Tokens, Pair, Judged)
+R = TypeVar("R", Tokens, Pair, Judged, Prompted)
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,6 @@ def ids(tokens: Tokens, begin: int, end: int | None = None) -> list[int]:
     """Return some of a row's token ids."""
     found: list[int] = tokens.input_ids[begin:end].tolist()
     return found
-
-
-def joined(prompt: Sequence[int], answer: Sequence[int]) -> Tokens:
-    """Return a prompt and an answer to it, which counts."""
-    whole = np.asarray([*prompt, *answer], dtype=np.int32)
-    return Tokens(whole, whole).answered_from(len(prompt))
 
 
 def reference_of(trainer: Guarded, rows: Sequence[Tokens], batch_size: int) -> list[float]:
