@@ -403,8 +403,8 @@ class Training(Model):
     """Effective batch: examples per optimiser step, over all GPUs and accumulation steps."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Examples per forward pass on one GPU (TRL: `per_device_train_batch_size`); the rest of `batchSize` is
-    reached by accumulation, so it must divide `batchSize`. Absent: the largest divisor, up to 4, of one GPU's
-    share of batchSize."""
+    reached by accumulation, so it must divide one GPU's share of `batchSize`. Absent: the largest divisor of that
+    share, up to 4."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the steps in which the learning rate rises to its peak."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
+from lorikeet_api.batch import micro_batch
 from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.training import Checkpoints, Scheduler
-from lorikeet_run.batches import micro_batch
 from lorikeet_run.errors import RunError
 
 
@@ -41,16 +41,11 @@ class Hyperparameters:
         """
         usual = DEFAULTS[contract.method.name, contract.objective.name]
         values = dict(usual) | {name: value for name, value in contract.training if value is not None}
-        ranks, batch_size = max(1, contract.gpus), values.pop("batch_size")
-        asked = values.pop("micro_batch_size")
-        micro = micro_batch(batch_size, ranks, asked)
-        if micro is None:
-            by = f" in steps of microBatchSize {asked}" if asked is not None else ""
-            raise RunError(
-                "InvalidContract",
-                f"batchSize {batch_size} cannot be shared out evenly over {ranks} GPUs{by}: choose a multiple of"
-                f" {ranks * (asked or 1)}",
-            )
+        ranks, batch_size = contract.ranks, values.pop("batch_size")
+        try:
+            micro = micro_batch(batch_size, ranks, values.pop("micro_batch_size"))
+        except ValueError as error:
+            raise RunError("InvalidContract", str(error)) from error
         if contract.objective.kto is not None and micro == 1:
             raise RunError(
                 "InvalidContract",
