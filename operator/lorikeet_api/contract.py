@@ -212,6 +212,13 @@ class Metrics(Model):
     """Peak memory: of the GPU where there is one, else of the process."""
     device: Text | None = None
     """What it trained on: the GPU's name, or cpu."""
+    precision: Text | None = None
+    """Type in which it computed: `training.precision`, or what was chosen."""
+    optimizer: Text | None = None
+    """What made the steps: `training.optimizer`, or what was chosen. A CPU pages nothing: it makes adamw8bit of
+    pagedAdamw8bit."""
+    attention: Text | None = None
+    """What computed attention: `training.attention`, or what was chosen."""
 
 
 REPORT: Final = "report/index.html"

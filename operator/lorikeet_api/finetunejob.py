@@ -113,6 +113,9 @@ class Output(Model):
 
 
 _EVAL_STEPS: Final = "training.evalSteps needs dataset.eval or dataset.evalFraction: set one, or remove evalSteps"
+_NEEDS_GPU: Final = (
+    "training.precision fp16 and training.attention flash need a GPU, and compute.gpus is 0: leave them out"
+)
 _NOTHING_TO_OPEN: Final = "model.secretRef opens hf:// sources, and there is none: remove it"
 
 
@@ -171,6 +174,8 @@ class FineTuneJobSpec(Model):
         dataset = self.dataset
         if self.training.eval_steps is not None and dataset.eval is None and dataset.eval_fraction is None:
             raise ValueError(_EVAL_STEPS)
+        if self.compute.gpus == 0 and (self.training.precision == "fp16" or self.training.attention == "flash"):
+            raise ValueError(_NEEDS_GPU)
         sets = (dataset.eval, dataset.test)
         uris = [source.uri for source in (*dataset.train, *(one for one in sets if one is not None))]
         # Where an earlier job's base model lies is not known here.
@@ -194,6 +199,12 @@ class FineTuneJobSpec(Model):
                 "!has(self.training) || !has(self.training.evalSteps) || has(self.dataset.eval)"
                 " || has(self.dataset.evalFraction)",
                 _EVAL_STEPS,
+            ),
+            cel(
+                "!has(self.compute) || !has(self.compute.gpus) || self.compute.gpus > 0 || !has(self.training)"
+                " || ((!has(self.training.precision) || self.training.precision != 'fp16')"
+                " && (!has(self.training.attention) || self.training.attention != 'flash'))",
+                _NEEDS_GPU,
             ),
             cel(
                 f"!has(self.model.secretRef) || !has(self.model.uri) || self.model.{from_hub}"

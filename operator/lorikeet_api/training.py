@@ -15,6 +15,9 @@ DataFormat = Literal["auto", "instruction", "chat", "completion", "text", "prefe
 TrainOn = Literal["completion", "assistant", "lastTurn", "all"]
 Overlong = Literal["drop", "truncate", "fail"]
 Scheduler = Literal["cosine", "linear", "constant"]
+Optimizer = Literal["adamw", "adamw8bit", "pagedAdamw8bit"]
+Precision = Literal["bf16", "fp16", "fp32"]
+Attention = Literal["eager", "sdpa", "flash"]
 
 Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", min_length=1, max_length=128)]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -411,6 +414,19 @@ class Training(Model):
     """AdamW's weight decay (TRL: `weight_decay`)."""
     scheduler: Scheduler | None = None
     """Course of the learning rate after the warm-up (TRL: `lr_scheduler_type`)."""
+    optimizer: Optimizer | None = None
+    """What makes the steps (TRL: `optim`): `adamw` (`adamw_torch`); `adamw8bit` (`adamw_8bit`), which holds the two
+    moments of each trained weight in a byte each, where a matrix other than an embedding has 4,096 or more;
+    `pagedAdamw8bit` (`paged_adamw_8bit`), the same, which moves them into the node's memory when the GPU's runs out.
+    Absent: `pagedAdamw8bit` for qlora on a GPU, else `adamw`."""
+    precision: Precision | None = None
+    """Type in which the model computes (TRL: `bf16`, `fp16`): `bf16`; `fp16`, for GPUs without bfloat16 (T4, V100),
+    with trained weights in float32 and a scaled loss; `fp32`. Absent: `bf16` where the hardware has it, else `fp32`."""
+    attention: Attention | None = None
+    """What computes attention (transformers: `attn_implementation`): `eager`, step by step; `sdpa`, torch's fused one;
+    `flash` (`flash_attention_2`), which needs a GPU, a precision of 16 bits, and the package flash-attn in the
+    trainer's image, which Lorikeet's does not have. Absent: `sdpa` where the model's architecture has it, else
+    `eager`."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Gradients are clipped to this norm (TRL: `max_grad_norm`)."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] | None = None

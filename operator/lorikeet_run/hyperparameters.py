@@ -7,7 +7,7 @@ from typing import Self
 from lorikeet_api.batch import micro_batch
 from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
-from lorikeet_api.training import Checkpoints, Scheduler
+from lorikeet_api.training import Attention, Checkpoints, Optimizer, Precision, Scheduler
 from lorikeet_run.errors import RunError
 
 
@@ -24,6 +24,12 @@ class Hyperparameters:
     warmup_ratio: float
     weight_decay: float
     scheduler: Scheduler
+    optimizer: Optimizer | None
+    """None: what suits method and hardware."""
+    precision: Precision | None
+    """None: what the hardware has."""
+    attention: Attention | None
+    """None: what the model has."""
     max_grad_norm: float
     seed: int
     activation_checkpointing: bool | None

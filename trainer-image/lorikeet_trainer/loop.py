@@ -68,9 +68,7 @@ class TrainingOutcome:
     tokens_per_second: float
 
 
-def arguments(
-    hyper: Hyperparameters, compute: Compute, *, quantised: bool, steps: int, scratch: Path
-) -> dict[str, Any]:
+def arguments(hyper: Hyperparameters, compute: Compute, *, optim: str, steps: int, scratch: Path) -> dict[str, Any]:
     """Return transformers' part of a trainer's configuration.
 
     Everything that decides the result is set here, nothing left to the libraries' defaults.
@@ -87,12 +85,12 @@ def arguments(
         "warmup_steps": math.ceil(hyper.warmup_ratio * steps),
         "weight_decay": hyper.weight_decay,
         "max_grad_norm": hyper.max_grad_norm,
-        "optim": "paged_adamw_8bit" if quantised and compute.on_gpu else "adamw_torch",
+        "optim": optim,
         "seed": hyper.seed,
         "data_seed": hyper.seed,
-        # The weights lie in this type already; for full float32 weights it is what autocast computes in.
+        # Frozen weights lie in this type already; for trained float32 weights it is what autocast computes in.
         "bf16": compute.dtype == torch.bfloat16,
-        "fp16": False,
+        "fp16": compute.dtype == torch.float16,
         "use_cpu": not compute.on_gpu,
         # Its old name, gradient_checkpointing, follows this one.
         "activation_checkpointing": compute.on_gpu if checkpointing is None else checkpointing,

@@ -75,13 +75,17 @@ def shape(folder: Path, objective: Objective) -> PreTrainedModel:
     return model
 
 
-def load(folder: Path, method: Method, objective: Objective, compute: Compute) -> PreTrainedModel:
-    """Return the base model on its device. Raises RunError (ModelInvalid).
+def load(
+    folder: Path, method: Method, objective: Objective, compute: Compute, attention: str | None = None
+) -> PreTrainedModel:
+    """Return the base model on its device; `attention` as transformers calls it. Raises RunError (ModelInvalid).
 
     A full fine-tune keeps its weights in float32 (and computes in `compute.dtype` by autocast): steps of 1e-5 vanish
     in bfloat16's eight bits. Frozen weights need no more than `compute.dtype`.
     """
     wanted: dict[str, Any] = {"dtype": torch.float32 if method.full is not None else compute.dtype}
+    if attention is not None:
+        wanted["attn_implementation"] = attention
     if method.qlora is not None:
         wanted["quantization_config"] = _four_bits(method.qlora, objective, compute)
     kind, settings = _kind(objective)

@@ -5,7 +5,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from time import monotonic
 from typing import Final
@@ -23,7 +23,7 @@ from lorikeet_run.render import Rendered, Renderer, check_left, check_stops, cho
 from lorikeet_run.report import Answer, DataProfile, Sample
 from lorikeet_run.tokenizer import limits, load_tokenizer, stop_ids
 from lorikeet_run.tokens import TokenRow
-from lorikeet_trainer import device, loop, methods, model, samples
+from lorikeet_trainer import chosen, device, loop, methods, model, samples
 from lorikeet_trainer.checkpoints import COURSE, Keeper
 from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.exam import Exam
@@ -135,7 +135,7 @@ def answers(
 ) -> list[Answer]:
     """Return what the model answers now."""
     stops = stop_ids(session.layout.model, tokenizer)
-    return samples.answers(trainable.model, tokenizer, questions, stops, autocast(session))
+    return samples.answers(trainable.model, tokenizer, questions, stops, session.compute.autocast)
 
 
 def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
@@ -200,7 +200,8 @@ def load(session: Session) -> Trainable:
     contract, compute = session.contract, session.compute
     # The adapters' first weights are drawn at random.
     transformers.set_seed(session.hyper.seed)
-    base = model.load(session.layout.model, contract.method, contract.objective, compute)
+    attention = chosen.attention(session.hyper.attention, compute)
+    base = model.load(session.layout.model, contract.method, contract.objective, compute, attention)
     layout = session.layout
     start = None if contract.start is None else layout.start
     trainable = methods.make_trainable(base, contract.method, compute, layout.model, layout.scratch, start)
@@ -208,7 +209,7 @@ def load(session: Session) -> Trainable:
         "model",
         method=contract.method.name,
         device=compute.name,
-        dtype=str(compute.dtype).removeprefix("torch."),
+        **asdict(chosen.chosen(session.hyper, compute, trainable)),
         trained_parameters=trainable.trained,
         parameters=trainable.total,
         quantized_layers=trainable.quantized and trainable.quantized.layers,
@@ -221,7 +222,7 @@ def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokeniz
     arguments = loop.arguments(
         session.hyper,
         session.compute,
-        quantised=trainable.quantized is not None,
+        optim=chosen.OPTIMIZERS[chosen.chosen(session.hyper, session.compute, trainable).optimizer],
         steps=session.hyper.steps(len(examples.train)),
         scratch=session.layout.scratch,
     )
@@ -230,12 +231,7 @@ def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokeniz
 
 def passes_of(session: Session, tokenizer: PreTrainedTokenizerBase) -> Passes:
     """Return how held-out rows are put through the model: as training does."""
-    return Passes(session.hyper.micro_batch_size, int(tokenizer.pad_token_id or 0), autocast(session))
-
-
-def autocast(session: Session) -> torch.dtype | None:
-    """Return the type in which training computes what lies in another one; None where it computes in float32."""
-    return session.compute.dtype if session.compute.dtype == torch.bfloat16 else None
+    return Passes(session.hyper.micro_batch_size, int(tokenizer.pad_token_id or 0), session.compute.autocast)
 
 
 def save(session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -283,6 +279,7 @@ def figures(
         train_seconds=outcome.seconds,
         peak_memory_bytes=_peak_memory(session.compute),
         device=session.compute.name,
+        **asdict(chosen.chosen(session.hyper, session.compute, trainable)),
     )
 
 

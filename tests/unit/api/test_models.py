@@ -47,6 +47,8 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
         ({"model": {"from": {"fineTuneJobRef": {"name": "sql-v1"}}}}, "names this very job"),
         ({"model": {"uri": "s3://models/x", "secretRef": {"name": "t"}}}, "secretRef opens hf:// sources"),
         ({"training": {"learning_rate": 1e-4}}, "Extra inputs"),
+        ({"training": {"precision": "fp16"}, "compute": {"gpus": 0}}, "need a GPU"),
+        ({"training": {"attention": "flash"}, "compute": {"gpus": 0}}, "need a GPU"),
         ({"compute": {"env": [{"name": "A"}, {"name": "A"}]}}, "two items have the same name"),
         (
             {"dataset": {"train": [{"uri": "s3://data/a", "split": "train"}]}},
