@@ -182,6 +182,12 @@ class Metrics(Model):
     """As evalAccuracy, on the test set."""
     steps: int | None = None
     """Optimiser steps made."""
+    planned_steps: int | None = None
+    """Optimiser steps that it was to make; absent where it made them all, and `earlyStopping` did not end it."""
+    best_step: int | None = None
+    """Step after which the loss on the held-out examples was the lowest; absent where the best weights are not kept."""
+    best_eval_loss: Figure | None = None
+    """That loss."""
     resumed_from_step: int | None = None
     """Step of the checkpoint that the last attempt went on from; absent if it began at the beginning."""
     train_examples: int | None = None

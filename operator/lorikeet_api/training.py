@@ -389,8 +389,19 @@ class Checkpoints(Model):
     """Steps between two checkpoints (TRL: `save_steps`)."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
     """How many are kept, the newest ones (TRL: `save_total_limit`)."""
-    after_success: Literal["delete", "keep"] = "delete"
-    """What becomes of them once the run has published: `delete` or `keep`."""
+    after_success: Literal["delete", "keep", "keepBest"] = "delete"
+    """What becomes of them once the run has published: `delete`; `keep`; `keepBest`, the weights with the lowest loss
+    on the held-out examples alone stay, as `checkpoints/best/`. The latter needs `dataset.eval` or `evalFraction`."""
+
+
+class EarlyStopping(Model):
+    """Ends a run whose loss on the held-out examples no longer falls."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Evaluations in a row without a lower loss after which the run ends (transformers:
+    `early_stopping_patience`)."""
+    min_delta: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """By how much a loss must be lower to count, than it was when one counted last."""
 
 
 class Training(Model):
@@ -437,6 +448,13 @@ class Training(Model):
     """Steps between two logged losses."""
     eval_steps: PositiveSteps | None = None
     """Steps between two evaluations. Absent: once an epoch."""
+    early_stopping: EarlyStopping | None = None
+    """Ends the run, before its epochs do, once the loss on the held-out examples no longer falls (every `evalSteps`).
+    Needs `dataset.eval` or `evalFraction`. Absent: it makes all its steps."""
+    publish: Literal["last", "best"] | None = None
+    """Which weights are published: `last`, those after the last step; `best`, those with the lowest loss on the
+    held-out examples, of all evaluations on the way and after the last step (TRL: `load_best_model_at_end`); it needs
+    `dataset.eval` or `evalFraction`. Absent: `best` with `earlyStopping`, else `last`."""
     checkpoints: Checkpoints | None = None
     """What an interrupted run goes on from. It has no part in the run's id: the result does not depend on it."""
 
@@ -449,6 +467,18 @@ class Training(Model):
         ):
             raise ValueError("microBatchSize must divide batchSize")
         return self
+
+    @property
+    def by_evaluation(self) -> list[str]:
+        """What of it asks for a loss on held-out examples."""
+        asks = {
+            "evalSteps": self.eval_steps is not None,
+            "earlyStopping": self.early_stopping is not None,
+            "publish best": self.publish == "best",
+            "checkpoints.afterSuccess keepBest": self.checkpoints is not None
+            and self.checkpoints.after_success == "keepBest",
+        }
+        return [what for what, asked in asks.items() if asked]
 
     @staticmethod
     def cel_rules() -> list[dict[str, str]]:

@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Literal, Self
 
 from lorikeet_api.batch import micro_batch
 from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
-from lorikeet_api.training import Attention, Checkpoints, Optimizer, Precision, Scheduler
+from lorikeet_api.training import Attention, Checkpoints, EarlyStopping, Optimizer, Precision, Scheduler
 from lorikeet_run.errors import RunError
 
 
@@ -37,6 +37,9 @@ class Hyperparameters:
     logging_steps: int
     eval_steps: int | None
     """None: once an epoch."""
+    early_stopping: EarlyStopping | None
+    """None: all steps are made."""
+    publish: Literal["last", "best"]
     checkpoints: Checkpoints
 
     @classmethod
@@ -46,7 +49,8 @@ class Hyperparameters:
         Raises RunError (InvalidContract) if the batch cannot be shared out.
         """
         usual = DEFAULTS[contract.method.name, contract.objective.name]
-        values = dict(usual) | {name: value for name, value in contract.training if value is not None}
+        values: dict[str, Any] = dict(usual) | {name: value for name, value in contract.training if value is not None}
+        values["publish"] = values["publish"] or ("last" if values["early_stopping"] is None else "best")
         ranks, batch_size = contract.ranks, values.pop("batch_size")
         try:
             micro = micro_batch(batch_size, ranks, values.pop("micro_batch_size"))
@@ -60,6 +64,11 @@ class Hyperparameters:
                 " multiple of it",
             )
         return cls(**values, micro_batch_size=micro, accumulation=batch_size // (micro * ranks), ranks=ranks)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights with the lowest loss on the held-out examples are of use at the end."""
+        return self.publish == "best" or self.checkpoints.after_success == "keepBest"
 
     def steps(self, examples: int) -> int:
         """Return the optimiser steps of a run on `examples`: those of its epochs, at most `max_steps`."""

@@ -132,6 +132,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"training": {"batchSize": 9, "microBatchSize": 2}},
         r"spec\.training.*microBatchSize must divide batchSize",
     ),
+    "early stopping without an evaluation": (
+        {"training": {"earlyStopping": {"patience": 2}}},
+        r"training\.earlyStopping needs dataset\.eval or dataset\.evalFraction",
+    ),
+    "the best weights without an evaluation": (
+        {"training": {"publish": "best"}},
+        r"training\.publish best needs dataset\.eval",
+    ),
+    "a best checkpoint without an evaluation": (
+        {"training": {"checkpoints": {"afterSuccess": "keepBest"}}},
+        r"afterSuccess keepBest needs dataset\.eval",
+    ),
     "a precision of GPUs alone on a CPU": (
         {"training": {"precision": "fp16"}, "compute": {"gpus": 0}},
         r"training\.precision fp16 and training\.attention flash need a GPU",

@@ -16,6 +16,7 @@ from lorikeet_trainer.checkpoints import Keeper
 from lorikeet_trainer.device import Compute
 from lorikeet_trainer.methods import Trainable
 from lorikeet_trainer.methods.trainable import cast_trained, trained_parameters
+from lorikeet_trainer.selection import EndedEarly
 from lorikeet_trainer.stop import STOP
 
 
@@ -63,7 +64,10 @@ class TrainingOutcome:
     """What training came to."""
 
     loss: float
+    """Mean over the steps."""
     steps: int
+    planned: int
+    """Steps that it was to make."""
     seconds: float
     tokens_per_second: float
 
@@ -146,14 +150,17 @@ def fit(trainer: Guarded, trainable: Trainable, keeper: Keeper, ranks: int) -> T
     """
     assert_sound(trainer, trainable, ranks)
     with STOP.deferred():
-        result = trainer.train(resume_from_checkpoint=keeper.folder)
+        try:
+            loss = float(trainer.train(resume_from_checkpoint=keeper.folder).training_loss)
+        except EndedEarly:
+            loss = keeper.mean_loss
     seconds = keeper.seconds
     assert_sound(trainer, trainable, ranks)
     step = trainer.state.global_step
     # The last step's update is seen by no loss.
     if not is_finite(trainable.model):
         raise not_finite("a trained weight", step)
-    if step < trainer.state.max_steps:
+    if step < trainer.state.max_steps and not keeper.report.has_ended_early:
         raise preempted(None)
     tokens = float(trainer.state.num_input_tokens_seen)
-    return TrainingOutcome(float(result.training_loss), step, seconds, tokens / seconds)
+    return TrainingOutcome(loss, step, trainer.state.max_steps, seconds, tokens / seconds)

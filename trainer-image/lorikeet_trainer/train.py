@@ -33,6 +33,7 @@ from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.profile import profile
 from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.report import Report
+from lorikeet_trainer.selection import Selection
 from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Standing, Trained
 
 _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
@@ -102,7 +103,10 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     )
     # The ranks go in step: the first one speaks for all.
     reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
-    report = Report(exam.held_out, session.hyper.eval_steps, reporter, session.compute.held_memory, objective.figures)
+    selection = select(session, trainable, examples)
+    report = Report(
+        exam.held_out, session.hyper.eval_steps, reporter, session.compute.held_memory, selection, objective.figures
+    )
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
     base = resumed.base if resumed else exam.before()
     keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
@@ -115,15 +119,20 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         "checkpoints": round(keeper.checkpoint_seconds, 3),
         "evals": round(keeper.eval_seconds, 3),
     }
-    trainable.finish()
     reporter.stage("evaluate")
+    if selection.is_wanted:
+        with session.part("last_eval"):
+            report.evaluate_last(outcome.steps)
+        if session.hyper.publish == "best":
+            selection.restore(outcome.steps)
+    trainable.finish()
     final = exam.after(outcome.steps)
     if session.compute.rank == 0:
-        if final.held_out:
+        if final.held_out and not report.has_evaluated(outcome.steps):
             report.curve.append(LossPoint(step=outcome.steps, eval_loss=final.held_out.loss))
         with session.part("save"):
             save(session, trainable, tokenizer)
-        metrics = figures(session, examples, trainable, outcome, base, final)
+        metrics = figures(session, examples, trainable, outcome, base, final, selection.best)
         file = MetricsFile(metrics=metrics, curve=report.curve, pace=report.pace, seconds=session.seconds)
         leave(session, examples, file, samples.side_by_side(questions, base.answers, final.answers, tokenizer))
     reporter.close()
@@ -229,6 +238,13 @@ def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokeniz
     return Setting(trainable, tokenizer, arguments)
 
 
+def select(session: Session, trainable: Trainable, examples: Examples) -> Selection:
+    """Return how the best weights are told, where they are of use and there is something to tell them by."""
+    hyper = session.hyper
+    is_wanted = hyper.keeps_best and bool(examples.held_out)
+    return Selection(trainable, session.layout.best, session.compute.rank == 0, is_wanted, hyper.early_stopping)
+
+
 def passes_of(session: Session, tokenizer: PreTrainedTokenizerBase) -> Passes:
     """Return how held-out rows are put through the model: as training does."""
     return Passes(session.hyper.micro_batch_size, int(tokenizer.pad_token_id or 0), session.compute.autocast)
@@ -246,6 +262,7 @@ def figures(
     outcome: loop.TrainingOutcome,
     base: Standing,
     final: Standing,
+    best: LossPoint | None,
 ) -> Metrics:
     """Return the run's figures."""
     quantized = trainable.quantized
@@ -264,6 +281,9 @@ def figures(
         test_perplexity=perplexity(test.loss) if test and supervised else None,
         test_accuracy=test.accuracy if test else None,
         steps=outcome.steps,
+        planned_steps=outcome.planned if outcome.planned > outcome.steps else None,
+        best_step=best.step if best else None,
+        best_eval_loss=best.eval_loss if best else None,
         resumed_from_step=session.prepared.checkpoint,
         train_examples=len(examples.train),
         eval_examples=len(examples.held_out),
