@@ -101,6 +101,16 @@ class RunContract(Model):
     date: str
     """Day of the FineTuneJob's creation (YYYY-MM-DD): what a chat template that prints today's date prints."""
 
+    @property
+    def ranks(self) -> int:
+        """Processes that train together."""
+        return ranks_of(self.gpus)
+
+
+def ranks_of(gpus: int) -> int:
+    """Return how many processes train together: one on each GPU, or one on the CPU."""
+    return max(1, gpus)
+
 
 def data_sources(contract: RunContract) -> list[DataSource]:
     """Return the training sources in the contract's order, then the evaluation set and the test set if there are."""
@@ -124,9 +134,14 @@ def run_id(
     """Return the run's address: 16 hex digits of the sha256 of all that decides its result.
 
     The same request gives the same id wherever and whenever it is made, so a finished run is found again
-    by a recreated job instead of being trained again.
+    by a recreated job instead of being trained again. So what the machine decides has no part in it, as the number of
+    GPUs and the micro batch that goes with it: accumulation makes one step of one batch. kto alone compares within a
+    micro batch.
     """
-    decisive = training.model_copy(update={"checkpoints": None})
+    without: dict[str, None] = {"checkpoints": None}
+    if objective.kto is None:
+        without["micro_batch_size"] = None
+    decisive = training.model_copy(update=without)
     parts: list[Any] = [part.to_wire() for part in (model, dataset, method, objective, decisive)]
     if start is not None:
         parts.append(start.sha256)  # its content, wherever it lies
@@ -182,6 +197,12 @@ class Metrics(Model):
     """As evalReward, on the test set."""
     steps: int | None = None
     """Optimiser steps made."""
+    planned_steps: int | None = None
+    """Optimiser steps that it was to make; absent where it made them all, and `earlyStopping` did not end it."""
+    best_step: int | None = None
+    """Step after which the loss on the held-out examples was the lowest; absent where the best weights are not kept."""
+    best_eval_loss: Figure | None = None
+    """That loss."""
     resumed_from_step: int | None = None
     """Step of the checkpoint that the last attempt went on from; absent if it began at the beginning."""
     train_examples: int | None = None
@@ -214,6 +235,13 @@ class Metrics(Model):
     """Peak memory: of the GPU where there is one, else of the process."""
     device: Text | None = None
     """What it trained on: the GPU's name, or cpu."""
+    precision: Text | None = None
+    """Type in which it computed: `training.precision`, or what was chosen."""
+    optimizer: Text | None = None
+    """What made the steps: `training.optimizer`, or what was chosen. A CPU pages nothing: it makes adamw8bit of
+    pagedAdamw8bit."""
+    attention: Text | None = None
+    """What computed attention: `training.attention`, or what was chosen."""
 
 
 REPORT: Final = "report/index.html"

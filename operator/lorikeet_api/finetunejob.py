@@ -112,7 +112,17 @@ class Output(Model):
     """The run publishes below `<uri>/<runId>/` and points to it with `<uri>/latest.json`."""
 
 
-_EVAL_STEPS: Final = "training.evalSteps needs dataset.eval or dataset.evalFraction: set one, or remove evalSteps"
+_BY_EVALUATION: Final = {
+    "evalSteps": "has(self.training.evalSteps)",
+    "earlyStopping": "has(self.training.earlyStopping)",
+    "publish best": "has(self.training.publish) && self.training.publish == 'best'",
+    "checkpoints.afterSuccess keepBest": "has(self.training.checkpoints)"
+    " && has(self.training.checkpoints.afterSuccess) && self.training.checkpoints.afterSuccess == 'keepBest'",
+}
+"""What of `training` asks for a loss on held-out examples, and how the API server knows that it does."""
+_NEEDS_GPU: Final = (
+    "training.precision fp16 and training.attention flash need a GPU, and compute.gpus is 0: leave them out"
+)
 _NOTHING_TO_OPEN: Final = "model.secretRef opens hf:// sources, and there is none: remove it"
 
 
@@ -169,8 +179,11 @@ class FineTuneJobSpec(Model):
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:
         dataset = self.dataset
-        if self.training.eval_steps is not None and dataset.eval is None and dataset.eval_fraction is None:
-            raise ValueError(_EVAL_STEPS)
+        if dataset.eval is None and dataset.eval_fraction is None:
+            for what in self.training.by_evaluation:
+                raise ValueError(_needs_evaluation(what))
+        if self.compute.gpus == 0 and (self.training.precision == "fp16" or self.training.attention == "flash"):
+            raise ValueError(_NEEDS_GPU)
         sets = (dataset.eval, dataset.test)
         uris = [source.uri for source in (*dataset.train, *(one for one in sets if one is not None))]
         # Where an earlier job's base model lies is not known here.
@@ -198,10 +211,18 @@ class FineTuneJobSpec(Model):
         """Return the rules of the checks above, and that what defines the run is fixed from creation."""
         from_hub = f"uri.startsWith('{HUB}')"
         return [
+            *(
+                cel(
+                    f"!has(self.training) || !({asks}) || has(self.dataset.eval) || has(self.dataset.evalFraction)",
+                    _needs_evaluation(what),
+                )
+                for what, asks in _BY_EVALUATION.items()
+            ),
             cel(
-                "!has(self.training) || !has(self.training.evalSteps) || has(self.dataset.eval)"
-                " || has(self.dataset.evalFraction)",
-                _EVAL_STEPS,
+                "!has(self.compute) || !has(self.compute.gpus) || self.compute.gpus > 0 || !has(self.training)"
+                " || ((!has(self.training.precision) || self.training.precision != 'fp16')"
+                " && (!has(self.training.attention) || self.training.attention != 'flash'))",
+                _NEEDS_GPU,
             ),
             cel(
                 f"!has(self.model.secretRef) || !has(self.model.uri) || self.model.{from_hub}"
@@ -221,6 +242,10 @@ class FineTuneJobSpec(Model):
             for field in (info.alias or name for name, info in FineTuneJobSpec.model_fields.items())
             if field not in STEERED
         ]
+
+
+def _needs_evaluation(what: str) -> str:
+    return f"training.{what} needs dataset.eval or dataset.evalFraction: set one, or remove {what}"
 
 
 class Resolved(Model):

@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from lorikeet_api.base import Model
+from lorikeet_api.batch import micro_batch
 from lorikeet_api.compute import Compute
 from lorikeet_api.conditions import OperatorReason
-from lorikeet_api.contract import RunContract, Start, StorageAccess, run_id
+from lorikeet_api.contract import RunContract, Start, StorageAccess, ranks_of, run_id
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_api.objectives import Objective, unshared
 from lorikeet_api.training import Method, ModelSource, QLora, Training
 from lorikeet_api.tuningprofile import TuningProfile
 
-LARGEST_AUTOMATIC_MICRO_BATCH: Final = 4
 GRACE_PERIOD_SECONDS: Final = 120
 
 USUAL: Final = Method(qlora=QLora())
@@ -55,7 +55,8 @@ def overlay(*layers: M) -> M:
 def contract(job: FineTuneJob, profile: TuningProfile, compute: Compute, begin: Beginning) -> RunContract:
     """Return what the trainer is told of a job; `compute` is what its pod asks for. Raises Refused."""
     spec, storage = job.spec, profile.spec.storage
-    training = hyperparameters(job, begin.method, profile)
+    gpus = compute.gpus or 0
+    training = hyperparameters(job, begin.method, profile, ranks_of(gpus))
     return RunContract(
         namespace=job.metadata.namespace or "",
         name=job.metadata.name,
@@ -68,7 +69,7 @@ def contract(job: FineTuneJob, profile: TuningProfile, compute: Compute, begin: 
         training=training,
         output_uri=_output_uri(job, profile),
         storage=StorageAccess(endpoint=storage.endpoint, region=storage.region),
-        gpus=compute.gpus or 0,
+        gpus=gpus,
         allow_cpu=profile.spec.allow_cpu_fallback,
         grace_period_seconds=compute.termination_grace_period_seconds or GRACE_PERIOD_SECONDS,
         job_uid=job.metadata.uid,
@@ -76,8 +77,11 @@ def contract(job: FineTuneJob, profile: TuningProfile, compute: Compute, begin: 
     )
 
 
-def hyperparameters(job: FineTuneJob, method: Method, profile: TuningProfile) -> Training:
-    """Return the job's hyperparameters, each absent one from the profile, else from the table. Raises Refused."""
+def hyperparameters(job: FineTuneJob, method: Method, profile: TuningProfile, ranks: int) -> Training:
+    """Return the job's hyperparameters, each absent one from the profile, else from the table.
+
+    The micro batch is chosen for as many `ranks` as train together. Raises Refused.
+    """
     spec = job.spec
     layers = (DEFAULTS[method.name, spec.objective.name], profile.spec.defaults.training, spec.training)
     try:
@@ -91,15 +95,12 @@ def hyperparameters(job: FineTuneJob, method: Method, profile: TuningProfile) ->
         ) from error
     if (why := unshared(spec.objective, training.batch_size)) is not None:
         raise Refused("InvalidSpec", f"{why} (it is {training.batch_size})")
-    if training.micro_batch_size is None and training.batch_size is not None:
-        micro = largest_divisor(training.batch_size, LARGEST_AUTOMATIC_MICRO_BATCH)
-        training = training.model_copy(update={"micro_batch_size": micro})
-    return training
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """Return the largest divisor of `number` that is not above `limit`."""
-    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
+    assert training.batch_size is not None  # noqa: S101 - the table has one
+    try:
+        micro = micro_batch(training.batch_size, ranks, training.micro_batch_size)
+    except ValueError as error:
+        raise Refused("InvalidSpec", f"training: {error}") from error
+    return training.model_copy(update={"micro_batch_size": micro})
 
 
 def _output_uri(job: FineTuneJob, profile: TuningProfile) -> str:

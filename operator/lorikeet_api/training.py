@@ -15,6 +15,9 @@ DataFormat = Literal["auto", "instruction", "chat", "completion", "text", "prefe
 TrainOn = Literal["completion", "assistant", "lastTurn", "all"]
 Overlong = Literal["drop", "truncate", "fail"]
 Scheduler = Literal["cosine", "linear", "constant"]
+Optimizer = Literal["adamw", "adamw8bit", "pagedAdamw8bit"]
+Precision = Literal["bf16", "fp16", "fp32"]
+Attention = Literal["eager", "sdpa", "flash"]
 
 Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", min_length=1, max_length=128)]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -392,8 +395,19 @@ class Checkpoints(Model):
     """Steps between two checkpoints (TRL: `save_steps`)."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
     """How many are kept, the newest ones (TRL: `save_total_limit`)."""
-    after_success: Literal["delete", "keep"] = "delete"
-    """What becomes of them once the run has published: `delete` or `keep`."""
+    after_success: Literal["delete", "keep", "keepBest"] = "delete"
+    """What becomes of them once the run has published: `delete`; `keep`; `keepBest`, the weights with the lowest loss
+    on the held-out examples alone stay, as `checkpoints/best/`. The latter needs `dataset.eval` or `evalFraction`."""
+
+
+class EarlyStopping(Model):
+    """Ends a run whose loss on the held-out examples no longer falls."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Evaluations in a row without a lower loss after which the run ends (transformers:
+    `early_stopping_patience`)."""
+    min_delta: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """By how much a loss must be lower to count, than it was when one counted last."""
 
 
 class Training(Model):
@@ -409,14 +423,27 @@ class Training(Model):
     """Effective batch: examples per optimiser step, over all GPUs and accumulation steps."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Examples per forward pass on one GPU (TRL: `per_device_train_batch_size`); the rest of `batchSize` is
-    reached by accumulation, so it must divide `batchSize`. Absent: the largest divisor, up to 4, of one GPU's
-    share of batchSize."""
+    reached by accumulation, so it must divide one GPU's share of `batchSize`. Absent: the largest divisor of that
+    share, up to 4."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the steps in which the learning rate rises to its peak."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
     """AdamW's weight decay (TRL: `weight_decay`)."""
     scheduler: Scheduler | None = None
     """Course of the learning rate after the warm-up (TRL: `lr_scheduler_type`)."""
+    optimizer: Optimizer | None = None
+    """What makes the steps (TRL: `optim`): `adamw` (`adamw_torch`); `adamw8bit` (`adamw_8bit`), which holds the two
+    moments of each trained weight in a byte each, where a matrix other than an embedding has 4,096 or more;
+    `pagedAdamw8bit` (`paged_adamw_8bit`), the same, which moves them into the node's memory when the GPU's runs out.
+    Absent: `pagedAdamw8bit` for qlora on a GPU, else `adamw`."""
+    precision: Precision | None = None
+    """Type in which the model computes (TRL: `bf16`, `fp16`): `bf16`; `fp16`, for GPUs without bfloat16 (T4, V100),
+    with trained weights in float32 and a scaled loss; `fp32`. Absent: `bf16` where the hardware has it, else `fp32`."""
+    attention: Attention | None = None
+    """What computes attention (transformers: `attn_implementation`): `eager`, step by step; `sdpa`, torch's fused one;
+    `flash` (`flash_attention_2`), which needs a GPU, a precision of 16 bits, and the package flash-attn in the
+    trainer's image, which Lorikeet's does not have. Absent: `sdpa` where the model's architecture has it, else
+    `eager`."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Gradients are clipped to this norm (TRL: `max_grad_norm`)."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] | None = None
@@ -427,6 +454,13 @@ class Training(Model):
     """Steps between two logged losses."""
     eval_steps: PositiveSteps | None = None
     """Steps between two evaluations. Absent: once an epoch."""
+    early_stopping: EarlyStopping | None = None
+    """Ends the run, before its epochs do, once the loss on the held-out examples no longer falls (every `evalSteps`).
+    Needs `dataset.eval` or `evalFraction`. Absent: it makes all its steps."""
+    publish: Literal["last", "best"] | None = None
+    """Which weights are published: `last`, those after the last step; `best`, those with the lowest loss on the
+    held-out examples, of all evaluations on the way and after the last step (TRL: `load_best_model_at_end`); it needs
+    `dataset.eval` or `evalFraction`. Absent: `best` with `earlyStopping`, else `last`."""
     checkpoints: Checkpoints | None = None
     """What an interrupted run goes on from. It has no part in the run's id: the result does not depend on it."""
 
@@ -439,6 +473,18 @@ class Training(Model):
         ):
             raise ValueError("microBatchSize must divide batchSize")
         return self
+
+    @property
+    def by_evaluation(self) -> list[str]:
+        """What of it asks for a loss on held-out examples."""
+        asks = {
+            "evalSteps": self.eval_steps is not None,
+            "earlyStopping": self.early_stopping is not None,
+            "publish best": self.publish == "best",
+            "checkpoints.afterSuccess keepBest": self.checkpoints is not None
+            and self.checkpoints.after_success == "keepBest",
+        }
+        return [what for what, asked in asks.items() if asked]
 
     @staticmethod
     def cel_rules() -> list[dict[str, str]]:

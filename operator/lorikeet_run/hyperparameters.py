@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Literal, Self
 
+from lorikeet_api.batch import micro_batch
 from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.objectives import unshared
-from lorikeet_api.training import Checkpoints, Scheduler
-from lorikeet_run.batches import micro_batch
+from lorikeet_api.training import Attention, Checkpoints, EarlyStopping, Optimizer, Precision, Scheduler
 from lorikeet_run.errors import RunError
 
 
@@ -25,6 +25,12 @@ class Hyperparameters:
     warmup_ratio: float
     weight_decay: float
     scheduler: Scheduler
+    optimizer: Optimizer | None
+    """None: what suits method and hardware."""
+    precision: Precision | None
+    """None: what the hardware has."""
+    attention: Attention | None
+    """None: what the model has."""
     max_grad_norm: float
     seed: int
     activation_checkpointing: bool | None
@@ -32,6 +38,9 @@ class Hyperparameters:
     logging_steps: int
     eval_steps: int | None
     """None: once an epoch."""
+    early_stopping: EarlyStopping | None
+    """None: all steps are made."""
+    publish: Literal["last", "best"]
     checkpoints: Checkpoints
     generations: int = 1
     """Answers to each example that rlhf has written; the batch counts them."""
@@ -43,17 +52,13 @@ class Hyperparameters:
         Raises RunError (InvalidContract) if the batch cannot be shared out.
         """
         usual = DEFAULTS[contract.method.name, contract.objective.name]
-        values = dict(usual) | {name: value for name, value in contract.training if value is not None}
-        ranks, batch_size = max(1, contract.gpus), values.pop("batch_size")
-        asked = values.pop("micro_batch_size")
-        micro = micro_batch(batch_size, ranks, asked)
-        if micro is None:
-            by = f" in steps of microBatchSize {asked}" if asked is not None else ""
-            raise RunError(
-                "InvalidContract",
-                f"batchSize {batch_size} cannot be shared out evenly over {ranks} GPUs{by}: choose a multiple of"
-                f" {ranks * (asked or 1)}",
-            )
+        values: dict[str, Any] = dict(usual) | {name: value for name, value in contract.training if value is not None}
+        values["publish"] = values["publish"] or ("last" if values["early_stopping"] is None else "best")
+        ranks, batch_size = contract.ranks, values.pop("batch_size")
+        try:
+            micro = micro_batch(batch_size, ranks, values.pop("micro_batch_size"))
+        except ValueError as error:
+            raise RunError("InvalidContract", str(error)) from error
         if contract.objective.kto is not None and micro == 1:
             raise RunError(
                 "InvalidContract",
@@ -71,6 +76,11 @@ class Hyperparameters:
             ranks=ranks,
             generations=rlhf.num_generations if rlhf is not None else 1,
         )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights with the lowest loss on the held-out examples are of use at the end."""
+        return self.publish == "best" or self.checkpoints.after_success == "keepBest"
 
     def steps(self, rows: int) -> int:
         """Return the optimiser steps of a run on an epoch of `rows`: those of its epochs, at most `max_steps`.

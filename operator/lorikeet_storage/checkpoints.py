@@ -22,6 +22,8 @@ from lorikeet_storage.stores import open_output
 from lorikeet_storage.uri import S3Location, is_safe
 
 MARKER: Final = "checkpoint.json"
+BEST: Final = "best"
+"""Folder, beside the checkpoints, of weights that outlive the run; it is no checkpoint, nobody goes on from it."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,14 @@ class Checkpoints:
             doomed = [name for name in listed if name not in kept and (name < kept[0] or name in complete)]
             self._remove({name: listed[name] for name in doomed})
 
-    def remove_all(self) -> None:
-        """Remove every checkpoint, and what uploads that were killed have left in the store's hands."""
-        self._remove(self._listed())
+    def keep_best(self, folder: Path) -> None:
+        """Upload the files of `folder`, which `remove_all` then leaves."""
+        for path in sorted(folder.iterdir()):
+            self._store.upload(path, self._folder.child(f"{BEST}/{path.name}"))
+
+    def remove_all(self, but: str | None = None) -> None:
+        """Remove every checkpoint, all folders `but` one, and what killed uploads have left in the store's hands."""
+        self._remove({name: objects for name, objects in self._listed().items() if name != but})
         self._store.abort_uploads(self._folder)
 
     def _listed(self) -> dict[str, list[ObjectInfo]]:

@@ -159,6 +159,26 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"training": {"batchSize": 9, "microBatchSize": 2}},
         r"spec\.training.*microBatchSize must divide batchSize",
     ),
+    "early stopping without an evaluation": (
+        {"training": {"earlyStopping": {"patience": 2}}},
+        r"training\.earlyStopping needs dataset\.eval or dataset\.evalFraction",
+    ),
+    "the best weights without an evaluation": (
+        {"training": {"publish": "best"}},
+        r"training\.publish best needs dataset\.eval",
+    ),
+    "a best checkpoint without an evaluation": (
+        {"training": {"checkpoints": {"afterSuccess": "keepBest"}}},
+        r"afterSuccess keepBest needs dataset\.eval",
+    ),
+    "a precision of GPUs alone on a CPU": (
+        {"training": {"precision": "fp16"}, "compute": {"gpus": 0}},
+        r"training\.precision fp16 and training\.attention flash need a GPU",
+    ),
+    "an attention of GPUs alone on a CPU": (
+        {"training": {"attention": "flash"}, "compute": {"gpus": 0}},
+        r"training\.precision fp16 and training\.attention flash need a GPU",
+    ),
     "no data": ({"dataset": {"train": []}}, r"spec\.dataset\.train.*at least 1 items"),
     "two evaluation sets": (
         {"dataset": {**TRAIN, "eval": {"uri": "s3://datasets/e.jsonl"}, "evalFraction": 0.1}},

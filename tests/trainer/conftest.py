@@ -22,12 +22,17 @@ def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-def float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A CPU without bfloat16; accelerate keeps the precision of a process's first run otherwise."""
-    monkeypatch.setattr(device, "_cpu_flags", set)
+def any_precision() -> Iterator[None]:
+    """accelerate keeps the precision of a process's first run otherwise."""
     _forget_precision()
     yield
     _forget_precision()
+
+
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch, any_precision: None) -> None:
+    """A CPU without bfloat16."""
+    monkeypatch.setattr(device, "_cpu_flags", set)
 
 
 def _forget_precision() -> None:

@@ -50,6 +50,12 @@ class Keeper(TrainerCallback):
         return before + monotonic() - self._began - self.report.eval_seconds
 
     @property
+    def mean_loss(self) -> float:
+        """Training loss of an attempt that makes no step: what those before it have left."""
+        assert self.resumed is not None  # noqa: S101 - who begins makes steps
+        return (self.resumed.loss_sum + self.resumed.loss_since) / self.trainer.state.global_step
+
+    @property
     def checkpoint_seconds(self) -> float:
         """Those of `seconds` in which checkpoints were saved."""
         return self.report.checkpoint_seconds + (self.resumed.checkpoint_seconds if self.resumed is not None else 0.0)
@@ -64,6 +70,7 @@ class Keeper(TrainerCallback):
     ) -> None:
         """Take the losses up where the checkpoint left them: transformers would begin them at nothing."""
         self._began = monotonic()
+        self.report.selection.take_up(self.resumed, self.layout.resume)
         if self.resumed is None:
             return
         self._to_remove = bool(args.should_save)
@@ -94,6 +101,7 @@ class Keeper(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Add our part to what transformers has saved, and hand it on under its final name."""
         self.report.count_checkpoint()  # transformers' part of it
+        best = self.report.selection.best
         course = Course(
             base=self.base,
             curve=self.report.curve,
@@ -104,6 +112,7 @@ class Keeper(TrainerCallback):
             loss_sum=self.trainer._total_loss_scalar,
             loss_since=self._loss_since_logged(),
             logged_step=self.trainer._globalstep_last_logged,
+            best_step=best.step if best is not None else None,
         )
         if dist.is_initialized():
             dist.barrier()  # every rank has written its random state
@@ -112,6 +121,7 @@ class Keeper(TrainerCallback):
         start = monotonic()
         made = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         course.write(made / COURSE)
+        self.report.selection.keep(made)
         self.layout.checkpoints.mkdir(parents=True, exist_ok=True)
         superseded = list(self.layout.checkpoints.iterdir())
         made.rename(self.layout.checkpoints / str(state.global_step))

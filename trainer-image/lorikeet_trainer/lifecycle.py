@@ -100,7 +100,7 @@ def _run_stages(options: Options, children: Children, reporter: Reporter) -> Sta
 def _run_stage(stage: Stage, contract: RunContract, options: Options, children: Children) -> StageResult:
     """Run one stage in all its ranks, training with the upload of checkpoints beside it."""
     layout = Layout(options.work)
-    ranks = max(1, contract.gpus) if stage == "train" else 1
+    ranks = contract.ranks if stage == "train" else 1
     port = _free_port()
     commands = [_command(stage, rank, ranks, port, options, layout) for rank in range(ranks)]
     if stage == "train":

@@ -17,6 +17,7 @@ from lorikeet_trainer.checkpoints import Keeper
 from lorikeet_trainer.device import Compute
 from lorikeet_trainer.methods import Trainable
 from lorikeet_trainer.methods.trainable import cast_trained, trained_parameters
+from lorikeet_trainer.selection import EndedEarly
 from lorikeet_trainer.stop import STOP
 
 
@@ -27,6 +28,13 @@ class Guarded(Trainer):
     """
 
     trainable: Trainable
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Type that a forward pass computes in where weights lie in another; None: in theirs."""
+        if self.args.bf16:
+            return torch.bfloat16
+        return torch.float16 if self.args.fp16 else None
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Make the optimiser, with the learning rates of the method."""
@@ -64,16 +72,17 @@ class TrainingOutcome:
     """What training came to."""
 
     loss: float
+    """Mean over the steps."""
     steps: int
+    planned: int
+    """Steps that it was to make."""
     rows: int
     """What an epoch has: examples, or the sequences that they were packed into."""
     seconds: float
     tokens_per_second: float
 
 
-def arguments(
-    hyper: Hyperparameters, compute: Compute, *, quantised: bool, steps: int, scratch: Path
-) -> dict[str, Any]:
+def arguments(hyper: Hyperparameters, compute: Compute, *, optim: str, steps: int, scratch: Path) -> dict[str, Any]:
     """Return transformers' part of a trainer's configuration.
 
     Everything that decides the result is set here, nothing left to the libraries' defaults.
@@ -90,12 +99,12 @@ def arguments(
         "warmup_steps": math.ceil(hyper.warmup_ratio * steps),
         "weight_decay": hyper.weight_decay,
         "max_grad_norm": hyper.max_grad_norm,
-        "optim": "paged_adamw_8bit" if quantised and compute.on_gpu else "adamw_torch",
+        "optim": optim,
         "seed": hyper.seed,
         "data_seed": hyper.seed,
-        # The weights lie in this type already; for full float32 weights it is what autocast computes in.
+        # Frozen weights lie in this type already; for trained float32 weights it is what autocast computes in.
         "bf16": compute.dtype == torch.bfloat16,
-        "fp16": False,
+        "fp16": compute.dtype == torch.float16,
         "use_cpu": not compute.on_gpu,
         # Its old name, gradient_checkpointing, follows this one.
         "activation_checkpointing": compute.on_gpu if checkpointing is None else checkpointing,
@@ -151,15 +160,18 @@ def fit(trainer: Guarded, trainable: Trainable, keeper: Keeper, ranks: int) -> T
     """
     assert_sound(trainer, trainable, ranks)
     with STOP.deferred():
-        result = trainer.train(resume_from_checkpoint=keeper.folder)
+        try:
+            loss = float(trainer.train(resume_from_checkpoint=keeper.folder).training_loss)
+        except EndedEarly:
+            loss = keeper.mean_loss
     seconds = keeper.seconds
     assert_sound(trainer, trainable, ranks)
     step = trainer.state.global_step
     # The last step's update is seen by no loss.
     if not is_finite(trainable.model):
         raise not_finite("a trained weight", step)
-    if step < trainer.state.max_steps:
+    if step < trainer.state.max_steps and not keeper.report.has_ended_early:
         raise preempted(None)
     tokens = float(trainer.state.num_input_tokens_seen)
     rows = len(cast(Sized, trainer.train_dataset))
-    return TrainingOutcome(float(result.training_loss), step, rows, seconds, tokens / seconds)
+    return TrainingOutcome(loss, step, trainer.state.max_steps, rows, seconds, tokens / seconds)

@@ -76,9 +76,15 @@ def shape(folder: Path, objective: Objective) -> PreTrainedModel:
 
 
 def load(
-    folder: Path, method: Method, objective: Objective, compute: Compute, *, frozen: bool = False
+    folder: Path,
+    method: Method,
+    objective: Objective,
+    compute: Compute,
+    attention: str | None = None,
+    *,
+    frozen: bool = False,
 ) -> PreTrainedModel:
-    """Return the base model on its device. Raises RunError (ModelInvalid).
+    """Return the base model on its device; `attention` as transformers calls it. Raises RunError (ModelInvalid).
 
     A full fine-tune keeps its weights in float32 (and computes in `compute.dtype` by autocast): steps of 1e-5 vanish
     in bfloat16's eight bits. Frozen weights need no more than `compute.dtype`: `frozen` is a whole model that is not
@@ -86,6 +92,8 @@ def load(
     """
     whole = method.full is not None
     wanted: dict[str, Any] = {"dtype": torch.float32 if whole and not frozen else compute.dtype}
+    if attention is not None:
+        wanted["attn_implementation"] = attention
     if method.qlora is not None:
         wanted["quantization_config"] = _four_bits(method.qlora, objective, compute)
     kind, settings = _kind(objective)

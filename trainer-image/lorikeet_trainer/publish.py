@@ -2,12 +2,13 @@
 
 from typing import Literal
 
-from lorikeet_api.contract import Manifest, RunContract, RunRecord, servable
+from lorikeet_api.contract import Manifest, Metrics, RunContract, RunRecord, servable
 from lorikeet_run import log
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.patience import PUBLISH_SECONDS, patiently
 from lorikeet_storage import Checkpoints, StorageError
 from lorikeet_storage import publish as publish_files
+from lorikeet_storage.checkpoints import BEST
 from lorikeet_trainer.state import Layout, Prepared, Trained
 from lorikeet_trainer.summary import write_report
 
@@ -18,23 +19,40 @@ def publish(contract: RunContract, layout: Layout) -> RunRecord:
     trained = Trained.read(layout.trained)
     draft = manifest(contract, prepared, trained)
     write_report(contract, layout, prepared, trained)
+    after_success, basis = Hyperparameters.of(contract).checkpoints.after_success, prepared.basis(contract.date)
+    # Before the manifest: a run that has one is not made again.
+    keeps_best = after_success == "keepBest" and layout.best.exists()
+    if keeps_best:
+        patiently(lambda: Checkpoints(contract, basis).keep_best(layout.best), PUBLISH_SECONDS)
     with log.timed("publish", uri=contract.output_uri) as told:
         published = patiently(lambda: publish_files(layout.output, draft), PUBLISH_SECONDS)
         artifacts = published.artifacts
         told |= {"bytes": artifacts.size_bytes, "revision": artifacts.revision}
-    if Hyperparameters.of(contract).checkpoints.after_success == "delete":
-        _remove_checkpoints(contract, prepared.basis(contract.date))
+    if after_success != "keep":
+        _remove_checkpoints(contract, basis, BEST if keeps_best else None)
     return RunRecord(
         reason="Published",
-        message=f"published {artifacts.uri}, revision {artifacts.revision}",
+        message=f"published {artifacts.uri}, revision {artifacts.revision}{_end_of(published.manifest.metrics)}",
         metrics=published.manifest.metrics,
         artifacts=artifacts,
     )
 
 
-def _remove_checkpoints(contract: RunContract, basis: str) -> None:
+def _end_of(metrics: Metrics) -> str:
+    if metrics.planned_steps is None:
+        return ""
+    best = (
+        "" if metrics.best_step is None else f", the lowest, {metrics.best_eval_loss:g}, after step {metrics.best_step}"
+    )
+    return (
+        f"; it ended early, after {metrics.steps} of {metrics.planned_steps} steps: the loss on the held-out examples"
+        f" fell no longer{best}"
+    )
+
+
+def _remove_checkpoints(contract: RunContract, basis: str, but: str | None) -> None:
     try:
-        Checkpoints(contract, basis).remove_all()
+        Checkpoints(contract, basis).remove_all(but)
     except StorageError as error:
         # No right to delete, say: the run is published all the same.
         log.event("checkpoints_left", message=str(error))

@@ -12,6 +12,7 @@ from lorikeet_run import log
 from lorikeet_run.errors import not_finite
 from lorikeet_trainer.evaluate import Interrupted
 from lorikeet_trainer.progress import Reporter
+from lorikeet_trainer.selection import EndedEarly, Selection
 from lorikeet_trainer.state import Evaluation, LossPoint, PacePoint
 
 
@@ -24,12 +25,15 @@ class Report(TrainerCallback):
     reporter: Reporter
     memory: Callable[[], int]
     """Bytes that are held now."""
+    selection: Selection
     names: Mapping[str, str]
     """What trl logs beside the loss, by its names: how the curve calls it."""
     curve: list[LossPoint] = field(default_factory=list)
     pace: list[PacePoint] = field(default_factory=list)
     eval_seconds: float = 0.0
     """Time that this attempt spent in evaluations, which is none of training's."""
+    has_ended_early: bool = False
+    """Whether the loss on the held-out examples fell no longer before all steps were made."""
     checkpoint_seconds: float = 0.0
     """Time that this attempt spent in saving checkpoints."""
     _figures: dict[str, float | None] = field(default_factory=dict)
@@ -92,14 +96,16 @@ class Report(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make up for an evaluation that the attempt before left out when it was told to stop."""
+        """Make up for an evaluation that the attempt before left out when it was told to stop. Raises EndedEarly."""
         self._began = monotonic(), state.global_step
         self._logged = self._clock(), float(state.num_input_tokens_seen)
         self._idle_since = monotonic()
         self._tell(state)
-        done = any(point.step == state.global_step and point.eval_loss is not None for point in self.curve)
-        if state.global_step > 0 and not done and self._is_due(state):
+        if state.global_step > 0 and not self.has_evaluated(state.global_step) and self._is_due(state):
             self._evaluate(state, control)
+        if self.selection.has_stalled(self.curve):
+            self._end_early(state)
+            raise EndedEarly
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Evaluate every `eval_steps` steps, or after an epoch where no steps are given; log the last step anyway."""
@@ -107,6 +113,9 @@ class Report(TrainerCallback):
             control.should_log = True
         if self._is_due(state) and not control.should_training_stop:
             self._evaluate(state, control)
+            if not control.should_training_stop and self.selection.has_stalled(self.curve):
+                self._end_early(state)
+                control.should_training_stop = True
         self._idle_since = monotonic()
 
     def _is_due(self, state: TrainerState) -> bool:
@@ -127,9 +136,7 @@ class Report(TrainerCallback):
             return
         seconds = monotonic() - start
         self.eval_seconds += seconds
-        if not found.is_finite:
-            raise not_finite("the evaluation loss", state.global_step)
-        self.curve.append(LossPoint(step=state.global_step, eval_loss=found.loss))
+        self._note(state.global_step, found)
         self._figures["eval_loss"] = found.loss
         self._tell(state)
         log.event(
@@ -141,3 +148,25 @@ class Report(TrainerCallback):
             **{name: value for name in ("reward", "kl", "length") if (value := getattr(found, name)) is not None},
             seconds=round(seconds, 3),
         )
+
+    def has_evaluated(self, step: int) -> bool:
+        """Whether the curve has the loss on the held-out examples after a step."""
+        return any(point.step == step and point.eval_loss is not None for point in self.curve)
+
+    def evaluate_last(self, step: int) -> None:
+        """Evaluate after the last step, which may be the best. Raises RunError (LossNotFinite)."""
+        if self.evaluate is not None and not self.has_evaluated(step):
+            self._note(step, self.evaluate())
+
+    def _note(self, step: int, found: Evaluation) -> None:
+        if not found.is_finite:
+            raise not_finite("the evaluation loss", step)
+        self.curve.append(LossPoint(step=step, eval_loss=found.loss))
+        self.selection.consider(self.curve[-1])
+
+    def _end_early(self, state: TrainerState) -> None:
+        """Tell that no more steps are made than were."""
+        self.has_ended_early = True
+        step, best = state.global_step, self.selection.best
+        self.reporter.training(step, step, 0.0, self._figures)
+        log.event("early_stop", step=step, steps=state.max_steps, best_step=best.step if best is not None else None)

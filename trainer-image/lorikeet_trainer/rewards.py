@@ -32,13 +32,12 @@ def make_rewards(
 ) -> list[Reward]:
     """Return the rewards of an rlhf run, in the contract's order. Raises RunError."""
     batch_size = Hyperparameters.of(contract).micro_batch_size
-    autocast = compute.dtype if compute.dtype == torch.bfloat16 else None
     folders = iter(sorted(layout.rewards.iterdir(), key=lambda each: int(each.name)) if layout.rewards.exists() else [])
     made: list[Reward] = []
     for number, rule in enumerate(rules(contract.objective)):
         if rule is None:
             scorer = _load(next(folders), layout.model, tokenizer, compute)
-            passes = Passes(batch_size, int(tokenizer.pad_token_id or 0), autocast)
+            passes = Passes(batch_size, int(tokenizer.pad_token_id or 0), compute.autocast)
             made.append(_named(_by_model(scorer, passes), number))
         else:
             made.append(_named(_by_rule(rule), number))

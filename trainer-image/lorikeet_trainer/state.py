@@ -157,6 +157,8 @@ class Course(_File):
     """Sum of those after it."""
     logged_step: int
     """The last step that was logged."""
+    best_step: int | None = None
+    """The evaluation whose weights lie in the checkpoint as the best so far; absent where none are kept."""
 
 
 class MetricsFile(_File):
@@ -202,6 +204,8 @@ class Layout:
         self.data = work / "data"
         self.output = work / "output"
         """Holds exactly what is published: `adapter/` or `model/`, `metrics.json` and `report/`."""
+        self.best = work / "best"
+        """The weights with the lowest loss on the held-out examples so far, as checkpoints have them."""
         self.scratch = work / "trainer"
         """What trl writes on the way; nothing of it is published."""
         self.checkpoints = work / "checkpoints"

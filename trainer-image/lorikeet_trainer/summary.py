@@ -21,6 +21,7 @@ _PARTS: Final = {
     "steps": "Optimiser steps",
     "checkpoints": "Checkpoints",
     "evals": "Evaluations on the way",
+    "last_eval": "Evaluation after the last step",
     "eval": "Evaluation after training",
     "test": "Test set after training",
     "samples": "Answers after training",

@@ -5,7 +5,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from time import monotonic
 from typing import Any, Final
@@ -24,7 +24,7 @@ from lorikeet_run.render import Rendered, Renderer, check_left, check_stops, cho
 from lorikeet_run.report import Answer, DataProfile, Sample
 from lorikeet_run.tokenizer import limits, load_tokenizer, stop_ids
 from lorikeet_run.tokens import TokenRow
-from lorikeet_trainer import device, loop, methods, model, samples
+from lorikeet_trainer import chosen, device, loop, methods, model, samples
 from lorikeet_trainer.checkpoints import COURSE, Keeper
 from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.exam import Exam
@@ -34,6 +34,7 @@ from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.profile import profile
 from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.report import Report
+from lorikeet_trainer.selection import Selection
 from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Standing, Trained
 
 _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
@@ -104,7 +105,10 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     )
     # The ranks go in step: the first one speaks for all.
     reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
-    report = Report(exam.held_out, session.hyper.eval_steps, reporter, session.compute.held_memory, objective.figures)
+    selection = select(session, trainable, examples)
+    report = Report(
+        exam.held_out, session.hyper.eval_steps, reporter, session.compute.held_memory, selection, objective.figures
+    )
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
     base = resumed.base if resumed else exam.before()
     keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
@@ -117,15 +121,20 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         "checkpoints": round(keeper.checkpoint_seconds, 3),
         "evals": round(keeper.eval_seconds, 3),
     }
-    trainable.finish()
     reporter.stage("evaluate")
+    if selection.is_wanted:
+        with session.part("last_eval"):
+            report.evaluate_last(outcome.steps)
+        if session.hyper.publish == "best":
+            selection.restore(outcome.steps)
+    trainable.finish()
     final = exam.after(outcome.steps)
     if session.compute.rank == 0:
-        if final.held_out:
+        if final.held_out and not report.has_evaluated(outcome.steps):
             report.curve.append(LossPoint(step=outcome.steps, eval_loss=final.held_out.loss))
         with session.part("save"):
             save(session, trainable, tokenizer)
-        metrics = figures(session, examples, trainable, outcome, base, final)
+        metrics = figures(session, examples, trainable, outcome, base, final, selection.best)
         file = MetricsFile(metrics=metrics, curve=report.curve, pace=report.pace, seconds=session.seconds)
         leave(session, examples, file, samples.side_by_side(questions, base.answers, final.answers, tokenizer))
     reporter.close()
@@ -137,7 +146,7 @@ def answers(
 ) -> list[Answer]:
     """Return what the model answers now."""
     stops = stop_ids(session.layout.model, tokenizer)
-    return samples.answers(trainable.model, tokenizer, questions, stops, autocast(session))
+    return samples.answers(trainable.model, tokenizer, questions, stops, session.compute.autocast)
 
 
 def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
@@ -212,7 +221,8 @@ def load(session: Session) -> Trainable:
     contract, compute = session.contract, session.compute
     # The adapters' first weights are drawn at random.
     transformers.set_seed(session.hyper.seed)
-    base = model.load(session.layout.model, contract.method, contract.objective, compute)
+    attention = chosen.attention(session.hyper.attention, compute)
+    base = model.load(session.layout.model, contract.method, contract.objective, compute, attention)
     layout = session.layout
     start = None if contract.start is None else layout.start
     trainable = methods.make_trainable(base, contract.method, compute, layout.model, layout.scratch, start)
@@ -220,7 +230,7 @@ def load(session: Session) -> Trainable:
         "model",
         method=contract.method.name,
         device=compute.name,
-        dtype=str(compute.dtype).removeprefix("torch."),
+        **asdict(chosen.chosen(session.hyper, compute, trainable)),
         trained_parameters=trainable.trained,
         parameters=trainable.total,
         quantized_layers=trainable.quantized and trainable.quantized.layers,
@@ -235,7 +245,7 @@ def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokeniz
         return loop.arguments(
             session.hyper,
             session.compute,
-            quantised=trainable.quantized is not None,
+            optim=chosen.OPTIMIZERS[chosen.chosen(session.hyper, session.compute, trainable).optimizer],
             steps=session.hyper.steps(rows),
             scratch=session.layout.scratch,
         )
@@ -243,14 +253,16 @@ def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokeniz
     return Setting(trainable, tokenizer, arguments)
 
 
+def select(session: Session, trainable: Trainable, examples: Examples) -> Selection:
+    """Return how the best weights are told, where they are of use and there is something to tell them by."""
+    hyper = session.hyper
+    is_wanted = hyper.keeps_best and bool(examples.held_out)
+    return Selection(trainable, session.layout.best, session.compute.rank == 0, is_wanted, hyper.early_stopping)
+
+
 def passes_of(session: Session, tokenizer: PreTrainedTokenizerBase) -> Passes:
     """Return how held-out rows are put through the model: as training does."""
-    return Passes(session.hyper.micro_batch_size, int(tokenizer.pad_token_id or 0), autocast(session))
-
-
-def autocast(session: Session) -> torch.dtype | None:
-    """Return the type in which training computes what lies in another one; None where it computes in float32."""
-    return session.compute.dtype if session.compute.dtype == torch.bfloat16 else None
+    return Passes(session.hyper.micro_batch_size, int(tokenizer.pad_token_id or 0), session.compute.autocast)
 
 
 def save(session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -265,6 +277,7 @@ def figures(
     outcome: loop.TrainingOutcome,
     base: Standing,
     final: Standing,
+    best: LossPoint | None,
 ) -> Metrics:
     """Return the run's figures."""
     quantized = trainable.quantized
@@ -289,6 +302,9 @@ def figures(
         test_accuracy=test.accuracy if test else None,
         test_reward=test.reward if test else None,
         steps=outcome.steps,
+        planned_steps=outcome.planned if outcome.planned > outcome.steps else None,
+        best_step=best.step if best else None,
+        best_eval_loss=best.eval_loss if best else None,
         resumed_from_step=session.prepared.checkpoint,
         train_examples=len(examples.train),
         packed_sequences=outcome.rows if session.contract.dataset.packing else None,
@@ -305,6 +321,7 @@ def figures(
         train_seconds=outcome.seconds,
         peak_memory_bytes=_peak_memory(session.compute),
         device=session.compute.name,
+        **asdict(chosen.chosen(session.hyper, session.compute, trainable)),
     )
 
 

@@ -41,10 +41,16 @@ def tiles(metrics: Metrics) -> list[Tile]:
     if metrics.train_loss is not None:
         found.append(Tile("Training loss", text.number(metrics.train_loss), "mean over the run"))
     if metrics.steps is not None:
-        examples = f"{metrics.train_examples:,} examples an epoch" if metrics.train_examples is not None else ""
+        note = f"{metrics.train_examples:,} examples an epoch" if metrics.train_examples is not None else ""
         if metrics.packed_sequences is not None:
-            examples += f", in {metrics.packed_sequences:,} sequences"
-        found.append(Tile("Steps", f"{metrics.steps:,}", examples))
+            note += f", in {metrics.packed_sequences:,} sequences"
+        if metrics.planned_steps is not None:
+            note = f"of {metrics.planned_steps:,}: the held-out loss fell no longer"
+        found.append(Tile("Steps", f"{metrics.steps:,}", note))
+    if metrics.best_step is not None and metrics.best_eval_loss is not None:
+        found.append(
+            Tile("Best step", f"{metrics.best_step:,}", f"held-out loss {text.number(metrics.best_eval_loss)}")
+        )
     if metrics.train_seconds is not None:
         speed = metrics.tokens_per_second
         note = f"{text.number(speed)} tokens a second" if speed is not None else ""

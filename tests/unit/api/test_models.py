@@ -66,6 +66,12 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
         ({"model": {"from": {"fineTuneJobRef": {"name": "sql-v1"}}}}, "names itself as one that it waits for"),
         ({"model": {"uri": "s3://models/x", "secretRef": {"name": "t"}}}, "secretRef opens hf:// sources"),
         ({"training": {"learning_rate": 1e-4}}, "Extra inputs"),
+        ({"training": {"evalSteps": 5}}, "evalSteps needs dataset.eval or dataset.evalFraction"),
+        ({"training": {"earlyStopping": {}}}, "earlyStopping needs dataset.eval"),
+        ({"training": {"publish": "best"}}, "publish best needs dataset.eval"),
+        ({"training": {"checkpoints": {"afterSuccess": "keepBest"}}}, "afterSuccess keepBest needs dataset.eval"),
+        ({"training": {"precision": "fp16"}, "compute": {"gpus": 0}}, "need a GPU"),
+        ({"training": {"attention": "flash"}, "compute": {"gpus": 0}}, "need a GPU"),
         ({"compute": {"env": [{"name": "A"}, {"name": "A"}]}}, "two items have the same name"),
         (
             {"dataset": {"train": [{"uri": "s3://data/a", "split": "train"}]}},

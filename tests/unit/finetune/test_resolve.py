@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lorikeet_api.request import Refused, largest_divisor
+from lorikeet_api.request import USUAL, Refused, hyperparameters
 from lorikeet_operator.finetune.resolve import resolve
 from tests.resources import job, profile
 
@@ -84,9 +84,26 @@ def test_a_profiles_micro_batch_that_does_not_divide_the_jobs_batch_is_refused()
     assert refused.value.reason == "InvalidSpec"
 
 
-@pytest.mark.parametrize(("batch", "micro"), [(16, 4), (6, 3), (7, 1), (2, 2), (1, 1)])
-def test_the_automatic_micro_batch_is_the_largest_divisor_up_to_four(batch: int, micro: int) -> None:
-    assert largest_divisor(batch, 4) == micro
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (2, 4), (8, 2), (16, 1)])
+def test_the_micro_batch_is_of_one_ranks_share(ranks: int, micro: int) -> None:
+    training = hyperparameters(job(), USUAL, profile(), ranks)
+    assert (training.batch_size, training.micro_batch_size) == (16, micro)
+
+
+@pytest.mark.parametrize(("training", "multiple"), [({}, 3), ({"microBatchSize": 8}, 24)])
+def test_a_batch_that_ranks_cannot_share_is_refused_before_any_pod(training: dict[str, int], multiple: int) -> None:
+    with pytest.raises(Refused, match=f"over 3 GPUs.*choose a multiple of {multiple}") as refused:
+        hyperparameters(job(training=training), USUAL, profile(), 3)
+    assert refused.value.reason == "InvalidSpec"
+
+
+def test_a_micro_batch_decides_the_result_where_answers_are_compared_within_it() -> None:
+    def run_id(objective: str, micro: int) -> str:
+        asked = job(objective={objective: {}}, training={"microBatchSize": micro})
+        return resolve(asked, profile(), IMAGE).contract.run_id
+
+    assert run_id("sft", 2) == run_id("sft", 4)
+    assert run_id("kto", 2) != run_id("kto", 4)
 
 
 def test_equal_requests_have_equal_run_ids_wherever_they_are_made() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorikeet_run.batches import batched, micro_batch
+from lorikeet_run.batches import batched
 from lorikeet_run.errors import RunError
 from lorikeet_run.examples import Example
 from lorikeet_run.mixture import mix, split
@@ -80,22 +80,6 @@ def test_the_share_held_out_is_the_one_asked_for() -> None:
     first, second = split([texts(*names)], 0.1, 1), split([texts(*names)], 0.1, 2)
     assert len(first.held_out) == len(second.held_out) == 20
     assert first.held_out != second.held_out
-
-
-@pytest.mark.parametrize(
-    ("batch", "ranks", "asked", "expected"),
-    [
-        (16, 1, None, 4),
-        (6, 1, None, 3),
-        (7, 1, None, 1),
-        (16, 8, None, 2),
-        (16, 1, 8, 8),
-        (16, 3, None, None),
-        (16, 2, 16, None),
-    ],
-)
-def test_the_micro_batch_divides_the_batch(batch: int, ranks: int, asked: int | None, expected: int | None) -> None:
-    assert micro_batch(batch, ranks, asked) == expected
 
 
 def test_batches_keep_order_and_all() -> None:

@@ -144,7 +144,8 @@ def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, scr
 
     Raises RunError: MethodNotApplicable, or ModelInvalid if those in `start` are not what the method makes.
     They are of `compute.dtype`, but of float32 where what is trained is as large as the base's own weights (DoRA's
-    magnitudes, whole layers, parts of the base): usual steps would vanish in bfloat16's eight bits there.
+    magnitudes, whole layers, parts of the base): usual steps would vanish in bfloat16's eight bits there. And beside a
+    base of float16, whose gradients are scaled: torch takes the scale off float32 alone.
     """
     adapter = method.adapter
     assert adapter is not None  # noqa: S101 - who calls knows
@@ -172,7 +173,7 @@ def make_trainable(model: PreTrainedModel, method: Method, compute: Compute, scr
     if initial is not None:
         adapted.save_pretrained(str(initial), save_embedding_layers=False, is_main_process=compute.rank == 0)
     large = adapter.dora or bool(adapter.modules_to_save) or rewards or initial is not None
-    dtype = torch.float32 if large else compute.dtype
+    dtype = torch.float32 if large or compute.dtype == torch.float16 else compute.dtype
     made = Lora(adapted, dtype, four_bits, initial, adapter.lora_plus_ratio)
     if start is not None:
         made.begin(start)

@@ -74,9 +74,8 @@ def reference_of(trainer: Guarded, rows: Sequence[Tokens], batch_size: int) -> l
 
     In the place of trl's own, which hands them from rank to rank by a file that each rank looks for elsewhere.
     """
-    autocast = torch.bfloat16 if trainer.args.bf16 else None
     pad_id = int(cast(Any, trainer.processing_class).pad_token_id or 0)
-    found = log_probabilities(cast(nn.Module, trainer.model), rows, Passes(batch_size, pad_id, autocast))
+    found = log_probabilities(cast(nn.Module, trainer.model), rows, Passes(batch_size, pad_id, trainer.autocast))
     listed: list[float] = found.tolist()
     return listed
 

@@ -90,7 +90,7 @@ def check_apart(trainer: SftRun, rows: Sequence[Tokens]) -> None:
         found: Tensor = model(**batch, use_cache=False).logits[0, len(before) :]
         return found.float()
 
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bool(trainer.args.bf16))
+    autocast = torch.autocast(device.type, trainer.autocast, enabled=trainer.autocast is not None)
     with evaluation_mode(model), torch.inference_mode(), autocast:
         as_it_is, changed = logits_of_the_second(first), logits_of_the_second([second[-1]] * len(first))
     if float((as_it_is - changed).abs().max()) > SEEN * float(as_it_is.std()):

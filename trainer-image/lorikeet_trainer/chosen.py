@@ -1,0 +1,64 @@
+"""What a run computes with: what its request names, else what suits method, model and hardware."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from transformers.utils import is_flash_attn_2_available
+
+from lorikeet_api.training import Attention, Optimizer, Precision
+from lorikeet_run.errors import RunError
+from lorikeet_run.hyperparameters import Hyperparameters
+from lorikeet_trainer.device import Compute
+from lorikeet_trainer.methods import Trainable
+
+OPTIMIZERS: Final[dict[Optimizer, str]] = {
+    "adamw": "adamw_torch",
+    "adamw8bit": "adamw_8bit",
+    "pagedAdamw8bit": "paged_adamw_8bit",
+}
+"""How transformers calls them."""
+ATTENTION: Final[dict[Attention, str]] = {"eager": "eager", "sdpa": "sdpa", "flash": "flash_attention_2"}
+"""How transformers calls them."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the run is told to have computed with: fields of `Metrics`."""
+
+    optimizer: Optimizer
+    precision: Precision
+    attention: str
+
+
+def chosen(hyper: Hyperparameters, compute: Compute, trainable: Trainable) -> Chosen:
+    """Return what a run computes with, once its model is loaded."""
+    own = str(trainable.model.config._attn_implementation)
+    return Chosen(
+        optimizer=_optimizer(hyper.optimizer, compute, quantised=trainable.quantized is not None),
+        precision=compute.precision,
+        attention=next((name for name, theirs in ATTENTION.items() if theirs == own), own),
+    )
+
+
+def _optimizer(asked: Optimizer | None, compute: Compute, *, quantised: bool) -> Optimizer:
+    optimizer = asked or ("pagedAdamw8bit" if quantised and compute.on_gpu else "adamw")
+    return "adamw8bit" if optimizer == "pagedAdamw8bit" and not compute.on_gpu else optimizer
+
+
+def attention(asked: Attention | None, compute: Compute) -> str | None:
+    """Return what transformers is to load the model with; None: what it has.
+
+    Raises RunError (InvalidContract) for flash where it is not to be had.
+    """
+    if asked is None:
+        return None
+    why = None
+    if asked == "flash" and not compute.on_gpu:
+        why = "it needs a GPU, and the run has none"
+    elif asked == "flash" and compute.precision == "fp32":
+        why = "it computes in 16 bits, and the precision is fp32"
+    elif asked == "flash" and not is_flash_attn_2_available():
+        why = "the trainer's image has no package flash-attn: name an image that has it (compute.image)"
+    if why is not None:
+        raise RunError("InvalidContract", f"training.attention flash: {why}; or choose sdpa")
+    return ATTENTION[asked]
