@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 
 from lorikeet_api.base import Model, S3Uri, Sha256, Text
 from lorikeet_api.objectives import Objective
+from lorikeet_api.signs import SignList
 from lorikeet_api.training import Dataset, DataSource, Method, ModelSource, Training
 
 CONTRACT_PATH: Final = "/etc/lorikeet/run.json"
@@ -126,7 +127,7 @@ def run_id(
     The same request gives the same id wherever and whenever it is made, so a finished run is found again
     by a recreated job instead of being trained again.
     """
-    decisive = training.model_copy(update={"checkpoints": None})
+    decisive = training.model_copy(update={"checkpoints": None, "signs": None})
     parts: list[Any] = [part.to_wire() for part in (model, dataset, method, objective, decisive)]
     if start is not None:
         parts.append(start.sha256)  # its content, wherever it lies
@@ -197,6 +198,8 @@ class Metrics(Model):
     """Peak memory: of the GPU where there is one, else of the process."""
     device: Text | None = None
     """What it trained on: the GPU's name, or cpu."""
+    signs: SignList | None = None
+    """Signs that the run went wrong; absent: none was seen."""
 
 
 REPORT: Final = "report/index.html"

@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal, Self, get_args
 from pydantic import Field, StringConstraints, model_validator
 
 from lorikeet_api.base import Model, NameReference, SourceUri, cel, exactly_one, listed
+from lorikeet_api.signs import Signs
 
 MethodName = Literal["full", "lora", "qlora", "bottleneck"]
 DataFormat = Literal["auto", "instruction", "chat", "completion", "text", "preference", "feedback"]
@@ -423,6 +424,8 @@ class Training(Model):
     """Steps between two evaluations. Absent: once an epoch."""
     checkpoints: Checkpoints | None = None
     """What an interrupted run goes on from. It has no part in the run's id: the result does not depend on it."""
+    signs: Signs | None = None
+    """What signs that the run goes wrong mean for it. It has no part in the run's id either. Absent: warnings."""
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:

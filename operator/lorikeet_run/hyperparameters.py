@@ -6,6 +6,7 @@ from typing import Self
 
 from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
+from lorikeet_api.signs import Signs
 from lorikeet_api.training import Checkpoints, Scheduler
 from lorikeet_run.batches import micro_batch
 from lorikeet_run.errors import RunError
@@ -32,6 +33,7 @@ class Hyperparameters:
     eval_steps: int | None
     """None: once an epoch."""
     checkpoints: Checkpoints
+    signs: Signs | None
 
     @classmethod
     def of(cls, contract: RunContract) -> Self:

@@ -24,9 +24,11 @@ def publish(contract: RunContract, layout: Layout) -> RunRecord:
         told |= {"bytes": artifacts.size_bytes, "revision": artifacts.revision}
     if Hyperparameters.of(contract).checkpoints.after_success == "delete":
         _remove_checkpoints(contract, prepared.basis(contract.date))
+    signs = ", ".join(f"{sign.name} from step {sign.step} on" for sign in trained.metrics.signs or [])
+    warning = f"; signs that it went wrong: {signs}" if signs else ""
     return RunRecord(
         reason="Published",
-        message=f"published {artifacts.uri}, revision {artifacts.revision}",
+        message=f"published {artifacts.uri}, revision {artifacts.revision}{warning}",
         metrics=published.manifest.metrics,
         artifacts=artifacts,
     )

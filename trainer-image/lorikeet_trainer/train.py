@@ -15,6 +15,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from lorikeet_api.contract import Metrics, RunContract, RunRecord, Template
+from lorikeet_api.signs import Sign
 from lorikeet_run import log
 from lorikeet_run.errors import RunError
 from lorikeet_run.hyperparameters import Hyperparameters
@@ -23,7 +24,7 @@ from lorikeet_run.render import Rendered, Renderer, check_left, check_stops, cho
 from lorikeet_run.report import Answer, DataProfile, Sample
 from lorikeet_run.tokenizer import limits, load_tokenizer, stop_ids
 from lorikeet_run.tokens import TokenRow
-from lorikeet_trainer import device, loop, methods, model, samples
+from lorikeet_trainer import device, loop, methods, model, samples, signs
 from lorikeet_trainer.checkpoints import COURSE, Keeper
 from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.exam import Exam
@@ -33,6 +34,7 @@ from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.profile import profile
 from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.report import Report
+from lorikeet_trainer.signs import Lookout
 from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Standing, Trained
 
 _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
@@ -102,7 +104,15 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     )
     # The ranks go in step: the first one speaks for all.
     reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
-    report = Report(exam.held_out, session.hyper.eval_steps, reporter, session.compute.held_memory, objective.figures)
+    report = Report(
+        exam.held_out,
+        session.hyper.eval_steps,
+        reporter,
+        session.compute.held_memory,
+        objective.figures,
+        Lookout(session.hyper.max_grad_norm),
+        session.hyper.signs.fail_on if session.hyper.signs is not None else (),
+    )
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
     base = resumed.base if resumed else exam.before()
     keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
@@ -118,16 +128,31 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     trainable.finish()
     reporter.stage("evaluate")
     final = exam.after(outcome.steps)
+    look_at_the_end(report, questions, base, final, outcome.steps)
     if session.compute.rank == 0:
-        if final.held_out:
-            report.curve.append(LossPoint(step=outcome.steps, eval_loss=final.held_out.loss))
         with session.part("save"):
             save(session, trainable, tokenizer)
-        metrics = figures(session, examples, trainable, outcome, base, final)
+        metrics = figures(session, examples, trainable, outcome, base, final, report.lookout.seen)
         file = MetricsFile(metrics=metrics, curve=report.curve, pace=report.pace, seconds=session.seconds)
         leave(session, examples, file, samples.side_by_side(questions, base.answers, final.answers, tokenizer))
     reporter.close()
     return None
+
+
+def look_at_the_end(
+    report: Report, questions: list[samples.Question], base: Standing, final: Standing, steps: int
+) -> None:
+    """Look for the signs that only the trained model shows. Raises RunError by the name of one that ends the run."""
+    if final.held_out:
+        report.curve.append(LossPoint(step=steps, eval_loss=final.held_out.loss))
+        report.heed(report.lookout.look(report.curve), steps)
+    found = signs.repetition(
+        steps,
+        [answer.repeated for answer in base.answers],
+        [answer.repeated for answer in final.answers],
+        [samples.repeated(question.expected.tolist()) for question in questions],
+    )
+    report.heed(report.lookout.add([found]), steps)
 
 
 def answers(
@@ -250,6 +275,7 @@ def figures(
     outcome: loop.TrainingOutcome,
     base: Standing,
     final: Standing,
+    seen: list[Sign],
 ) -> Metrics:
     """Return the run's figures."""
     quantized = trainable.quantized
@@ -283,6 +309,7 @@ def figures(
         train_seconds=outcome.seconds,
         peak_memory_bytes=_peak_memory(session.compute),
         device=session.compute.name,
+        signs=seen or None,
     )
 
 
