@@ -71,6 +71,7 @@ TrainerReason = Literal[
     "OutOfMemory",
     "OutOfDisk",
     "LossNotFinite",
+    "Stalled",
     "Preempted",
     "InternalError",
     SignName,

@@ -127,7 +127,7 @@ def run_id(
     The same request gives the same id wherever and whenever it is made, so a finished run is found again
     by a recreated job instead of being trained again.
     """
-    decisive = training.model_copy(update={"checkpoints": None, "signs": None})
+    decisive = training.model_copy(update=dict.fromkeys(("checkpoints", "signs", "stall_timeout_seconds")))
     parts: list[Any] = [part.to_wire() for part in (model, dataset, method, objective, decisive)]
     if start is not None:
         parts.append(start.sha256)  # its content, wherever it lies
@@ -196,6 +196,8 @@ class Metrics(Model):
     """Seconds of training."""
     peak_memory_bytes: int | None = None
     """Peak memory: of the GPU where there is one, else of the process."""
+    checkpoint_bytes: int | None = None
+    """Size of the newest checkpoint that an interruption would have been gone on from; absent without one."""
     device: Text | None = None
     """What it trained on: the GPU's name, or cpu."""
     signs: SignList | None = None

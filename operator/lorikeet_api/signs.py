@@ -12,7 +12,6 @@ SignName = Literal[
     "VanishingGradients",
     "ExplodingGradients",
     "Repetition",
-    "Forgetting",
 ]
 SIGN_NAMES: Final[tuple[SignName, ...]] = get_args(SignName)
 
@@ -22,7 +21,6 @@ ADVICE: Final[dict[SignName, str]] = {
     "VanishingGradients": "raise training.learningRate or the adapter's alpha, and look at the base model's weights",
     "ExplodingGradients": "lower training.learningRate or training.maxGradNorm, or lengthen training.warmupRatio",
     "Repetition": "lower training.epochs or training.learningRate, and look for repetitions in the data",
-    "Forgetting": "lower training.learningRate or training.epochs, or mix general examples into dataset.train",
 }
 """What to do about each, as a sentence's second half."""
 

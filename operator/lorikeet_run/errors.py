@@ -34,6 +34,7 @@ EXIT_CODES: Final[dict[TrainerReason, int]] = {
     "OutOfDisk": EXIT_DOES_NOT_FIT,
     "LossNotFinite": EXIT_BAD_REQUEST,
     **dict.fromkeys(SIGN_NAMES, EXIT_BAD_REQUEST),
+    "Stalled": EXIT_INTERNAL,
     "Preempted": EXIT_PREEMPTED,
     "InternalError": EXIT_INTERNAL,
 }
@@ -91,6 +92,17 @@ _ADVICE_NOT_FINITE = (
 def not_finite(what: str, step: int) -> RunError:
     """Return the end of a run that diverged."""
     return RunError("LossNotFinite", f"{what} is not a finite number at step {step}: {_ADVICE_NOT_FINITE}")
+
+
+def stalled(step: int, rank: int, limit: float, usual: float) -> RunError:
+    """Return the end of a rank that made no step for `limit` seconds; steps took `usual` seconds before."""
+    return RunError(
+        "Stalled",
+        f"no step was made in {limit:.4g} s after step {step} (rank {rank}; a step took {usual:.3g} s before). The log"
+        " has the stacks of all threads, of each rank: where they wait in a collective, another rank or the GPUs'"
+        " connection hangs; where in loading a batch, the node's disk or memory. If steps may take so long, raise"
+        " training.stallTimeoutSeconds",
+    )
 
 
 def failed_by(sign: Sign, signs: list[Sign], steps: int) -> RunError:

@@ -34,6 +34,8 @@ class Hyperparameters:
     """None: once an epoch."""
     checkpoints: Checkpoints
     signs: Signs | None
+    stall_timeout_seconds: int | None
+    """None: by what steps take."""
 
     @classmethod
     def of(cls, contract: RunContract) -> Self:

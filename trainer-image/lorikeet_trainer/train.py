@@ -15,7 +15,6 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from lorikeet_api.contract import Metrics, RunContract, RunRecord, Template
-from lorikeet_api.signs import Sign
 from lorikeet_run import log
 from lorikeet_run.errors import RunError
 from lorikeet_run.hyperparameters import Hyperparameters
@@ -36,6 +35,7 @@ from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.report import Report
 from lorikeet_trainer.signs import Lookout
 from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Standing, Trained
+from lorikeet_trainer.watchdog import Watchdog
 
 _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
 
@@ -118,6 +118,8 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
     trainer.add_callback(keeper)
     trainer.add_callback(report)
+    rank = session.compute.rank
+    trainer.add_callback(Watchdog(session.hyper.stall_timeout_seconds, rank, layout.result("train", rank)))
     with session.part("train"):
         outcome = loop.fit(trainer, trainable, keeper, session.hyper.ranks)
     session.seconds |= {
@@ -132,7 +134,9 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     if session.compute.rank == 0:
         with session.part("save"):
             save(session, trainable, tokenizer)
-        metrics = figures(session, examples, trainable, outcome, base, final, report.lookout.seen)
+        metrics = figures(session, examples, trainable, outcome, base, final).model_copy(
+            update={"checkpoint_bytes": keeper.newest_bytes, "signs": report.lookout.seen or None}
+        )
         file = MetricsFile(metrics=metrics, curve=report.curve, pace=report.pace, seconds=session.seconds)
         leave(session, examples, file, samples.side_by_side(questions, base.answers, final.answers, tokenizer))
     reporter.close()
@@ -275,7 +279,6 @@ def figures(
     outcome: loop.TrainingOutcome,
     base: Standing,
     final: Standing,
-    seen: list[Sign],
 ) -> Metrics:
     """Return the run's figures."""
     quantized = trainable.quantized
@@ -309,7 +312,6 @@ def figures(
         train_seconds=outcome.seconds,
         peak_memory_bytes=_peak_memory(session.compute),
         device=session.compute.name,
-        signs=seen or None,
     )
 
 

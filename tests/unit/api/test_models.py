@@ -173,12 +173,12 @@ def test_all_signs_fit_into_a_termination_message_beside_all_figures() -> None:
     assert RunRecord.model_validate_json(message).metrics == metrics
 
 
-def test_what_signs_mean_is_no_part_of_a_runs_id() -> None:
+def test_what_signs_mean_and_how_long_a_step_may_take_is_no_part_of_a_runs_id() -> None:
     plain, failing = (
         runs.contract("s3://out/x", StorageAccess(), training=each)
         for each in (
             Training(seed=1),
-            Training(seed=1, signs=Signs(fail_on=["Forgetting"])),
+            Training(seed=1, signs=Signs(fail_on=["Repetition"]), stall_timeout_seconds=60),
         )
     )
     assert ids(plain) == ids(failing)

@@ -1,4 +1,4 @@
-"""What a loss curve, answers and a general set tell of a run, on curves made by hand."""
+"""What a loss curve and answers tell of a run, on curves made by hand."""
 
 import random
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from lorikeet_api.signs import Sign
-from lorikeet_trainer.signs import Lookout, forgetting, repetition
+from lorikeet_trainer.signs import Lookout, repetition
 from lorikeet_trainer.state import LossPoint
 
 
@@ -120,8 +120,3 @@ def test_answers_of_which_half_repeat_themselves_are_a_sign_unless_they_are_mean
     assert repetition(60, [0.0] * 4, [0.9, 0.3, 0.1, 0.0], [0.0] * 4) is None
     assert repetition(60, [0.0] * 4, [0.9, 0.8, 0.1, 0.0], [0.9, 0.8, 0.0, 0.0]) is None
     assert repetition(60, [], [], []) is None
-
-
-def test_a_loss_on_the_general_set_that_rises_by_a_tenth_of_the_perplexity_is_forgetting() -> None:
-    assert sign(forgetting(60, 2.0, 2.2)) == ("Forgetting", 60)
-    assert forgetting(60, 2.0, 2.05) is None
