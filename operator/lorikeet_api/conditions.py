@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from lorikeet_api.base import Model
+from lorikeet_api.signs import SignName
 
 Phase = Literal["Pending", "Validating", "Starting", "Running", "Suspended", "Succeeded", "Failed"]
 FINAL: Final[frozenset[Phase]] = frozenset({"Succeeded", "Failed"})
@@ -70,10 +71,12 @@ TrainerReason = Literal[
     "OutOfMemory",
     "OutOfDisk",
     "LossNotFinite",
+    "Stalled",
     "Preempted",
     "InternalError",
+    SignName,
 ]
-"""Reasons that the pods of a run give in their record."""
+"""Reasons that the pods of a run give in their record; a sign is one where the request fails on it."""
 
 Reason = OperatorReason | TrainerReason
 

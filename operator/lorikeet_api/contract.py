@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 
 from lorikeet_api.base import Model, S3Uri, Sha256, Text
 from lorikeet_api.objectives import Objective
+from lorikeet_api.signs import SignList
 from lorikeet_api.training import Dataset, DataSource, Method, ModelSource, Training
 
 CONTRACT_PATH: Final = "/etc/lorikeet/run.json"
@@ -138,7 +139,7 @@ def run_id(
     GPUs and the micro batch that goes with it: accumulation makes one step of one batch. kto alone compares within a
     micro batch.
     """
-    without: dict[str, None] = {"checkpoints": None}
+    without = dict.fromkeys(("checkpoints", "signs", "stall_timeout_seconds"))
     if objective.kto is None:
         without["micro_batch_size"] = None
     decisive = training.model_copy(update=without)
@@ -233,6 +234,8 @@ class Metrics(Model):
     """Seconds of training."""
     peak_memory_bytes: int | None = None
     """Peak memory: of the GPU where there is one, else of the process."""
+    checkpoint_bytes: int | None = None
+    """Size of the newest checkpoint that an interruption would have been gone on from; absent without one."""
     device: Text | None = None
     """What it trained on: the GPU's name, or cpu."""
     precision: Text | None = None
@@ -242,6 +245,8 @@ class Metrics(Model):
     pagedAdamw8bit."""
     attention: Text | None = None
     """What computed attention: `training.attention`, or what was chosen."""
+    signs: SignList | None = None
+    """Signs that the run went wrong; absent: none was seen."""
 
 
 REPORT: Final = "report/index.html"

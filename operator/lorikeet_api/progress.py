@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from lorikeet_api import names
 from lorikeet_api.base import Model, Text
 from lorikeet_api.contract import Figure, RunRecord
+from lorikeet_api.signs import SignList
 
 URL_VARIABLE: Final = "KUBEFLOW_TRAINER_SERVER_URL"
 """Where to post; absent or empty: nowhere."""
@@ -64,6 +65,8 @@ class TrainerStatus(_Wire):
     """Figures by name."""
     stage: Stage | None = None
     """What the run is doing (Lorikeet's trainer)."""
+    signs: SignList | None = None
+    """Signs that the run goes wrong, all so far (Lorikeet's trainer)."""
     record: RunRecord | None = None
     """How the run ended (Lorikeet's trainer)."""
 
@@ -102,5 +105,7 @@ class Progress(Model):
     """Norm of the newest step's gradients."""
     eta_seconds: int | None = None
     """Seconds of training that are left."""
+    signs: SignList | None = None
+    """Signs so far that the run goes wrong; `status.metrics` has them at its end."""
     record: RunRecord | None = None
     """How the pod's run ended: what its termination message says, for the case that this one is lost."""

@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal, Self, get_args
 from pydantic import Field, StringConstraints, model_validator
 
 from lorikeet_api.base import Model, NameReference, SourceUri, cel, exactly_one, listed
+from lorikeet_api.signs import Signs
 
 MethodName = Literal["full", "lora", "qlora", "bottleneck"]
 DataFormat = Literal["auto", "instruction", "chat", "completion", "text", "preference", "feedback", "prompt"]
@@ -463,6 +464,13 @@ class Training(Model):
     `dataset.eval` or `evalFraction`. Absent: `best` with `earlyStopping`, else `last`."""
     checkpoints: Checkpoints | None = None
     """What an interrupted run goes on from. It has no part in the run's id: the result does not depend on it."""
+    signs: Signs | None = None
+    """What signs that the run goes wrong mean for it. It has no part in the run's id either. Absent: warnings."""
+    stall_timeout_seconds: Annotated[int, Field(ge=1, le=604_800)] | None = None
+    """Seconds without a step after which the run counts as hanging: the log then has the stacks of all threads of each
+    rank, and the attempt ends, with reason `Stalled`, to be made again from its checkpoint. Loading, the first step,
+    evaluations and checkpoints do not count. Absent: 30 times what a step takes, at least 300. No part of the run's id.
+    """
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:

@@ -10,8 +10,10 @@ from lorikeet_api.contract import (
     EXIT_DOES_NOT_FIT,
     EXIT_INTERNAL,
     EXIT_PREEMPTED,
+    Metrics,
     RunRecord,
 )
+from lorikeet_api.signs import SIGN_NAMES, Sign
 from lorikeet_storage.errors import StorageError
 
 EXIT_CODES: Final[dict[TrainerReason, int]] = {
@@ -30,6 +32,8 @@ EXIT_CODES: Final[dict[TrainerReason, int]] = {
     "OutOfMemory": EXIT_DOES_NOT_FIT,
     "OutOfDisk": EXIT_DOES_NOT_FIT,
     "LossNotFinite": EXIT_BAD_REQUEST,
+    **dict.fromkeys(SIGN_NAMES, EXIT_BAD_REQUEST),
+    "Stalled": EXIT_INTERNAL,
     "Preempted": EXIT_PREEMPTED,
     "InternalError": EXIT_INTERNAL,
 }
@@ -41,6 +45,9 @@ RETRYABLE_CODES: Final = (EXIT_INTERNAL, EXIT_PREEMPTED)
 class RunError(Exception):
     """The run cannot go on; `message` names the cause and the next step."""
 
+    metrics: Metrics | None = None
+    """What is known of the run at its end."""
+
     def __init__(self, reason: TrainerReason, message: str, exit_code: int | None = None) -> None:
         super().__init__(message)
         self.reason: TrainerReason = reason
@@ -49,7 +56,8 @@ class RunError(Exception):
 
     def record(self) -> RunRecord:
         """Return the run's final record."""
-        return RunRecord(reason=self.reason, message=self.message, retryable=self.exit_code in RETRYABLE_CODES)
+        retryable = self.exit_code in RETRYABLE_CODES
+        return RunRecord(reason=self.reason, message=self.message, retryable=retryable, metrics=self.metrics)
 
 
 def preempted(checkpoint: int | None) -> RunError:
@@ -83,6 +91,28 @@ _ADVICE_NOT_FINITE = (
 def not_finite(what: str, step: int) -> RunError:
     """Return the end of a run that diverged."""
     return RunError("LossNotFinite", f"{what} is not a finite number at step {step}: {_ADVICE_NOT_FINITE}")
+
+
+def stalled(step: int, rank: int, limit: float, usual: float) -> RunError:
+    """Return the end of a rank that made no step for `limit` seconds; steps took `usual` seconds before."""
+    return RunError(
+        "Stalled",
+        f"no step was made in {limit:.4g} s after step {step} (rank {rank}; a step took {usual:.3g} s before). The log"
+        " has the stacks of all threads, of each rank: where they wait in a collective, another rank or the GPUs'"
+        " connection hangs; where in loading a batch, the node's disk or memory. If steps may take so long, raise"
+        " training.stallTimeoutSeconds",
+    )
+
+
+def failed_by(sign: Sign, signs: list[Sign], steps: int) -> RunError:
+    """Return the end of a run after so many steps that a sign ends, as the request says; `signs`: all that it had."""
+    error = RunError(
+        sign.name,
+        f"{sign.told}. Nothing is published, as training.signs.failOn says; checkpoints that were stored stay, and a"
+        f" job that asks for the same without {sign.name} there goes on from the newest",
+    )
+    error.metrics = Metrics(steps=steps, signs=signs)
+    return error
 
 
 def disk_full(error: Exception) -> RunError:

@@ -8,6 +8,7 @@ from lorikeet_api.batch import micro_batch
 from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.objectives import unshared
+from lorikeet_api.signs import Signs
 from lorikeet_api.training import Attention, Checkpoints, EarlyStopping, Optimizer, Precision, Scheduler
 from lorikeet_run.errors import RunError
 
@@ -42,6 +43,9 @@ class Hyperparameters:
     """None: all steps are made."""
     publish: Literal["last", "best"]
     checkpoints: Checkpoints
+    signs: Signs | None
+    stall_timeout_seconds: int | None
+    """None: by what steps take."""
     generations: int = 1
     """Answers to each example that rlhf has written; the batch counts them."""
 

@@ -1,7 +1,8 @@
 """How a run finds its output: with its result there already, free, or in somebody's way."""
 
-from lorikeet_api.contract import RunContract, RunRecord
+from lorikeet_api.contract import Metrics, RunContract, RunRecord
 from lorikeet_run import log
+from lorikeet_run.errors import failed_by
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.patience import patiently
 from lorikeet_storage import check_free, find_published
@@ -18,9 +19,18 @@ def adopt_or_take(contract: RunContract, seconds: float) -> RunRecord | None:
         with log.timed("check", what="output", uri=contract.output_uri):
             patiently(lambda: check_free(contract), seconds)
         return None
+    _refuse_signs(contract, found.manifest.metrics)
     return RunRecord(
         reason="Adopted",
         message=f"{found.folder} holds the finished result of the same request; nothing was trained",
         metrics=found.manifest.metrics,
         artifacts=found.artifacts,
     )
+
+
+def _refuse_signs(contract: RunContract, metrics: Metrics) -> None:
+    """Raise what the run would have ended with if it had been this request's: what signs mean is not in its id."""
+    signs, wanted = metrics.signs or [], contract.training.signs
+    for sign in signs:
+        if wanted is not None and sign.name in wanted.fail_on:
+            raise failed_by(sign, signs, metrics.steps or sign.step)

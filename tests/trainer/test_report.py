@@ -79,6 +79,13 @@ def test_the_time_is_told_apart(lab: Lab, trained: Run, page: str) -> None:
     assert all(summary._PARTS[part] in page for part in parts)
 
 
+def test_what_is_kept_on_the_way_is_sized(trained: Run) -> None:
+    metrics = trained.metrics
+    assert metrics.trainable_parameters is not None
+    assert metrics.checkpoint_bytes is not None
+    assert metrics.checkpoint_bytes > 3 * 2 * metrics.trainable_parameters, "weights of two bytes, of each two moments"
+
+
 def test_the_pace_is_that_of_the_steps(lab: Lab, trained: Run) -> None:
     pace = MetricsFile.read(lab.layout(trained.contract).output / "metrics.json").pace
     mean = trained.metrics.tokens_per_second

@@ -236,6 +236,9 @@ def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(
     assert result.record is not None
     assert result.record.metrics is not None
     assert result.record.metrics.resumed_from_step == 6
+    kept = [name for name in lab.published(contract) if name.startswith("checkpoints/00000006-")]
+    sizes = [len(lab.fetch(contract, name)) for name in kept if not name.endswith("/checkpoint.json")]
+    assert result.record.metrics.checkpoint_bytes == sum(sizes)
     assert steps_stored(lab, contract) == [9, 6], "afterSuccess keep"
 
 

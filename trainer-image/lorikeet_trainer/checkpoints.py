@@ -18,6 +18,7 @@ from lorikeet_run import log
 from lorikeet_trainer.report import Report
 from lorikeet_trainer.state import Course, Layout, Standing
 from lorikeet_trainer.stop import STOP
+from lorikeet_trainer.upload import folder_size
 
 COURSE: Final = "course.json"
 
@@ -34,6 +35,8 @@ class Keeper(TrainerCallback):
     """How the model did before training."""
     resumed: Course | None
     """The course up to the checkpoint that the run goes on from; None if it begins at the beginning."""
+    newest_bytes: int | None = None
+    """Size of the newest checkpoint; None before there is one."""
     _began: float = 0.0
     _to_remove: bool = False
     """Whether the checkpoint that was gone on from still lies on this rank's disk."""
@@ -74,6 +77,7 @@ class Keeper(TrainerCallback):
         if self.resumed is None:
             return
         self._to_remove = bool(args.should_save)
+        self.newest_bytes = folder_size(self.layout.resume)
         self.report.curve[:] = self.resumed.curve
         self.report.pace[:] = self.resumed.pace
         trainer = self.trainer
@@ -122,6 +126,7 @@ class Keeper(TrainerCallback):
         made = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         course.write(made / COURSE)
         self.report.selection.keep(made)
+        self.newest_bytes = folder_size(made)
         self.layout.checkpoints.mkdir(parents=True, exist_ok=True)
         superseded = list(self.layout.checkpoints.iterdir())
         made.rename(self.layout.checkpoints / str(state.global_step))

@@ -17,6 +17,7 @@ from typing import Final, Literal
 from pydantic import ValidationError
 
 from lorikeet_api.contract import EXIT_DONE, EXIT_PREEMPTED, FINAL_EXIT_CODES, RunContract
+from lorikeet_api.signs import SIGN_NAMES
 from lorikeet_run import log
 from lorikeet_run.errors import (
     RETRYABLE_CODES,
@@ -45,7 +46,7 @@ _TELL_SECONDS: Final = 10.0
 _TELL_STOPPED_SECONDS: Final = 3.0
 """The same in what is left of the grace period."""
 _UPLOAD_SECONDS: Final = 60.0
-"""What a checkpoint's upload may take after a failed attempt, before the next one begins."""
+"""What a checkpoint's upload may take after a failed attempt, before the next one begins, in this job or another."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,9 @@ def _run_stage(stage: Stage, contract: RunContract, options: Options, children: 
         result = judge(stage, ends, results, stopping=children.stopping, oom_killed=killed)
     except RunError as error:
         result = StageResult(exit_code=error.exit_code, record=error.record())
-    # What is uploaded now serves only a run that is made again.
-    children.end_helper(_UPLOAD_SECONDS if result.exit_code in RETRYABLE_CODES else 0)
+    # What is uploaded now serves only a run that is gone on with.
+    goes_on = result.exit_code in RETRYABLE_CODES or (result.record is not None and result.record.reason in SIGN_NAMES)
+    children.end_helper(_UPLOAD_SECONDS if goes_on else 0)
     if result.exit_code == EXIT_PREEMPTED:
         raise preempted(_stored(layout))
     return result

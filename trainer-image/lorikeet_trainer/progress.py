@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 from lorikeet_api.contract import RunRecord
 from lorikeet_api.progress import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, Stage
+from lorikeet_api.signs import Sign
 from lorikeet_run import log
 
 INTERVAL: Final = 5.0
@@ -90,6 +91,10 @@ class Reporter:
         if seconds_left is not None:
             told["estimatedRemainingSeconds"] = max(0, round(seconds_left))
         self._tell(told)
+
+    def signs(self, seen: Sequence[Sign]) -> None:
+        """Tell all signs so far that the run goes wrong."""
+        self._tell({"signs": [sign.to_wire() for sign in seen]})
 
     def close(self, seconds: float = 1.0) -> None:
         """Post what is left, for so long at most."""

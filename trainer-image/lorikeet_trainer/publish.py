@@ -30,10 +30,11 @@ def publish(contract: RunContract, layout: Layout) -> RunRecord:
         told |= {"bytes": artifacts.size_bytes, "revision": artifacts.revision}
     if after_success != "keep":
         _remove_checkpoints(contract, basis, BEST if keeps_best else None)
+    metrics = published.manifest.metrics
     return RunRecord(
         reason="Published",
-        message=f"published {artifacts.uri}, revision {artifacts.revision}{_end_of(published.manifest.metrics)}",
-        metrics=published.manifest.metrics,
+        message=f"published {artifacts.uri}, revision {artifacts.revision}{_end_of(metrics)}{_signs_of(metrics)}",
+        metrics=metrics,
         artifacts=artifacts,
     )
 
@@ -48,6 +49,11 @@ def _end_of(metrics: Metrics) -> str:
         f"; it ended early, after {metrics.steps} of {metrics.planned_steps} steps: the loss on the held-out examples"
         f" fell no longer{best}"
     )
+
+
+def _signs_of(metrics: Metrics) -> str:
+    signs = ", ".join(f"{sign.name} from step {sign.step} on" for sign in metrics.signs or [])
+    return f"; signs that it went wrong: {signs}" if signs else ""
 
 
 def _remove_checkpoints(contract: RunContract, basis: str, but: str | None) -> None:

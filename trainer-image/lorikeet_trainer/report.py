@@ -1,18 +1,20 @@
 """What a run tells on the way: log lines, the loss curve, the evaluations, and its progress to the operator."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lorikeet_api.signs import Sign, SignName
 from lorikeet_run import log
-from lorikeet_run.errors import not_finite
+from lorikeet_run.errors import failed_by, not_finite
 from lorikeet_trainer.evaluate import Interrupted
 from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.selection import EndedEarly, Selection
+from lorikeet_trainer.signs import Lookout
 from lorikeet_trainer.state import Evaluation, LossPoint, PacePoint
 
 
@@ -28,6 +30,9 @@ class Report(TrainerCallback):
     selection: Selection
     names: Mapping[str, str]
     """What trl logs beside the loss, by its names: how the curve calls it."""
+    lookout: Lookout
+    fail_on: Collection[SignName] = ()
+    """Signs that end the run."""
     curve: list[LossPoint] = field(default_factory=list)
     pace: list[PacePoint] = field(default_factory=list)
     eval_seconds: float = 0.0
@@ -69,6 +74,17 @@ class Report(TrainerCallback):
         names = ("loss", "learning_rate", "grad_norm")
         self._figures |= {name: logs.get(name) for name in names} | {"current_epoch": state.epoch}
         self._tell(state)
+        self.heed(self.lookout.look(self.curve), state.global_step)
+
+    def heed(self, fresh: Sequence[Sign], step: int) -> None:
+        """Tell of signs that were not seen before. Raises RunError by the name of one that is to end the run."""
+        for sign in fresh:
+            log.event("sign", sign=sign.name, step=sign.step, message=sign.told)
+        if fresh:
+            self.reporter.signs(self.lookout.seen)
+        for sign in fresh:
+            if sign.name in self.fail_on:
+                raise failed_by(sign, self.lookout.seen, step)
 
     def count_checkpoint(self) -> None:
         """Count the time since the last step, or since the last call, as a checkpoint's."""
@@ -96,11 +112,15 @@ class Report(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make up for an evaluation that the attempt before left out when it was told to stop. Raises EndedEarly."""
+        """See what the attempt before saw, and make up for an evaluation that it left out when it was told to stop.
+
+        Raises EndedEarly.
+        """
         self._began = monotonic(), state.global_step
         self._logged = self._clock(), float(state.num_input_tokens_seen)
         self._idle_since = monotonic()
         self._tell(state)
+        self.heed(self.lookout.look_back(self.curve), state.global_step)
         if state.global_step > 0 and not self.has_evaluated(state.global_step) and self._is_due(state):
             self._evaluate(state, control)
         if self.selection.has_stalled(self.curve):
@@ -148,6 +168,7 @@ class Report(TrainerCallback):
             **{name: value for name in ("reward", "kl", "length") if (value := getattr(found, name)) is not None},
             seconds=round(seconds, 3),
         )
+        self.heed(self.lookout.look(self.curve), state.global_step)
 
     def has_evaluated(self, step: int) -> bool:
         """Whether the curve has the loss on the held-out examples after a step."""

@@ -24,6 +24,9 @@ PROMPT_TOKENS: Final = 1024
 """Longer prompts are passed over: to answer them could take more memory than to train on them does."""
 
 
+FEWEST_GRAMS: Final = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One held-out example, taken apart."""
@@ -118,4 +121,10 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
 def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> Answer:
     end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
     text = str(tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
-    return Answer(text=text, ended=end is not None)
+    return Answer(text=text, ended=end is not None, repeated=repeated(ids[:end]))
+
+
+def repeated(ids: Sequence[int]) -> float:
+    """Return the share of a text's 4-grams that stand in it before; 0 of one that is too short to tell."""
+    grams = [tuple(ids[place : place + 4]) for place in range(len(ids) - 3)]
+    return 1 - len(set(grams)) / len(grams) if len(grams) >= FEWEST_GRAMS else 0.0

@@ -24,7 +24,7 @@ from lorikeet_run.render import Rendered, Renderer, check_left, check_stops, cho
 from lorikeet_run.report import Answer, DataProfile, Sample
 from lorikeet_run.tokenizer import limits, load_tokenizer, stop_ids
 from lorikeet_run.tokens import TokenRow
-from lorikeet_trainer import chosen, device, loop, methods, model, samples
+from lorikeet_trainer import chosen, device, loop, methods, model, samples, signs
 from lorikeet_trainer.checkpoints import COURSE, Keeper
 from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.exam import Exam
@@ -35,7 +35,9 @@ from lorikeet_trainer.profile import profile
 from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.report import Report
 from lorikeet_trainer.selection import Selection
+from lorikeet_trainer.signs import Lookout
 from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Standing, Trained
+from lorikeet_trainer.watchdog import Watchdog
 
 _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
 
@@ -107,13 +109,22 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
     selection = select(session, trainable, examples)
     report = Report(
-        exam.held_out, session.hyper.eval_steps, reporter, session.compute.held_memory, selection, objective.figures
+        exam.held_out,
+        session.hyper.eval_steps,
+        reporter,
+        session.compute.held_memory,
+        selection,
+        objective.figures,
+        Lookout(session.hyper.max_grad_norm),
+        session.hyper.signs.fail_on if session.hyper.signs is not None else (),
     )
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
     base = resumed.base if resumed else exam.before()
     keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
     trainer.add_callback(keeper)
     trainer.add_callback(report)
+    rank = session.compute.rank
+    trainer.add_callback(Watchdog(session.hyper.stall_timeout_seconds, rank, layout.result("train", rank)))
     with session.part("train"):
         outcome = loop.fit(trainer, trainable, keeper, session.hyper.ranks)
     session.seconds |= {
@@ -129,16 +140,33 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
             selection.restore(outcome.steps)
     trainable.finish()
     final = exam.after(outcome.steps)
+    look_at_the_end(report, questions, base, final, outcome.steps)
     if session.compute.rank == 0:
-        if final.held_out and not report.has_evaluated(outcome.steps):
-            report.curve.append(LossPoint(step=outcome.steps, eval_loss=final.held_out.loss))
         with session.part("save"):
             save(session, trainable, tokenizer)
-        metrics = figures(session, examples, trainable, outcome, base, final, selection.best)
+        metrics = figures(session, examples, trainable, outcome, base, final, selection.best).model_copy(
+            update={"checkpoint_bytes": keeper.newest_bytes, "signs": report.lookout.seen or None}
+        )
         file = MetricsFile(metrics=metrics, curve=report.curve, pace=report.pace, seconds=session.seconds)
         leave(session, examples, file, samples.side_by_side(questions, base.answers, final.answers, tokenizer))
     reporter.close()
     return None
+
+
+def look_at_the_end(
+    report: Report, questions: list[samples.Question], base: Standing, final: Standing, steps: int
+) -> None:
+    """Look for the signs that only the trained model shows. Raises RunError by the name of one that ends the run."""
+    if final.held_out and not report.has_evaluated(steps):
+        report.curve.append(LossPoint(step=steps, eval_loss=final.held_out.loss))
+    report.heed(report.lookout.look(report.curve), steps)
+    found = signs.repetition(
+        steps,
+        [answer.repeated for answer in base.answers],
+        [answer.repeated for answer in final.answers],
+        [samples.repeated(question.expected.tolist()) for question in questions],
+    )
+    report.heed(report.lookout.add([found]), steps)
 
 
 def answers(

@@ -92,7 +92,7 @@ class Uploader:
         return taken
 
     def _upload(self, folder: Path) -> None:
-        step, size = int(folder.name), _size(folder)
+        step, size = int(folder.name), folder_size(folder)
         if not self._fits(size):
             log.event("checkpoint_left_out", step=step, bytes=size, message="it does not fit into the grace period")
             return
@@ -116,7 +116,7 @@ class Uploader:
             self._sent += sent
             self._left -= sent
         waiting = self._waiting() if self.deadline is not None else []
-        if waiting and (self._fits(_size(waiting[-1])) or not self._fits(self._left)):
+        if waiting and (self._fits(folder_size(waiting[-1])) or not self._fits(self._left)):
             raise _Superseded
 
     def _fits(self, size: int) -> bool:
@@ -127,7 +127,8 @@ class Uploader:
         return self.now() + size * so_far / self._sent <= self.deadline
 
 
-def _size(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

@@ -25,6 +25,7 @@ def progress_of(told: TrainerStatus, pod: str, now: str) -> Progress:
         "stage": told.stage,
         "percent": told.progress_percentage,
         "eta_seconds": told.estimated_remaining_seconds,
+        "signs": told.signs,
         **_numbers(values, _NAMES),
         **{name: int(value) for name, value in _numbers(values, _COUNTS).items()},
     }

@@ -68,7 +68,7 @@ def figures(metrics: Metrics) -> list[Figure]:
     return [
         Figure(info.alias or name, _written(name, value), info.description or "")
         for name, info in type(metrics).model_fields.items()
-        if (value := getattr(metrics, name)) is not None
+        if (value := getattr(metrics, name)) is not None and name != "signs"  # which have a table of their own
     ]
 
 

@@ -62,6 +62,8 @@ class Answer(Model):
     """Its words, without special tokens."""
     ended: bool
     """Whether it came to an end by itself, before it was cut off."""
+    repeated: float = 0.0
+    """Share of its 4-grams of tokens that stand in it before; 0 of a short one."""
 
 
 class Sample(Model):

@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lorikeet_api.contract import FileDigest, SourceDigest
 from lorikeet_api.objectives import ObjectiveName
+from lorikeet_api.signs import ADVICE, Sign, SignName
 from lorikeet_run.report import reproduce, text
 from lorikeet_run.report.figures import figures, tiles
 from lorikeet_run.report.model import RunReport, Span
@@ -37,6 +38,22 @@ class Row:
     share: float
     """Percent of the whole."""
     is_steps: bool
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A sign that the run went wrong."""
+
+    sign: Sign
+    advice: str
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """A sign that could not be looked for."""
+
+    name: SignName
+    needs: str
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,8 @@ def _content(report: RunReport) -> dict[str, Any]:
         "template": TEMPLATES[report.template.source],
         "tiles": tiles(metrics),
         "figures": figures(metrics),
+        "signs": [Seen(sign, ADVICE[sign.name]) for sign in metrics.signs or []],
+        "unmeasured": _unmeasured(report),
         "plots": [one for one in drawn if one is not None],
         "histogram": histogram(report.profile.lengths),
         "times": _times(report.spans, total),
@@ -87,6 +106,16 @@ def _content(report: RunReport) -> dict[str, Any]:
         "configuration": reproduce.configuration(contract),
         "manifest": reproduce.manifest(contract),
     }
+
+
+def _unmeasured(report: RunReport) -> list[Unmeasured]:
+    """Return the signs that could not be looked for, each with what that takes."""
+    found = []
+    if report.metrics.eval_loss is None:
+        found.append(Unmeasured("Overfitting", "dataset.eval or dataset.evalFraction"))
+    if not report.samples:
+        found.append(Unmeasured("Repetition", "held-out examples with a prompt"))
+    return found
 
 
 def _times(spans: list[Span], total: float) -> list[Row]:

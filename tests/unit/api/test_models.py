@@ -7,14 +7,16 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from lorikeet_api.contract import TERMINATION_LIMIT, RunRecord
+from lorikeet_api.contract import TERMINATION_LIMIT, Artifacts, Metrics, RunContract, RunRecord, StorageAccess, run_id
 from lorikeet_api.crdgen import RESOURCES
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_api.modeldeployment import OWNED_FLAGS, ModelDeployment
 from lorikeet_api.objectives import ObjectiveName
-from lorikeet_api.training import MethodName
+from lorikeet_api.signs import SIGN_NAMES, Sign, Signs
+from lorikeet_api.training import MethodName, Training
 from lorikeet_api.yaml import load_all
+from tests import runs
 from tests.resources import deployment_body, job_body
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -180,6 +182,37 @@ def test_a_record_fits_into_a_termination_message(text: str) -> None:
     again = RunRecord.model_validate(json.loads(message))
     assert again.reason == "DataInvalid"
     assert again.message[:100] == text[:100]
+
+
+def test_all_signs_fit_into_a_termination_message_beside_all_figures() -> None:
+    signs = [Sign(name=name, step=100_000_000, message="x" * 160) for name in SIGN_NAMES]
+    numbers = {
+        name: 0.123456 if info.annotation == float | None else 10**11
+        for name, info in Metrics.model_fields.items()
+        if info.annotation in (float | None, int | None)
+    }
+    metrics = Metrics(**numbers, device="NVIDIA H100 80GB HBM3", signs=signs)
+    artifacts = Artifacts(
+        uri="s3://" + "b" * 200, run_id="r" * 16, revision="a" * 8, sha256="a" * 64, size_bytes=10**11
+    )
+    message = RunRecord(reason="Published", message="m" * 300, metrics=metrics, artifacts=artifacts).to_message()
+    assert len(message.encode()) <= TERMINATION_LIMIT
+    assert RunRecord.model_validate_json(message).metrics == metrics
+
+
+def test_what_signs_mean_and_how_long_a_step_may_take_is_no_part_of_a_runs_id() -> None:
+    plain, failing = (
+        runs.contract("s3://out/x", StorageAccess(), training=each)
+        for each in (
+            Training(seed=1),
+            Training(seed=1, signs=Signs(fail_on=["Repetition"]), stall_timeout_seconds=60),
+        )
+    )
+    assert ids(plain) == ids(failing)
+
+
+def ids(contract: RunContract) -> str:
+    return run_id(contract.model, contract.dataset, contract.method, contract.objective, contract.training)
 
 
 def test_a_short_record_is_left_as_it_is() -> None:

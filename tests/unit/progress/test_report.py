@@ -43,6 +43,12 @@ def test_what_is_not_told_again_stays() -> None:
     assert (after.percent, after.loss, after.step) == (50, 1.5, 10)
 
 
+def test_signs_are_told_whole_and_stay() -> None:
+    sign = {"name": "LossSpike", "step": 30, "message": "m"}
+    before = told(signs=[sign])
+    assert told(before, progressPercentage=50).to_wire()["signs"] == [sign]
+
+
 def test_a_new_attempt_begins_anew() -> None:
     before = told(progressPercentage=25, record={"reason": "InternalError", "message": "x", "retryable": True})
     after = told(before, pod="p1", stage="prepare")

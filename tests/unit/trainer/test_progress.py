@@ -15,6 +15,7 @@ import pytest
 
 from lorikeet_api.contract import Artifacts, RunRecord
 from lorikeet_api.progress import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, ProgressReport
+from lorikeet_api.signs import Sign
 from lorikeet_trainer import progress
 from lorikeet_trainer.progress import Endpoint, Reporter
 from tests.dropping import dropping
@@ -120,6 +121,14 @@ def test_the_token_is_read_anew_each_time(server: Server, tmp_path: Path) -> Non
         file.write_text(token)
         endpoint.post({})
     assert server.tokens == ["Bearer one", "Bearer two"]
+
+
+def test_signs_are_told_as_the_status_has_them(server: Server) -> None:
+    sign = Sign(name="LossSpike", step=30, message="m")
+    reporter = Reporter(Endpoint(server.url, None, None))
+    reporter.signs([sign])
+    server.until(lambda got: any(post.get("signs") == [sign.to_wire()] for post in got))
+    reporter.close()
 
 
 def test_training_is_told_by_transformers_names(server: Server) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from lorikeet_api import yaml
 from lorikeet_api.contract import Metrics, SourceDigest, Start, StorageAccess
 from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.signs import ADVICE, Sign
 from lorikeet_api.training import ModelSource
 from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_operator.finetune.resolve import resolve
@@ -74,6 +75,7 @@ def test_an_equal_report_gives_equal_bytes() -> None:
 def test_a_section_without_content_is_left_out() -> None:
     assert Parsed(render(example.report())).headings() == [
         "figures",
+        "signs",
         "curves",
         "samples",
         "data",
@@ -83,9 +85,19 @@ def test_a_section_without_content_is_left_out() -> None:
     ]
     nothing = DataProfile(sources=[], train_examples=0, held_out_examples=0, dropped=0, trained_tokens=0, lengths=[])
     bare = example.report(metrics=Metrics(), charts=[], spans=[], samples=[], profile=nothing, data=[], libraries={})
-    assert Parsed(render(bare)).headings() == ["data", "configuration", "again"]
+    assert Parsed(render(bare)).headings() == ["signs", "data", "configuration", "again"]
     without_values = example.report(charts=[example.chart("Gradient norm", [(1, None), (2, float("nan"))])])
     assert "curves" not in Parsed(render(without_values)).headings()
+
+
+def test_a_sign_stands_with_its_step_and_what_to_do_and_what_was_not_looked_for_is_named() -> None:
+    sign = Sign(name="LossSpike", step=1200, message="the training loss was 4")
+    words = " ".join(" ".join(Parsed(render(example.report(metrics=Metrics(signs=[sign])))).words).split())
+    assert f"LossSpike 1,200 the training loss was 4 {ADVICE['LossSpike']}" in words
+    assert "Overfitting was not measured: that takes dataset.eval" in words
+    well = render(example.report())
+    assert "None was seen." in well
+    assert "Overfitting was not measured" not in well
 
 
 def test_a_long_run_stays_a_small_page() -> None:

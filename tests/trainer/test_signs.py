@@ -1,0 +1,156 @@
+"""Runs that go wrong for real, each in one way, and the sign that tells of it; healthy ones, which show none."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorikeet_api.contract import REPORT, Metrics, RunContract
+from lorikeet_run import log
+from lorikeet_trainer.loop import Guarded
+from lorikeet_trainer.stage import run_stage
+from lorikeet_trainer.state import Layout, StageResult, Trained
+from lorikeet_trainer.upload import Uploader
+from tests.s3 import S3Server
+from tests.trainer import tiny
+from tests.trainer.lab import Lab, open_lab
+
+pytestmark = pytest.mark.trainer
+
+MODEL, TRAIN = "s3://models/pretrained", "s3://datasets/train.jsonl"
+HELD_OUT: dict[str, Any] = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
+
+
+@pytest.fixture(scope="module")
+def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A model that knows the wrong answers, the right ones, and answers that are good for nothing."""
+    with open_lab(s3_server, tmp_path_factory.mktemp("lab")) as made:
+        made.put_folder(tiny.write_model(made.root / "pretrained", pretrained=True), "pretrained")
+        made.put_rows("shuffled.jsonl", tiny.rows(shuffled=True)[0][:16])
+        made.put_rows("loops.jsonl", [{**row, "completion": "blue " * 16} for row in tiny.rows()[0]])
+        yield made
+
+
+def metrics_of(result: StageResult) -> Metrics:
+    assert result.record is not None
+    assert result.record.metrics is not None, result.record.message
+    return result.record.metrics
+
+
+def signs(result: StageResult) -> list[tuple[str, int]]:
+    return [(sign.name, sign.step) for sign in metrics_of(result).signs or []]
+
+
+def scaled(lab: Lab, factor: float) -> str:
+    """Store a model whose last layer before the output gives `factor` times as much; return its URI."""
+    name = f"scaled-{factor:g}"
+    folder = tiny.write_model(lab.root / name)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= factor
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return lab.put_folder(folder, name)
+
+
+def healthy(lab: Lab, seed: int) -> RunContract:
+    training = {"maxSteps": 20, "evalSteps": 5, "seed": seed, "loggingSteps": 1}
+    return lab.contract("lora", MODEL, TRAIN, dataset=HELD_OUT, training=training)
+
+
+@pytest.fixture(scope="module")
+def fetched(lab: Lab) -> Layout:
+    """Return a folder with all that healthy runs train on."""
+    contract = healthy(lab, 0)
+    assert run_stage("prepare", lab.write(contract), lab.layout(contract)).exit_code == 0
+    return lab.layout(contract)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_healthy_run_shows_none(lab: Lab, fetched: Layout, seed: int) -> None:
+    result = run_stage("train", lab.write(healthy(lab, seed)), fetched)
+    assert result.exit_code == 0, result.record
+    trained = Trained.read(fetched.trained)
+    assert (trained.metrics.steps, trained.metrics.signs) == (20, None)
+    assert len(trained.samples) == 4
+
+
+def overfitting(lab: Lab, **training: Any) -> RunContract:
+    """Return a run that learns few wrong answers by heart."""
+    settings = {"maxSteps": 32, "epochs": 16, "loggingSteps": 1, "evalSteps": 4, **training}
+    return lab.contract("lora", MODEL, "s3://datasets/shuffled.jsonl", dataset=HELD_OUT, training=settings)
+
+
+def test_learning_few_examples_by_heart_is_overfitting_from_where_the_held_out_loss_was_lowest(lab: Lab) -> None:
+    contract = overfitting(lab)
+    result = lab.run(contract)
+    curve = json.loads(lab.fetch(contract, "metrics.json"))["curve"]
+    (found,) = metrics_of(result).signs or []
+    held_out = {point["step"]: point["evalLoss"] for point in curve if "evalLoss" in point}
+    before = {step: loss for step, loss in held_out.items() if step <= found.step}
+    assert (found.name, found.step) == ("Overfitting", min(before, key=lambda step: before[step]))
+    assert any(loss > 1.05 * held_out[found.step] for step, loss in held_out.items() if step > found.step)
+    assert result.record is not None
+    assert result.record.message.endswith(f"; signs that it went wrong: Overfitting from step {found.step} on")
+    page = lab.fetch(contract, REPORT).decode()
+    assert f'<th scope="row">Overfitting</th><td class="number">{found.step}</td>' in page
+
+
+def test_a_poisoned_batch_is_a_spike_of_the_loss_at_its_step(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    step_made = Guarded.training_step
+
+    def poisoned(self: Any, model: Any, inputs: dict[str, Any], *more: Any) -> Any:
+        if self.state.global_step + 1 == 20:
+            counted = inputs["labels"] != -100
+            chance = torch.Generator().manual_seed(0)
+            noise = torch.randint(5, 200, inputs["labels"].shape, generator=chance)
+            inputs = {**inputs, "labels": torch.where(counted, noise, inputs["labels"])}
+        return step_made(self, model, inputs, *more)
+
+    monkeypatch.setattr(Guarded, "training_step", poisoned)
+    training = {"maxSteps": 24, "loggingSteps": 1}
+    assert signs(lab.run(lab.contract("lora", MODEL, TRAIN, training=training))) == [("LossSpike", 20)]
+
+
+@pytest.mark.parametrize(("factor", "name"), [(1e-7, "VanishingGradients"), (1e4, "ExplodingGradients")])
+def test_a_layer_of_another_scale_lets_gradients_vanish_or_explode_from_the_first_step_on(
+    lab: Lab, factor: float, name: str
+) -> None:
+    training = {"maxSteps": 8, "loggingSteps": 1, "learningRate": 1e-4}
+    assert (name, 1) in signs(lab.run(lab.contract("lora", scaled(lab, factor), TRAIN, training=training)))
+
+
+def test_a_model_that_was_taught_to_repeat_itself_does(lab: Lab) -> None:
+    training = {"epochs": 6, "evalSteps": 1000}
+    result = lab.run(lab.contract("lora", MODEL, "s3://datasets/loops.jsonl", dataset=HELD_OUT, training=training))
+    assert ("Repetition", metrics_of(result).steps) in signs(result)
+
+
+def test_a_sign_that_the_request_fails_on_ends_the_run_and_what_it_kept_is_gone_on_from(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = overfitting(lab, checkpoints={"everySteps": 5}, signs={"failOn": ["Overfitting"]})
+    result = lab.run(failing)
+    assert result.record is not None
+    (sign,) = metrics_of(result).signs or []
+    assert (result.exit_code, result.record.reason, result.record.retryable) == (64, "Overfitting", False)
+    assert result.record.message.startswith(f"Overfitting from step {sign.step} on: the held-out loss rose from")
+    assert "lower training.epochs" in result.record.message
+    assert lab.published(failing) == ["run.json"]
+    assert (steps := metrics_of(result).steps) is not None
+    assert sign.step < steps < 32
+    Uploader(lab.checkpoints(failing), lab.layout(failing), keep=2).run(lambda seconds: True)
+    warned = overfitting(lab, checkpoints={"everySteps": 5})
+    assert warned.run_id == failing.run_id
+    warned = warned.model_copy(update={"output_uri": failing.output_uri})
+    capsys.readouterr()
+    log.set_up()
+    again = lab.run(warned)
+    assert again.exit_code == 0, again.record
+    assert metrics_of(again).resumed_from_step == (steps - 1) // 5 * 5
+    assert signs(again) == [("Overfitting", sign.step)]
+    assert "event=sign sign=Overfitting" in capsys.readouterr().out
+    adopted = lab.run(failing)
+    assert adopted.record is not None
+    assert (adopted.exit_code, adopted.record.reason) == (64, "Overfitting"), "it is no result of this request"
