@@ -102,6 +102,8 @@ class Rlhf(Objective[Prompted]):
             "temperature": settings.temperature,
             "top_p": 1.0,
             "top_k": 0,
+            # The model's own configuration says no, for training.
+            "generation_kwargs": {"use_cache": True},
             "reward_weights": [reward.weight for reward in settings.rewards],
             # One step on each batch of answers, by the model that has written them.
             "num_iterations": 1,
