@@ -42,11 +42,13 @@ def _end_of(metrics: Metrics) -> str:
     if metrics.planned_steps is None:
         return ""
     best = (
-        "" if metrics.best_step is None else f", the lowest, {metrics.best_eval_loss:g}, after step {metrics.best_step}"
+        ""
+        if metrics.best_step is None
+        else f", the lowest ({metrics.best_eval_loss:g}) after step {metrics.best_step},"
     )
     return (
-        f"; it ended early, after {metrics.steps} of {metrics.planned_steps} steps: the loss on the held-out examples"
-        f" fell no longer{best}"
+        f"; it ended early, after {metrics.steps} of {metrics.planned_steps} steps: the loss on the held-out examples{best}"
+        " fell no longer"
     )
 
 
