@@ -11,6 +11,7 @@ from safetensors.torch import load
 
 from lorikeet_api.contract import Metrics, RunContract
 from lorikeet_api.training import EarlyStopping
+from lorikeet_trainer import publish
 from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.selection import stalled
 from lorikeet_trainer.stop import STOP
@@ -85,6 +86,7 @@ def test_a_run_ends_once_the_held_out_loss_falls_no_longer(lab: Lab, whole: tupl
     method, contract, metrics = whole
     losses = evaluations(lab, contract)
     assert metrics.best_step is not None
+    assert metrics.eval_loss is not None
     assert metrics.steps == metrics.best_step + 2 * 2 < PLANNED == metrics.planned_steps
     assert list(losses) == list(range(2, metrics.steps + 1, 2))
     assert min(losses, key=lambda step: losses[step]) == metrics.best_step
@@ -92,6 +94,8 @@ def test_a_run_ends_once_the_held_out_loss_falls_no_longer(lab: Lab, whole: tupl
     # A full fine-tune is published in the type of its base.
     assert metrics.eval_loss == pytest.approx(metrics.best_eval_loss, rel=1e-5 if method == "lora" else 1e-2)
     assert metrics.eval_loss < losses[metrics.steps]
+    told = f"ended early, after {metrics.steps} of {PLANNED} steps: the loss on the held-out examples, the lowest"
+    assert told in publish._end_of(metrics)
 
 
 @pytest.mark.parametrize("late", [1, 0], ids=["with the best behind it", "in the step that would have been the last"])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from lorikeet_api.training import Attention, Optimizer, Precision
 from lorikeet_run.errors import RunError

@@ -40,15 +40,12 @@ def publish(contract: RunContract, layout: Layout) -> RunRecord:
 
 
 def _end_of(metrics: Metrics) -> str:
+    """Return how a run ended before all its steps were made, if it did."""
     if metrics.planned_steps is None:
         return ""
-    best = (
-        "" if metrics.best_step is None else f", the lowest, {metrics.best_eval_loss:g}, after step {metrics.best_step}"
-    )
-    return (
-        f"; it ended early, after {metrics.steps} of {metrics.planned_steps} steps: the loss on the held-out examples"
-        f" fell no longer{best}"
-    )
+    made, step = f"{metrics.steps} of {metrics.planned_steps}", metrics.best_step
+    best = "" if step is None else f", the lowest ({metrics.best_eval_loss:g}) after step {step},"
+    return f"; it ended early, after {made} steps: the loss on the held-out examples{best} fell no longer"
 
 
 def _signs_of(metrics: Metrics) -> str:

@@ -133,7 +133,7 @@ class Report(TrainerCallback):
             control.should_log = True
         if self._is_due(state) and not control.should_training_stop:
             self._evaluate(state, control)
-            if not control.should_training_stop and self.selection.has_stalled(self.curve):
+            if self.has_evaluated(state.global_step) and self.selection.has_stalled(self.curve):
                 self._end_early(state)
                 control.should_training_stop = True
         self._idle_since = monotonic()
