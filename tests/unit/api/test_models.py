@@ -186,12 +186,19 @@ def test_a_record_fits_into_a_termination_message(text: str) -> None:
 
 def test_all_signs_fit_into_a_termination_message_beside_all_figures() -> None:
     signs = [Sign(name=name, step=100_000_000, message="x" * 160) for name in SIGN_NAMES]
-    numbers = {
+    numbers: dict[str, Any] = {
         name: 0.123456 if info.annotation == float | None else 10**11
         for name, info in Metrics.model_fields.items()
         if info.annotation in (float | None, int | None)
     }
-    metrics = Metrics(**numbers, device="NVIDIA H100 80GB HBM3", signs=signs)
+    metrics = Metrics(
+        **numbers,
+        device="NVIDIA H100 80GB HBM3",
+        precision="bf16",
+        optimizer="pagedAdamw8bit",
+        attention="eager",
+        signs=signs,
+    )
     artifacts = Artifacts(
         uri="s3://" + "b" * 200, run_id="r" * 16, revision="a" * 8, sha256="a" * 64, size_bytes=10**11
     )
