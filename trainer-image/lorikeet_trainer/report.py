@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lorikeet_run import log
 from lorikeet_run.errors import not_finite
 from lorikeet_trainer.evaluate import Interrupted
+from lorikeet_trainer.points import Feed
 from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.state import Evaluation, LossPoint, PacePoint
 
@@ -24,6 +25,8 @@ class Report(TrainerCallback):
     reporter: Reporter
     memory: Callable[[], int]
     """Bytes that are held now."""
+    feed: Feed
+    """What trackers read."""
     names: Mapping[str, str]
     """What trl logs beside the loss, by its names: how the curve calls it."""
     curve: list[LossPoint] = field(default_factory=list)
@@ -77,13 +80,16 @@ class Report(TrainerCallback):
         before, seen = self._logged
         self._logged = now, tokens
         pace = (tokens - seen) / max(now - before, 1e-9)
-        self.pace.append(PacePoint(step=state.global_step, tokens_per_second=pace, memory_bytes=self.memory()))
+        self.pace.append(
+            PacePoint(step=state.global_step, tokens_per_second=pace, memory_bytes=self.memory(), time=time())
+        )
 
     def _clock(self) -> float:
         """Return a time (seconds) that stands still during evaluations and checkpoints."""
         return monotonic() - self.eval_seconds - self.checkpoint_seconds
 
     def _tell(self, state: TrainerState) -> None:
+        self.feed.write(self.curve, self.pace)
         start, first = self._began
         made = state.global_step - first
         left = (monotonic() - start) / made * (state.max_steps - state.global_step) if made > 0 else None

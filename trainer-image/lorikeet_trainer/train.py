@@ -29,6 +29,7 @@ from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.exam import Exam
 from lorikeet_trainer.methods import Trainable
 from lorikeet_trainer.objectives import Setting, make_objective
+from lorikeet_trainer.points import Feed
 from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.profile import profile
 from lorikeet_trainer.progress import Endpoint, Reporter
@@ -102,7 +103,9 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     )
     # The ranks go in step: the first one speaks for all.
     reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
-    report = Report(exam.held_out, session.hyper.eval_steps, reporter, session.compute.held_memory, objective.figures)
+    feed = Feed(layout.points if contract.tracking is not None and session.compute.rank == 0 else None)
+    memory = session.compute.held_memory
+    report = Report(exam.held_out, session.hyper.eval_steps, reporter, memory, feed, objective.figures)
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
     base = resumed.base if resumed else exam.before()
     keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
