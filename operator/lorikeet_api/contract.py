@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from lorikeet_api.base import Model, S3Uri, Sha256, Text
 from lorikeet_api.objectives import Objective
 from lorikeet_api.signs import SignList
+from lorikeet_api.tracking import Tracking
 from lorikeet_api.training import Dataset, DataSource, Method, ModelSource, Training
 
 CONTRACT_PATH: Final = "/etc/lorikeet/run.json"
@@ -99,6 +100,8 @@ class RunContract(Model):
     times of change) of the files; of a reward model that of its manifest."""
     job_uid: Text | None = None
     """uid of the FineTuneJob; absent outside a cluster."""
+    tracking: Tracking | None = None
+    """Trackers that follow the run; they have no part in its id."""
     date: str
     """Day of the FineTuneJob's creation (YYYY-MM-DD): what a chat template that prints today's date prints."""
 

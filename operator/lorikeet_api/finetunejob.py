@@ -25,6 +25,7 @@ from lorikeet_api.names import DEFAULT_PROFILE, MAX_JOB_NAME
 from lorikeet_api.objectives import Objective, Sft, misfit_rules, misfits, unshared, unshared_rule
 from lorikeet_api.progress import Progress
 from lorikeet_api.resource import Resource
+from lorikeet_api.tracking import Tracking
 from lorikeet_api.training import (
     HUB,
     NO_REVISION,
@@ -154,6 +155,8 @@ class FineTuneJobSpec(Model):
     """What the run optimises."""
     training: Training = Training()
     """Hyperparameters."""
+    tracking: Tracking | None = None
+    """Trackers that follow the run. Absent: the profile's; `{}`: none."""
     compute: Compute = Compute()
     """What the trainer's pod asks for."""
     output: Output | None = None

@@ -11,6 +11,7 @@ from lorikeet_api.contract import RunContract, Start, StorageAccess, ranks_of, r
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_api.objectives import Objective, unshared
+from lorikeet_api.tracking import Tracking
 from lorikeet_api.training import Method, ModelSource, QLora, Training
 from lorikeet_api.tuningprofile import TuningProfile
 
@@ -73,8 +74,15 @@ def contract(job: FineTuneJob, profile: TuningProfile, compute: Compute, begin: 
         allow_cpu=profile.spec.allow_cpu_fallback,
         grace_period_seconds=compute.termination_grace_period_seconds or GRACE_PERIOD_SECONDS,
         job_uid=job.metadata.uid,
+        tracking=_tracking(job, profile),
         date=(job.metadata.creation_timestamp or "")[:10],
     )
+
+
+def _tracking(job: FineTuneJob, profile: TuningProfile) -> Tracking | None:
+    """Return the trackers of the job, else those of the profile; None where there are none."""
+    asked = job.spec.tracking if job.spec.tracking is not None else profile.spec.defaults.tracking
+    return asked if asked is not None and asked.names else None
 
 
 def hyperparameters(job: FineTuneJob, method: Method, profile: TuningProfile, ranks: int) -> Training:

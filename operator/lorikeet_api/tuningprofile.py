@@ -8,6 +8,7 @@ from lorikeet_api.base import Image, Model, ObjectName, S3Uri, Text, cel, mapped
 from lorikeet_api.compute import Compute, EngineCompute, GpuClass
 from lorikeet_api.contract import StorageAccess
 from lorikeet_api.resource import Resource
+from lorikeet_api.tracking import Tracking
 from lorikeet_api.training import Training
 
 
@@ -57,6 +58,9 @@ class Defaults(Model):
 
     training: Training = Training()
     """Hyperparameters; they go before Lorikeet's own defaults."""
+    tracking: Tracking | None = None
+    """Trackers of jobs that name none; a job's own take their place, whole. Secrets are those of each job's namespace.
+    """
     compute: Compute = Compute()
     """Settings of trainers' pods. Maps and lists are taken whole, not merged."""
     engine_compute: EngineCompute = EngineCompute()

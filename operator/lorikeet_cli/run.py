@@ -227,6 +227,10 @@ class _Shown:
                 self.line.say(f"method    {method} on {device}, {int(trained):,} parameters trained")
             case {"event": "eval", "step": step, "eval_loss": loss}:
                 self.line.say(f"eval      step {step}: loss {loss}")
+            case {"event": "tracking", "tracker": tracker, "run": where}:
+                self.line.say(f"tracker   {tracker}: {where}")
+            case {"event": "tracking", "level": "warning", "message": message}:
+                self.line.say(f"warning   {message}")
             case {"event": "wait", "message": message}:
                 self.line.say(f"waiting   {message}")
 

@@ -68,19 +68,20 @@ def store_environment(
     env: list[dict[str, Any]] = []
     if secret is not None:
         env += [
-            _from_secret("AWS_ACCESS_KEY_ID", secret),
-            _from_secret("AWS_SECRET_ACCESS_KEY", secret),
-            _from_secret("AWS_SESSION_TOKEN", secret, optional=True),
+            from_secret("AWS_ACCESS_KEY_ID", secret),
+            from_secret("AWS_SECRET_ACCESS_KEY", secret),
+            from_secret("AWS_SESSION_TOKEN", secret, optional=True),
         ]
     if hub_secret is not None:
-        env.append(_from_secret("HF_TOKEN", hub_secret))
+        env.append(from_secret("HF_TOKEN", hub_secret))
     if ca is not None:
         bundle = f"{CA_DIR}/ca.crt"
         env += [{"name": name, "value": bundle} for name in ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")]
     return env + [variable.to_wire() for variable in more or []]
 
 
-def _from_secret(variable: str, secret: str, *, optional: bool = False) -> dict[str, Any]:
+def from_secret(variable: str, secret: str, *, optional: bool = False) -> dict[str, Any]:
+    """Return a variable whose value is the key of its name in a Secret; an optional one may be absent there."""
     selector: dict[str, Any] = {"name": secret, "key": variable}
     if optional:
         selector["optional"] = True

@@ -3,8 +3,8 @@ made.
 
 The functions to call: `survey_model` and `survey_data` look at a source and pin it, `fetch_model` and `fetch_data`
 bring its files into a folder and digest them, `find_published`, `find_run` and `check_free` look at an output before a
-run, `publish` writes it after the run, `Checkpoints` keeps what a run goes on from. All raise `StorageError` and
-nothing else, whose reason is one of `lorikeet_api.conditions.TrainerReason`.
+run, `leave_file` writes to it on the way and `publish` after the run, `Checkpoints` keeps what a run goes on from. All
+raise `StorageError` and nothing else, whose reason is one of `lorikeet_api.conditions.TrainerReason`.
 """
 
 from lorikeet_storage.checkpoints import Checkpoints
@@ -18,7 +18,15 @@ from lorikeet_storage.fetch import (
     survey_data,
     survey_model,
 )
-from lorikeet_storage.publish import Published, check_free, find_published, find_run, publish, remove_run
+from lorikeet_storage.publish import (
+    Published,
+    check_free,
+    find_published,
+    find_run,
+    leave_file,
+    publish,
+    remove_run,
+)
 
 __all__ = [
     "Checkpoints",
@@ -32,6 +40,7 @@ __all__ = [
     "fetch_model",
     "find_published",
     "find_run",
+    "leave_file",
     "publish",
     "remove_run",
     "survey_data",

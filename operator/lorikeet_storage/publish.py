@@ -159,6 +159,12 @@ def publish(folder: Path, draft: Manifest) -> Published:
         _sweep(store, run)
 
 
+def leave_file(contract: RunContract, path: Path, name: str) -> None:
+    """Store a file in the run's folder before it publishes, which replaces it. Raises StorageError."""
+    store = open_output(contract.output_uri, contract.storage)
+    store.upload(path, run_folder(contract.output_uri, contract.run_id).child(safe_relative(name)))
+
+
 def remove_run(contract: RunContract) -> str:
     """Delete everything of a run, the pointer to it too; return what was done, as a sentence.
 

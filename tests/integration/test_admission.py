@@ -37,6 +37,19 @@ MATCH: dict[str, Any] = {"match": {"column": "answer"}}
 EARLIER = {"from": {"fineTuneJobRef": {"name": "sft-v1"}}}
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "neptune": (
+        {"tracking": {"neptune": {"project": "team/llm", "apiToken": "x"}}},
+        r"spec\.tracking.*Neptune's service ended in March 2026",
+    ),
+    "wandb without a key": ({"tracking": {"wandb": {"project": "p"}}}, r"spec\.tracking\.wandb.*needs secretRef"),
+    "wandb offline with a server": (
+        {"tracking": {"wandb": {"project": "p", "mode": "offline", "baseUrl": "https://wandb.example"}}},
+        r"spec\.tracking\.wandb.*asks no server",
+    ),
+    "a password in a tracker's address": (
+        {"tracking": {"mlflow": {"uri": "http://me:secret@mlflow"}}},
+        r"spec\.tracking\.mlflow\.uri.*should match",
+    ),
     "two methods": (
         {"method": {"lora": {}, "qlora": {}}},
         r"spec\.method.*give exactly one method: full, lora, qlora, bottleneck",

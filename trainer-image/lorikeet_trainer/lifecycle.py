@@ -31,13 +31,17 @@ from lorikeet_run.record import read_contract, write_record
 from lorikeet_trainer import cgroup
 from lorikeet_trainer.processes import Children, Command, End
 from lorikeet_trainer.progress import Endpoint, Reporter
-from lorikeet_trainer.state import Layout, StageResult, StoredCheckpoint
+from lorikeet_trainer.state import Ending, Layout, StageResult, StoredCheckpoint
+from lorikeet_trainer.tracking import END_SECONDS, END_STOPPED_SECONDS, FINISH_SECONDS, Tracking
 
 Stage = Literal["prepare", "train", "publish"]
 STAGES: Final[tuple[Stage, ...]] = ("prepare", "train", "publish")
 
 AIR_GAP: Final = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 """Nothing may be asked of the hub once the model is here: trl reports its start, peft looks the base up."""
+
+_SECRETS: Final = ("AWS_", "HF_TOKEN", "MLFLOW_", "WANDB_")
+"""Beginnings of variables that the ranks have no use for."""
 
 _RECORD_SECONDS: Final = 5
 """Kept of the grace period to write the final record."""
@@ -61,15 +65,16 @@ class Options:
 def run(options: Options, children: Children) -> int:
     """Run the contract's stages, write the final record and return the exit code."""
     log.set_up()
-    reporter = Reporter(Endpoint.of())
+    reporter, tracking = Reporter(Endpoint.of()), Tracking()
     try:
-        result = _run_stages(options, children, reporter)
+        result = _run_stages(options, children, reporter, tracking)
     except RunError as error:
         result = StageResult(exit_code=error.exit_code, record=error.record())
     except Exception as error:  # noqa: BLE001 - whatever it was, the pod does not end without a record
         failure = internal(error)
         result = StageResult(exit_code=failure.exit_code, record=failure.record())
     record = result.record or RunError("InternalError", "the last stage left no record").record()
+    record = tracking.end(record, _ending(result.exit_code), END_STOPPED_SECONDS if children.stopping else END_SECONDS)
     write_record(record, options.termination_log)
     log.event("end", reason=record.reason, message=record.message, exit_code=result.exit_code)
     # A second way for it: a node that is lost takes the termination message along.
@@ -77,7 +82,13 @@ def run(options: Options, children: Children) -> int:
     return result.exit_code
 
 
-def _run_stages(options: Options, children: Children, reporter: Reporter) -> StageResult:
+def _ending(exit_code: int) -> Ending:
+    if exit_code == EXIT_DONE:
+        return "published"
+    return "stopped" if exit_code == EXIT_PREEMPTED else "failed"
+
+
+def _run_stages(options: Options, children: Children, reporter: Reporter, tracking: Tracking) -> StageResult:
     contract = read_contract(options.contract)
     children.grace_seconds = max(1.0, contract.grace_period_seconds - _RECORD_SECONDS)
     layout = Layout(options.work)
@@ -92,9 +103,13 @@ def _run_stages(options: Options, children: Children, reporter: Reporter) -> Sta
             raise preempted(_stored(layout))
         if stage != "train":  # whose first rank tells more
             reporter.stage(stage)
+        else:
+            tracking.start(contract, layout, _tracking_command(options))
         result = _run_stage(stage, contract, options, children)
         if result.record is not None:
             return result
+        if stage == "train":
+            tracking.finish(children.grace_left(FINISH_SECONDS))
     return result
 
 
@@ -189,6 +204,12 @@ def _upload_command(options: Options, grace: float) -> Command:
     return Command(arguments, environment("publish", 0, 1, 0))
 
 
+def _tracking_command(options: Options) -> Command:
+    arguments = [sys.executable, "-P", "-m", "lorikeet_trainer.track"]
+    arguments += ["--contract", str(options.contract), "--work", str(options.work)]
+    return Command(arguments, environment("publish", 0, 1, 0))
+
+
 def environment(stage: Stage, rank: int, ranks: int, port: int) -> dict[str, str]:
     """Return the environment of a stage's process.
 
@@ -206,7 +227,7 @@ def environment(stage: Stage, rank: int, ranks: int, port: int) -> dict[str, str
     if stage != "prepare":
         values |= AIR_GAP
     if stage == "train":
-        values = {name: value for name, value in values.items() if not name.startswith("AWS_") and name != "HF_TOKEN"}
+        values = {name: value for name, value in values.items() if not name.startswith(_SECRETS)}
     # A machine may have more GPUs than the run asked for, and a process that sees several would spread over them.
     seen = values.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(ranks))))
     values["CUDA_VISIBLE_DEVICES"] = ",".join(seen.split(",")[:ranks])

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -12,6 +12,7 @@ from lorikeet_api.signs import Sign, SignName
 from lorikeet_run import log
 from lorikeet_run.errors import failed_by, not_finite
 from lorikeet_trainer.evaluate import Interrupted
+from lorikeet_trainer.points import Feed
 from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.selection import EndedEarly, Selection
 from lorikeet_trainer.signs import Lookout
@@ -28,6 +29,8 @@ class Report(TrainerCallback):
     memory: Callable[[], int]
     """Bytes that are held now."""
     selection: Selection
+    feed: Feed
+    """What trackers read."""
     names: Mapping[str, str]
     """What trl logs beside the loss, by its names: how the curve calls it."""
     lookout: Lookout
@@ -97,13 +100,16 @@ class Report(TrainerCallback):
         before, seen = self._logged
         self._logged = now, tokens
         pace = (tokens - seen) / max(now - before, 1e-9)
-        self.pace.append(PacePoint(step=state.global_step, tokens_per_second=pace, memory_bytes=self.memory()))
+        self.pace.append(
+            PacePoint(step=state.global_step, tokens_per_second=pace, memory_bytes=self.memory(), time=time())
+        )
 
     def _clock(self) -> float:
         """Return a time (seconds) that stands still during evaluations and checkpoints."""
         return monotonic() - self.eval_seconds - self.checkpoint_seconds
 
     def _tell(self, state: TrainerState) -> None:
+        self.feed.write(self.curve, self.pace)
         start, first = self._began
         made = state.global_step - first
         left = (monotonic() - start) / made * (state.max_steps - state.global_step) if made > 0 else None

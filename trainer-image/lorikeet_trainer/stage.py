@@ -68,6 +68,8 @@ def main() -> int:
     log.set_up(logging.INFO if given.rank == 0 else logging.WARNING)
     if given.stage == "train":
         STOP.listen()
+        # trl imports trackers where it finds them, for seconds; ours are told from a process of their own.
+        sys.modules.update(dict.fromkeys(("mlflow", "wandb")))  # type: ignore[arg-type]
     if given.stage == "publish":
         # What was trained is worth more than a quick end: it has the grace period to be uploaded in.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -3,13 +3,13 @@
 import hashlib
 import math
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import ConfigDict
 
 from lorikeet_api.base import Model
 from lorikeet_api.contract import Metrics, RunRecord, SourceDigest, Template, canonical_json
-from lorikeet_run.report import Answer, DataProfile, Sample
+from lorikeet_run.report import Answer, DataProfile, Sample, TrackerState
 
 
 class _File(Model):
@@ -134,6 +134,8 @@ class PacePoint(Model):
     """Tokens per second of training since the point before, padding not counted."""
     memory_bytes: int
     """Memory held: of the first rank's GPU where there is one, else of its process."""
+    time: float
+    """When it was, in seconds since 1970."""
 
 
 class Course(_File):
@@ -175,6 +177,17 @@ class MetricsFile(_File):
     attempts."""
 
 
+Ending = Literal["published", "stopped", "failed"]
+"""How an attempt has ended, in trackers' words."""
+
+
+class Tracked(_File):
+    """How the run's trackers stand."""
+
+    trackers: list[TrackerState]
+    """In the order of the request's schema."""
+
+
 class Trained(_File):
     """What `train` made."""
 
@@ -203,7 +216,7 @@ class Layout:
         """A folder for each reward model, by its number."""
         self.data = work / "data"
         self.output = work / "output"
-        """Holds exactly what is published: `adapter/` or `model/`, `metrics.json` and `report/`."""
+        """Holds exactly what is published: `adapter/` or `model/`, `metrics.json`, `report/`, and trackers' files."""
         self.best = work / "best"
         """The weights with the lowest loss on the held-out examples so far, as checkpoints have them."""
         self.scratch = work / "trainer"
@@ -214,6 +227,12 @@ class Layout:
         """The one that is being uploaded."""
         self.resume = work / "resume"
         """The checkpoint that the run goes on from."""
+        self.points = work / "points.jsonl"
+        """What the first rank leaves for trackers: see `points`."""
+        self.tracking = work / "tracking"
+        """What trackers write on the way; nothing of it is published."""
+        self.tracked = work / "tracked.json"
+        """How the trackers stand."""
         self.stored = work / "stored.json"
         self.prepared = work / "prepared.json"
         self.trained = work / "trained.json"

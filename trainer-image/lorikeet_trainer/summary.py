@@ -8,8 +8,8 @@ from typing import Final
 from lorikeet_api.contract import REPORT, RunContract
 from lorikeet_api.objectives import Objective
 from lorikeet_run import log
-from lorikeet_run.report import Chart, RunReport, Series, Span, Unit, render
-from lorikeet_trainer.state import Layout, LossPoint, MetricsFile, PacePoint, Prepared, Trained
+from lorikeet_run.report import Chart, RunReport, Series, Span, TrackerState, Unit, render
+from lorikeet_trainer.state import Layout, LossPoint, MetricsFile, PacePoint, Prepared, Tracked, Trained
 
 _PARTS: Final = {
     "render": "Examples to tokens",
@@ -48,11 +48,15 @@ def write_report(contract: RunContract, layout: Layout, prepared: Prepared, trai
     """Write the report into the output folder. A defect in it does not cost the run: then there is none."""
     try:
         file = MetricsFile.read(layout.output / "metrics.json")
-        page = render(report(contract, prepared, trained, file))
+        page = render(report(contract, prepared, trained, file, _trackers(layout)))
         _write(layout.output / REPORT, page)
     except Exception as error:  # noqa: BLE001 - what is trained is worth more than a page about it
         log.event("report_left_out", error=type(error).__name__, message=str(error))
         traceback.print_exc()
+
+
+def _trackers(layout: Layout) -> list[TrackerState]:
+    return Tracked.read(layout.tracked).trackers if layout.tracked.exists() else []
 
 
 def _write(path: Path, page: str) -> None:
@@ -60,7 +64,9 @@ def _write(path: Path, page: str) -> None:
     path.write_text(page, encoding="utf-8")
 
 
-def report(contract: RunContract, prepared: Prepared, trained: Trained, file: MetricsFile) -> RunReport:
+def report(
+    contract: RunContract, prepared: Prepared, trained: Trained, file: MetricsFile, trackers: list[TrackerState]
+) -> RunReport:
     """Return what the page shows."""
     return RunReport(
         contract=contract,
@@ -71,6 +77,7 @@ def report(contract: RunContract, prepared: Prepared, trained: Trained, file: Me
             *_pace(file.pace),
         ],
         spans=_spans(prepared.seconds, file.seconds),
+        trackers=trackers,
         samples=trained.samples,
         profile=trained.profile,
         template=trained.template,

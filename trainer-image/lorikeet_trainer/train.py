@@ -30,6 +30,7 @@ from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.exam import Exam
 from lorikeet_trainer.methods import Trainable
 from lorikeet_trainer.objectives import Setting, make_objective
+from lorikeet_trainer.points import Feed
 from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.profile import profile
 from lorikeet_trainer.progress import Endpoint, Reporter
@@ -107,6 +108,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     )
     # The ranks go in step: the first one speaks for all.
     reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
+    feed = Feed(layout.points if contract.tracking is not None and session.compute.rank == 0 else None)
     selection = select(session, trainable, examples)
     report = Report(
         exam.held_out,
@@ -114,6 +116,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         reporter,
         session.compute.held_memory,
         selection,
+        feed,
         objective.figures,
         Lookout(session.hyper.max_grad_norm),
         session.hyper.signs.fail_on if session.hyper.signs is not None else (),

@@ -17,6 +17,7 @@ from lorikeet_api.contract import (
     data_sources,
 )
 from lorikeet_api.finetunejob import FineTuneJob, Resolved
+from lorikeet_api.tracking import MLFLOW_KEYS, WANDB_KEY, Tracking
 from lorikeet_operator import pods
 
 CONTRACT_FILE: Final = CONTRACT_PATH.rsplit("/", 1)[1]
@@ -119,7 +120,7 @@ def _pod_spec(job: FineTuneJob, resolved: Resolved, endpoint: ProgressEndpoint |
                 "name": names.TRAINER_CONTAINER,
                 "image": resolved.image,
                 # The user's own come last, and so win.
-                "env": [*_telling(job, endpoint), *environment(resolved)],
+                "env": [*_telling(job, endpoint), *_trackers_keys(resolved), *environment(resolved)],
                 "resources": _resources(resolved),
                 "volumeMounts": mounts,
             }
@@ -139,6 +140,16 @@ def _telling(job: FineTuneJob, endpoint: ProgressEndpoint | None) -> list[dict[s
         progress.TOKEN_VARIABLE: f"{progress.TOKEN_DIR}/{progress.TOKEN_FILE}",
     }
     return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _trackers_keys(resolved: Resolved) -> list[dict[str, Any]]:
+    """Return the environment that opens trackers. A key that is missing costs a warning, as a tracker that is away."""
+    tracking = resolved.contract.tracking or Tracking()
+    mlflow = tracking.mlflow.secret_ref if tracking.mlflow is not None else None
+    wandb = tracking.wandb.secret_ref if tracking.wandb is not None else None
+    keys = [(key, mlflow.name) for key in MLFLOW_KEYS] if mlflow is not None else []
+    keys += [(WANDB_KEY, wandb.name)] if wandb is not None else []
+    return [pods.from_secret(key, secret, optional=True) for key, secret in keys]
 
 
 def environment(resolved: Resolved) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from lorikeet_run.report.model import (
     Series,
     SourceProfile,
     Span,
+    TrackerState,
     Unit,
     Use,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Series",
     "SourceProfile",
     "Span",
+    "TrackerState",
     "Unit",
     "Use",
     "render",

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator
 
 from lorikeet_api.base import Model
 from lorikeet_api.contract import Metrics, RunContract, SourceDigest, Template
+from lorikeet_api.tracking import TrackerName
 
 
 def _finite(value: object) -> object:
@@ -125,6 +126,17 @@ class DataProfile(Model):
     """How long the training examples are."""
 
 
+class TrackerState(Model):
+    """How one of the run's trackers stands."""
+
+    name: TrackerName
+    """Which."""
+    run: str | None = None
+    """Where the run is found in it: a URL, or a folder of the run's. Absent where it could not be begun."""
+    warning: str | None = None
+    """What it has not got, and why; absent where it has everything."""
+
+
 class RunReport(Model):
     """Everything on the page."""
 
@@ -138,6 +150,8 @@ class RunReport(Model):
     """The adapter that the run went on from, if it did; its reward models."""
     spans: list[Span]
     """Where the time went, in the order of the run."""
+    trackers: list[TrackerState] = []
+    """Where the run was followed."""
     samples: list[Sample]
     """Answers before and after training; empty where there was nothing to ask."""
     profile: DataProfile

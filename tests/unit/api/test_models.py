@@ -81,6 +81,11 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
         ),
         ({"dataset": {"train": [{"uri": "hf://o/d/en", "subset": "en"}]}}, "subset and split are of a whole data set"),
         ({"dataset": {"train": [{"uri": "s3://data/a", "revision": "v1"}]}}, "only hf:// sources have revisions"),
+        ({"tracking": {"neptune": {"project": "a/b"}}}, "Neptune's service ended in March 2026: use mlflow, wandb"),
+        ({"tracking": {"wandb": {"project": "p"}}}, "mode online needs secretRef"),
+        ({"tracking": {"wandb": {"project": "p", "mode": "offline", "secretRef": {"name": "k"}}}}, "asks no server"),
+        ({"tracking": {"mlflow": {"uri": "http://me:secret@mlflow"}}}, "should match pattern"),
+        ({"tracking": {"mlflow": {"uri": "file:///tmp/runs"}}}, "should match pattern"),
     ],
 )
 def test_wrong_requests_are_refused(spec: dict[str, Any], message: str) -> None:

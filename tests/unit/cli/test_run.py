@@ -55,6 +55,18 @@ def test_on_a_terminal_the_steps_are_one_line_below_those_that_stay() -> None:
     assert f"\r\x1b[Keval      step 5: loss 2.25\n{bar(25)}" in text
 
 
+def test_who_follows_a_run_is_said_and_what_it_lacks() -> None:
+    lines = [
+        "time=1 level=info event=tracking tracker=mlflow run=http://mlflow/#/experiments/1/runs/2\n",
+        'time=1 level=warning event=tracking tracker=wandb message="wandb does not take it"\n',
+    ]
+    out = io.StringIO()
+    run.show(lines, io.StringIO(), Line(out))
+    first, second = out.getvalue().splitlines()
+    assert first == "tracker   mlflow: http://mlflow/#/experiments/1/runs/2"
+    assert second == "warning   wandb does not take it"
+
+
 def test_a_bar_is_full_at_the_end() -> None:
     assert bar(0) == f"[{'.' * 24}]   0 %"
     assert bar(100) == f"[{'#' * 24}] 100 %"

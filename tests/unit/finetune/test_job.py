@@ -29,6 +29,10 @@ EVERYTHING: dict[str, Any] = {
     },
     "method": {"lora": {"rank": 8}},
     "training": {"batchSize": 6},
+    "tracking": {
+        "mlflow": {"uri": "https://mlflow.team-a.svc", "secretRef": {"name": "mlflow"}},
+        "wandb": {"project": "chat", "secretRef": {"name": "wandb"}},
+    },
     "compute": {
         "gpuClass": "a100",
         "resources": {"requests": {"cpu": 4}, "limits": {"memory": "32Gi"}},
@@ -141,6 +145,21 @@ def test_no_credential_value_is_ever_in_an_object() -> None:
     env = training_job(job(), resolved)["spec"]["template"]["spec"]["containers"][0]["env"]
     assert all("value" not in variable for variable in env if "KEY" in variable["name"] or "TOKEN" in variable["name"])
     assert "secretKeyRef" not in resolved.contract.model_dump_json()
+
+
+@pytest.mark.parametrize("given", [{}, {"wandb": {"project": "p", "mode": "offline"}, "tensorboard": {}}])
+def test_trackers_that_need_no_key_get_none(given: dict[str, Any]) -> None:
+    request = job(tracking=given)
+    resolved = resolve(request, profile(), "t")
+    env = pod_of(training_job(request, resolved))["spec"]["containers"][0]["env"]
+    assert env == pod_of(training_job(job(), resolve(job(), profile(), "t")))["spec"]["containers"][0]["env"]
+
+
+def test_the_pods_that_do_not_train_get_no_key_of_a_tracker() -> None:
+    request = job(**EVERYTHING)
+    resolved = resolve(request, profile(gpuClasses=CLASSES), "t")
+    env = pod_of(agent_job(request, resolved, "preflight", "agent:test"))["spec"]["containers"][0]["env"]
+    assert not [each for each in env if each["name"].startswith(("MLFLOW_", "WANDB_"))]
 
 
 def test_a_run_without_gpus_asks_for_none() -> None:

@@ -125,6 +125,26 @@ def test_whatever_changes_the_result_changes_the_run_id(change: dict[str, Any]) 
     assert resolve(job(), profile(), IMAGE).contract.run_id != resolve(job(**change), profile(), IMAGE).contract.run_id
 
 
+def test_trackers_are_the_jobs_else_the_profiles_and_never_both() -> None:
+    usual = profile(defaults={"tracking": {"tensorboard": {}, "mlflow": {"uri": "http://mlflow:5000"}}})
+    by_profile = resolve(job(), usual, IMAGE).contract.tracking
+    assert by_profile is not None
+    assert by_profile.tensorboard is not None
+    assert by_profile.mlflow is not None
+    own = resolve(job(tracking={"wandb": {"project": "p", "mode": "offline"}}), usual, IMAGE).contract.tracking
+    assert own is not None
+    assert own.wandb is not None
+    assert own.mlflow is None
+    assert resolve(job(tracking={}), usual, IMAGE).contract.tracking is None
+    assert resolve(job(), profile(), IMAGE).contract.tracking is None
+
+
+def test_who_follows_a_run_does_not_change_its_id() -> None:
+    followed = job(tracking={"mlflow": {"uri": "http://mlflow:5000"}, "tensorboard": {}})
+    ids = {resolve(each, profile(), IMAGE).contract.run_id for each in (followed, job())}
+    assert len(ids) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "warning"),
     [

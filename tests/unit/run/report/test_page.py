@@ -10,7 +10,7 @@ from lorikeet_api.signs import ADVICE, Sign
 from lorikeet_api.training import ModelSource
 from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_operator.finetune.resolve import resolve
-from lorikeet_run.report import DataProfile, Span, render
+from lorikeet_run.report import DataProfile, Span, TrackerState, render
 from lorikeet_run.report.page import MOST_FILES, POLICY
 from lorikeet_run.report.reproduce import manifest
 from tests import runs
@@ -154,6 +154,17 @@ def test_no_user_of_an_endpoint_stands_in_the_configuration() -> None:
     page = render(example.report(contract=contract))
     assert "hunter2" not in page
     assert "endpoint: https://store:9000/path" in page
+
+
+def test_who_has_followed_the_run_is_said_and_what_it_lacks() -> None:
+    trackers = [
+        TrackerState(name="mlflow", run="https://mlflow/#/experiments/1/runs/2"),
+        TrackerState(name="wandb", warning="wandb was not reached"),
+    ]
+    page = render(example.report(trackers=trackers))
+    assert "https://mlflow/#/experiments/1/runs/2" in page
+    assert "wandb was not reached" in page
+    assert 'id="trackers"' not in render(example.report())
 
 
 def test_of_many_files_some_are_named_and_the_rest_is_counted() -> None:
