@@ -14,14 +14,18 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from lorikeet_api.contract import REPORT, RunContract
-from lorikeet_api.tracking import WANDB_KEY, Tracking
+from lorikeet_api.contract import REPORT, RunContract, SourceDigest, StorageAccess
+from lorikeet_api.tracking import WANDB_KEY, Mlflow, Tracking
 from lorikeet_trainer import lifecycle
 from lorikeet_trainer.lifecycle import Options, Stage
+from lorikeet_trainer.points import Point
 from lorikeet_trainer.processes import Children
 from lorikeet_trainer.stage import run_stage
-from lorikeet_trainer.state import Layout, StageResult
+from lorikeet_trainer.state import Layout, Prepared, StageResult
+from lorikeet_trainer.trackers import Subject
+from lorikeet_trainer.trackers.mlflow import MlflowTracker
 from lorikeet_trainer.trackers.tensorboard import EVENTS
+from tests import runs
 from tests.dropping import dropping
 from tests.resources import UID
 from tests.s3 import S3Server, free_port
@@ -144,6 +148,30 @@ def test_mlflow_keeps_the_report_and_the_request_as_artifacts(
     assert "finetunejob.yaml" in [file.path for file in client.list_artifacts(run.info.run_id)]
 
 
+def test_steps_that_a_killed_attempt_has_told_are_not_told_again(server: MlflowServer, tmp_path: Path) -> None:
+    server.wait()
+    settings = Mlflow(uri=server.url, experiment="killed")
+    contract = runs.contract("s3://out/x", StorageAccess(), job_uid=UID)
+    subject = Subject(contract, Prepared(model=SourceDigest(uri=MODEL, files=[]), data=[]), Layout(tmp_path))
+
+    def attempt(steps: int, began: float) -> str:
+        tracker = MlflowTracker(settings, subject)
+        where = tracker.begin()
+        tracker.tell([Point(step=step, time=began + step, values={"loss": 1.0}) for step in range(1, steps + 1)])
+        return where
+
+    assert attempt(5, 1000.0) == attempt(8, 2000.0)
+    client = MlflowClient(server.url)
+    experiment = client.get_experiment_by_name("killed")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    told = client.get_metric_history(run.info.run_id, "loss")
+    assert [(point.step, point.timestamp) for point in told] == [
+        *((step, 1_000_000 + 1000 * step) for step in range(1, 6)),
+        *((step, 2_000_000 + 1000 * step) for step in range(6, 9)),
+    ]
+
+
 @pytest.fixture
 def supervise(lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Supervise:
     """The supervisor and its trackers as they are, its stages in this process, which has torch already."""
@@ -172,7 +200,7 @@ def test_an_adopted_result_is_told_nobody(
 def test_tensorboard_has_the_whole_curve_when_it_is_published_and_what_there_was_when_it_was_stopped(
     lab: Lab, followed: Followed
 ) -> None:
-    def scalars(data: bytes, name: str) -> list[tuple[int, float]]:
+    def scalars(data: bytes, name: str) -> list[tuple[int, Any]]:
         values = [(event.step, value) for event in read_events(data) for value in event.summary.value]
         return [(step, value.simple_value) for step, value in values if value.tag == name]
 
