@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/.cluster/bin:$(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help demo test check lint unit integration trainer-test e2e generate lock ready images cluster cluster-down \
         deploy faults crashes bench-operator bench-router bench-router-shares bench-serving \
-        bench-checkpoints host tools clean
+        bench-checkpoints bench-training host tools clean
 
 help: ## show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -88,6 +88,9 @@ bench-serving: ready ## measure how soon edits and new revisions are in the answ
 
 bench-checkpoints: tools ## measure what checkpoints cost a run, with a slow store (minutes)
 	$(PYTHON) -m bench.checkpoints $(BENCH)
+
+bench-training: tools ## measure training beside trl's own script (a quarter of an hour)
+	$(PYTHON) -m bench.training $(BENCH)
 
 cluster-down: host ## end the cluster; its image store stays
 	$(PYTHON) -m e2e.cluster down
