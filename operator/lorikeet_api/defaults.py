@@ -4,6 +4,7 @@ A static CRD default cannot depend on the method, and values that suit LoRA woul
 fine-tune, so these are resolved by the operator when the job starts.
 """
 
+import math
 from typing import Any, Final
 
 from lorikeet_api.base import Model
@@ -74,6 +75,15 @@ def unusual(method: Method, objective: ObjectiveName, training: Training) -> lis
             warnings.append(
                 f"learningRate {training.learning_rate:g} is unusual for {method.name} {objective}"
                 f" (typical: {low:g} to {high:g})"
+            )
+    early, epochs = training.early_stopping, training.epochs
+    if early is not None and training.eval_steps is None and epochs is not None:
+        # One after each epoch but the last, whose evaluation is the end's.
+        evaluations = math.ceil(epochs) - 1
+        if evaluations <= early.patience:
+            warnings.append(
+                f"earlyStopping ends nothing: it waits for {early.patience} evaluations after the lowest, and there are"
+                f" {evaluations} on the way, one an epoch; set training.evalSteps"
             )
     checked: list[tuple[object, dict[str, tuple[float, float]]]] = [(training, TYPICAL_TRAINING)]
     if method.adapter is not None:

@@ -22,9 +22,10 @@ from lorikeet_api.compute import Compute
 from lorikeet_api.conditions import Condition, Phase
 from lorikeet_api.contract import Artifacts, Metrics, RunContract
 from lorikeet_api.names import DEFAULT_PROFILE, MAX_JOB_NAME
-from lorikeet_api.objectives import Objective, Sft, misfit_rules, misfits, unshared, unshared_rule
+from lorikeet_api.objectives import Objective, Sft, misfit_rules, misfits, unseen, unseen_rules, unshared, unshared_rule
 from lorikeet_api.progress import Progress
 from lorikeet_api.resource import Resource
+from lorikeet_api.signs import BY_EVALUATION, fails_on
 from lorikeet_api.tracking import Tracking
 from lorikeet_api.training import (
     HUB,
@@ -119,6 +120,7 @@ _BY_EVALUATION: Final = {
     "publish best": "has(self.training.publish) && self.training.publish == 'best'",
     "checkpoints.afterSuccess keepBest": "has(self.training.checkpoints)"
     " && has(self.training.checkpoints.afterSuccess) && self.training.checkpoints.afterSuccess == 'keepBest'",
+    **{f"signs.failOn {name}": fails_on(name) for name in BY_EVALUATION},
 }
 """What of `training` asks for a loss on held-out examples, and how the API server knows that it does."""
 _NEEDS_GPU: Final = (
@@ -199,6 +201,8 @@ class FineTuneJobSpec(Model):
     def _parts_fit(self) -> Self:
         if (why := misfits(self.method, self.dataset, self.objective)) is not None:
             raise ValueError(why)
+        if (why := unseen(self.objective, self.training)) is not None:
+            raise ValueError(why)
         if (why := unshared(self.objective, self.training.batch_size)) is not None:
             raise ValueError(why)
         return self
@@ -235,6 +239,7 @@ class FineTuneJobSpec(Model):
                 _NOTHING_TO_OPEN,
             ),
             *misfit_rules(),
+            *unseen_rules(),
             unshared_rule(),
         ] + [
             cel(

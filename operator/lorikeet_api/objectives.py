@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from lorikeet_api.base import Model, cel, exactly_one
 from lorikeet_api.rlhf import Rlhf
-from lorikeet_api.training import FORMAT_COLUMNS, Columns, Dataset, Method
+from lorikeet_api.signs import SignName, fails_on
+from lorikeet_api.training import FORMAT_COLUMNS, Columns, Dataset, Method, Training
 
 ObjectiveName = Literal["sft", "dpo", "kto", "orpo", "reward", "rlhf"]
 
@@ -133,8 +134,8 @@ def misfits(method: Method | None, dataset: Dataset, objective: Objective) -> st
         return _format_misfit(name)
     if dataset.columns is not None and any(getattr(dataset.columns, role) is not None for role in _foreign(name)):
         return _columns_misfit(name)
-    if name == "sft":
-        return None
+    if objective.sft is not None:
+        return _NOISE if objective.sft.neftune_alpha is not None and dataset.packing else None
     if dataset.train_on is not None:
         return _TRAIN_ON
     if dataset.packing is not None:
@@ -157,6 +158,11 @@ def misfit_rules() -> list[dict[str, str]]:
         cel(f"{supervised} || !has(self.dataset.trainOn)", _TRAIN_ON),
         cel(f"{supervised} || !has(self.dataset.packing)", _PACKING),
         cel(
+            "!has(self.dataset.packing) || !self.dataset.packing || !has(self.objective) || !has(self.objective.sft)"
+            " || !has(self.objective.sft.neftuneAlpha)",
+            _NOISE,
+        ),
+        cel(
             "!has(self.objective) || !has(self.objective.rlhf) || !has(self.dataset.overlong)"
             " || self.dataset.overlong != 'truncate'",
             _CUT_PROMPT,
@@ -178,6 +184,23 @@ def misfit_rules() -> list[dict[str, str]]:
     return rules
 
 
+def unseen(objective: Objective, training: Training) -> str | None:
+    """Return why a sign that is to end the run is never seen with its objective, or None if all may be."""
+    name = _UNSEEN.get(objective.name)
+    return _unseen(objective.name, name) if name is not None and name in training.fails_on else None
+
+
+def unseen_rules() -> list[dict[str, str]]:
+    """Return the rules of `unseen` for the API server, over a spec."""
+    return [
+        cel(
+            f"!has(self.objective) || !has(self.objective.{objective}) || !has(self.training) || !({fails_on(name)})",
+            _unseen(objective, name),
+        )
+        for objective, name in _UNSEEN.items()
+    ]
+
+
 def unshared(objective: Objective, batch_size: int | None) -> str | None:
     """Return why the answers of a step cannot be shared out over prompts, or None if they can."""
     rlhf = objective.rlhf
@@ -189,6 +212,14 @@ def unshared_rule() -> dict[str, str]:
     given = "has(self.objective) && has(self.objective.rlhf) && has(self.training) && has(self.training.batchSize)"
     even = f"self.training.batchSize % ({_GENERATIONS}) == 0"
     return cel(f"!({given}) || {even}", _UNSHARED)
+
+
+_UNSEEN: Final[dict[ObjectiveName, SignName]] = {"rlhf": "Overfitting", "reward": "Repetition"}
+"""The sign that is not to be seen with an objective: its training loss says nothing; its model answers nothing."""
+
+
+def _unseen(objective: ObjectiveName, name: SignName) -> str:
+    return f"training.signs.failOn {name}: objective {objective} does not show that sign, remove it"
 
 
 def _roles(name: ObjectiveName) -> list[str]:
@@ -218,6 +249,9 @@ _GENERATIONS: Final = (
 )
 _TRAIN_ON: Final = "dataset.trainOn is for objective sft, the others look at the answers alone: remove it"
 _PACKING: Final = "dataset.packing is for objective sft: remove it"
+_NOISE: Final = (
+    "objective.sft.neftuneAlpha sets noise by the length of an example, which dataset.packing hides: remove one of them"
+)
 _CUT_PROMPT: Final = "a prompt that is cut at its end asks for nothing: set dataset.overlong to drop or fail"
 _BOTTLENECK: Final = "method bottleneck is for objective sft: choose lora, qlora or full"
 _INIT: Final = "method.lora.init pissa and olora are for objective sft: leave init out"

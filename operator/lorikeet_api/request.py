@@ -101,6 +101,8 @@ def hyperparameters(job: FineTuneJob, method: Method, profile: TuningProfile, ra
             f" {error.errors()[0]['msg'] if hasattr(error, 'errors') else error};"
             " set both training.batchSize and training.microBatchSize",
         ) from error
+    if spec.dataset.eval is None and spec.dataset.eval_fraction is None:
+        training = training.without_evaluation()  # the profile's; a job's own would have been refused
     if (why := unshared(spec.objective, training.batch_size)) is not None:
         raise Refused("InvalidSpec", f"{why} (it is {training.batch_size})")
     assert training.batch_size is not None  # noqa: S101 - the table has one

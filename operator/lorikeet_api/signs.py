@@ -24,6 +24,9 @@ ADVICE: Final[dict[SignName, str]] = {
 }
 """What to do about each, as a sentence's second half."""
 
+BY_EVALUATION: Final[tuple[SignName, ...]] = ("Overfitting", "Repetition")
+"""Those that only held-out examples show."""
+
 
 class Sign(Model):
     """A sign that a run goes wrong: the first of its name."""
@@ -51,3 +54,8 @@ class Signs(Model):
     fail_on: Annotated[list[SignName], listed(0, len(SIGN_NAMES))] = []
     """Signs that end the run, with their name as the reason; nothing is published then, and it is not tried again. Its
     checkpoints stay: a job that asks for the same without failOn goes on from the newest."""
+
+
+def fails_on(name: SignName) -> str:
+    """Return how the API server knows that a spec's training ends by a sign."""
+    return f"has(self.training.signs) && has(self.training.signs.failOn) && '{name}' in self.training.signs.failOn"

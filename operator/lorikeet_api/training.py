@@ -4,12 +4,12 @@ These models stand in a FineTuneJob's spec and, resolved, in the trainer's contr
 """
 
 import re
-from typing import Annotated, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
 from lorikeet_api.base import Model, NameReference, SourceUri, cel, exactly_one, listed
-from lorikeet_api.signs import Signs
+from lorikeet_api.signs import BY_EVALUATION, SignName, Signs
 
 MethodName = Literal["full", "lora", "qlora", "bottleneck"]
 DataFormat = Literal["auto", "instruction", "chat", "completion", "text", "preference", "feedback", "prompt"]
@@ -483,6 +483,22 @@ class Training(Model):
         return self
 
     @property
+    def fails_on(self) -> list[SignName]:
+        """The signs that end the run."""
+        return self.signs.fail_on if self.signs is not None else []
+
+    def without_evaluation(self) -> "Training":
+        """Return what of it a run without held-out examples can do."""
+        changed: dict[str, Any] = {"eval_steps": None, "early_stopping": None}
+        if self.publish == "best":
+            changed["publish"] = None
+        if self.checkpoints is not None and self.checkpoints.after_success == "keepBest":
+            changed["checkpoints"] = self.checkpoints.model_copy(update={"after_success": "delete"})
+        if set(self.fails_on) & set(BY_EVALUATION):
+            changed["signs"] = Signs(fail_on=[name for name in self.fails_on if name not in BY_EVALUATION])
+        return self.model_copy(update=changed)
+
+    @property
     def by_evaluation(self) -> list[str]:
         """What of it asks for a loss on held-out examples."""
         asks = {
@@ -491,6 +507,7 @@ class Training(Model):
             "publish best": self.publish == "best",
             "checkpoints.afterSuccess keepBest": self.checkpoints is not None
             and self.checkpoints.after_success == "keepBest",
+            **{f"signs.failOn {name}": name in self.fails_on for name in BY_EVALUATION},
         }
         return [what for what, asked in asks.items() if asked]
 

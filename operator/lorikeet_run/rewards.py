@@ -54,7 +54,7 @@ def _conforms(validator: Any) -> Rule:
     def rule(answer: str, columns: Mapping[str, str]) -> float:
         try:
             return float(validator.is_valid(json.loads(answer, parse_constant=_no_number)))
-        except (ValueError, RecursionError):
+        except (ValueError, ArithmeticError, RecursionError):
             return 0.0
 
     return rule

@@ -117,6 +117,22 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": {"reward": {}}, "dataset": {**TRAIN, "trainOn": "all"}},
         r"dataset\.trainOn is for objective sft",
     ),
+    "noise on packed examples": (
+        {"objective": {"sft": {"neftuneAlpha": 5}}, "dataset": {**TRAIN, "packing": True}},
+        r"neftuneAlpha sets noise by the length of an example, which dataset\.packing hides",
+    ),
+    "a guard against overfitting that sees no held-out examples": (
+        {"training": {"signs": {"failOn": ["Overfitting"]}}},
+        r"training\.signs\.failOn Overfitting needs dataset\.eval or dataset\.evalFraction",
+    ),
+    "a guard against repetition for a model that answers nothing": (
+        {
+            "objective": {"reward": {}},
+            "dataset": {**TRAIN, "evalFraction": 0.1},
+            "training": {"signs": {"failOn": ["Repetition"]}},
+        },
+        r"objective reward does not show that sign",
+    ),
     "packing for kto": (
         {"objective": {"kto": {}}, "dataset": {**TRAIN, "packing": True}},
         r"dataset\.packing is for objective sft",

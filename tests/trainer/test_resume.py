@@ -117,6 +117,14 @@ def test_a_stopped_run_ends_as_if_nothing_had_been(
     assert steps_stored(lab, stopped) == [], "a published run needs none"
 
 
+def test_a_run_that_is_told_to_stop_in_its_last_step_is_published(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, stop: None
+) -> None:
+    contract = lab.contract("lora", MODEL, TRAIN, training={**STEPS, "maxSteps": 2}, dataset=HELD_OUT)
+    assert run_until(lab, contract, 2, monkeypatch).exit_code == 0
+    assert lab.manifest(contract).metrics.steps == 2
+
+
 def test_a_killed_run_ends_as_if_nothing_had_been(lab: Lab) -> None:
     """Killed at random steps, once in the middle of an upload; each time a new pod goes on."""
     slowly = {

@@ -98,10 +98,12 @@ def test_noise_is_on_the_embeddings_while_it_trains_and_never_while_it_is_judged
     assert strong.metrics.eval_loss == pytest.approx(without.metrics.eval_loss, rel=0.1)
 
 
-def test_a_resumed_run_draws_the_same_noise_on_the_same_packed_sequences(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "more", [{"dataset": {"packing": True}}, {"objective": {"sft": {"neftuneAlpha": 5}}}], ids=["packing", "noise"]
+)
+def test_a_resumed_run_ends_as_if_nothing_had_been(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
-    more = {"dataset": {"packing": True}, "objective": {"sft": {"neftuneAlpha": 5}}}
     whole, cut = (lab.contract("lora", MODEL, TRAIN, training={**EVERY_STEP, "maxSteps": 3}, **more) for _ in range(2))
     assert lab.run(whole).exit_code == 0
     assert run_until(lab, cut, 2, monkeypatch).exit_code == 75

@@ -73,11 +73,12 @@ class Keeper(TrainerCallback):
     ) -> None:
         """Take the losses up where the checkpoint left them: transformers would begin them at nothing."""
         self._began = monotonic()
+        if self.resumed is not None:
+            self.newest_bytes = folder_size(self.layout.resume)
         self.report.selection.take_up(self.resumed, self.layout.resume)
         if self.resumed is None:
             return
         self._to_remove = bool(args.should_save)
-        self.newest_bytes = folder_size(self.layout.resume)
         self.report.curve[:] = self.resumed.curve
         self.report.pace[:] = self.resumed.pace
         trainer = self.trainer
@@ -85,6 +86,12 @@ class Keeper(TrainerCallback):
         trainer._total_loss_scalar = self.resumed.loss_sum
         trainer._globalstep_last_logged = self.resumed.logged_step
         trainer._initial_global_step = 0
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Have the order of this epoch drawn."""
+        draw_epoch(kwargs["train_dataloader"], int(state.epoch or 0))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -158,3 +165,17 @@ def _remove(folder: Path) -> None:
     except FileNotFoundError:
         return  # the uploader was faster
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def draw_epoch(loader: object, epoch: int) -> None:
+    """Have a loader's sampler draw the order of an epoch, counted from 0.
+
+    accelerate does so, but does not reach the sampler behind what ranks share out and a resumed run skips: it would
+    draw the first epoch's order again.
+    """
+    inner: object | None = loader
+    while inner is not None:
+        innermost = inner
+        inner = getattr(inner, "batch_sampler", None) or getattr(inner, "sampler", None)
+    if (set_epoch := getattr(innermost, "set_epoch", None)) is not None:
+        set_epoch(epoch)

@@ -172,6 +172,8 @@ def fit(trainer: Guarded, trainable: Trainable, keeper: Keeper, ranks: int) -> T
         raise not_finite("a trained weight", step)
     if step < trainer.state.max_steps and not keeper.report.has_ended_early:
         raise preempted(None)
+    # Trained to its end it is published, whoever has asked it to stop in the last step.
+    STOP.requested = False
     tokens = float(trainer.state.num_input_tokens_seen)
     rows = len(cast(Sized, trainer.train_dataset))
     return TrainingOutcome(loss, step, trainer.state.max_steps, rows, seconds, tokens / seconds)

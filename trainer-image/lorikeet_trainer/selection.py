@@ -14,6 +14,7 @@ from typing import Final
 import torch.distributed as dist
 
 from lorikeet_api.training import EarlyStopping
+from lorikeet_run import log
 from lorikeet_trainer.methods import Trainable
 from lorikeet_trainer.state import Course, LossPoint
 
@@ -43,7 +44,11 @@ class Selection:
         """Begin with the best weights of a checkpoint, if it has any, or with none."""
         if self.is_first:
             shutil.rmtree(self.folder, ignore_errors=True)
-        if course is None or course.best_step is None or not self.is_wanted:
+        if course is None or not self.is_wanted:
+            return
+        if course.best_step is None:
+            if any(point.eval_loss is not None for point in course.curve):
+                log.event("best_unknown", message="the checkpoint has none: those before it are left out")
             return
         self.best = next(
             point for point in course.curve if point.step == course.best_step and point.eval_loss is not None
@@ -59,19 +64,20 @@ class Selection:
         if self.is_first:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.trainable.save_checkpoint(self.folder)
+        if dist.is_initialized():
+            dist.barrier()  # else the others wait for the first rank in their next step, which is watched
 
     def keep(self, checkpoint: Path) -> None:
         """Put the best weights into a checkpoint; they take no room on the disk there."""
         if self.best is not None:
             shutil.copytree(self.folder, checkpoint / BEST, copy_function=os.link)
 
-    def restore(self, step: int) -> None:
-        """Give the model the best weights; it has those after `step`."""
+    def restore(self, step: int) -> int:
+        """Give the model the best weights, and return their step; it has those after `step`."""
         if self.best is None or self.best.step == step:
-            return
-        if dist.is_initialized():
-            dist.barrier()  # the first rank has written them
+            return step
         self.trainable.load_checkpoint(self.folder)
+        return self.best.step
 
     def has_stalled(self, curve: Iterable[LossPoint]) -> bool:
         """Whether the evaluations so far are to be the last ones."""

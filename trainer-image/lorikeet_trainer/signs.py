@@ -50,11 +50,17 @@ class Lookout:
     """Keeps the first sign of each name."""
 
     max_grad_norm: float
+    compares_losses: bool = True
+    """Whether the training loss measures what the held-out one does: else neither tells of overfitting."""
     seen: list[Sign] = field(default_factory=list)
 
     def look(self, curve: Sequence[LossPoint]) -> list[Sign]:
         """Return the signs, not seen before, that the newest point of a curve shows."""
-        return self.add(of_newest(curve, self.max_grad_norm))
+        found = of_newest(curve, self.max_grad_norm)
+        return self.add(sign for sign in found if sign is not None and self._counts(sign))
+
+    def _counts(self, sign: Sign) -> bool:
+        return self.compares_losses or sign.name != "Overfitting"
 
     def look_back(self, curve: Sequence[LossPoint]) -> list[Sign]:
         """Return those that the curve of an earlier attempt shows: the same that it has seen."""

@@ -4,7 +4,7 @@ import math
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from time import monotonic
@@ -118,7 +118,8 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         selection,
         feed,
         objective.figures,
-        Lookout(session.hyper.max_grad_norm),
+        # What rlhf minimises says nothing of how good the answers are.
+        Lookout(session.hyper.max_grad_norm, compares_losses=contract.objective.rlhf is None),
         session.hyper.signs.fail_on if session.hyper.signs is not None else (),
     )
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
@@ -127,8 +128,9 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     trainer.add_callback(keeper)
     trainer.add_callback(report)
     rank = session.compute.rank
-    trainer.add_callback(Watchdog(session.hyper.stall_timeout_seconds, rank, layout.result("train", rank)))
-    with session.part("train"):
+    watchdog = Watchdog(session.hyper.stall_timeout_seconds, rank, layout.result("train", rank))
+    trainer.add_callback(watchdog)
+    with session.part("train"), closing(watchdog):
         outcome = loop.fit(trainer, trainable, keeper, session.hyper.ranks)
     session.seconds |= {
         "steps": round(outcome.seconds - keeper.checkpoint_seconds, 3),
@@ -136,14 +138,15 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         "evals": round(keeper.eval_seconds, 3),
     }
     reporter.stage("evaluate")
+    published = outcome.steps
     if selection.is_wanted:
         with session.part("last_eval"):
             report.evaluate_last(outcome.steps)
         if session.hyper.publish == "best":
-            selection.restore(outcome.steps)
+            published = selection.restore(outcome.steps)
     trainable.finish()
     final = exam.after(outcome.steps)
-    look_at_the_end(report, questions, base, final, outcome.steps)
+    look_at_the_end(report, questions, base, final, outcome.steps, published)
     if session.compute.rank == 0:
         with session.part("save"):
             save(session, trainable, tokenizer)
@@ -157,14 +160,17 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
 
 
 def look_at_the_end(
-    report: Report, questions: list[samples.Question], base: Standing, final: Standing, steps: int
+    report: Report, questions: list[samples.Question], base: Standing, final: Standing, steps: int, published: int
 ) -> None:
-    """Look for the signs that only the trained model shows. Raises RunError by the name of one that ends the run."""
+    """Look for the signs that only the trained model shows. Raises RunError by the name of one that ends the run.
+
+    The answers are those of the weights after the step `published`.
+    """
     if final.held_out and not report.has_evaluated(steps):
         report.curve.append(LossPoint(step=steps, eval_loss=final.held_out.loss))
     report.heed(report.lookout.look(report.curve), steps)
     found = signs.repetition(
-        steps,
+        published,
         [answer.repeated for answer in base.answers],
         [answer.repeated for answer in final.answers],
         [samples.repeated(question.expected.tolist()) for question in questions],

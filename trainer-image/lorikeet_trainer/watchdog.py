@@ -110,6 +110,10 @@ class Watchdog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """End the thread."""
+        self.close()
+
+    def close(self) -> None:
+        """End the thread, however training has ended."""
         self._since = None
         self._over.set()
 

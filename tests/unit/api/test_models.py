@@ -72,6 +72,18 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
         ({"training": {"earlyStopping": {}}}, "earlyStopping needs dataset.eval"),
         ({"training": {"publish": "best"}}, "publish best needs dataset.eval"),
         ({"training": {"checkpoints": {"afterSuccess": "keepBest"}}}, "afterSuccess keepBest needs dataset.eval"),
+        ({"training": {"signs": {"failOn": ["Repetition"]}}}, "signs.failOn Repetition needs dataset.eval"),
+        (
+            {**RLHF, "dataset": {**PROMPTS, "evalFraction": 0.1}, "training": {"signs": {"failOn": ["Overfitting"]}}},
+            "objective rlhf does not show that sign",
+        ),
+        (
+            {
+                "objective": {"sft": {"neftuneAlpha": 5}},
+                "dataset": {"train": [{"uri": "s3://data/a"}], "packing": True},
+            },
+            "which dataset.packing hides",
+        ),
         ({"training": {"precision": "fp16"}, "compute": {"gpus": 0}}, "need a GPU"),
         ({"training": {"attention": "flash"}, "compute": {"gpus": 0}}, "need a GPU"),
         ({"compute": {"env": [{"name": "A"}, {"name": "A"}]}}, "two items have the same name"),

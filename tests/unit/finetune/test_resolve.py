@@ -27,6 +27,26 @@ def test_the_request_goes_before_the_profile_and_the_profile_before_the_table() 
     assert (training.learning_rate, training.epochs, training.batch_size) == (1e-4, 5, 16)
 
 
+def test_what_a_profile_asks_of_held_out_examples_is_left_out_where_there_are_none() -> None:
+    asked = {
+        "evalSteps": 5,
+        "earlyStopping": {},
+        "publish": "best",
+        "checkpoints": {"keep": 3, "afterSuccess": "keepBest"},
+        "signs": {"failOn": ["Overfitting", "LossSpike"]},
+    }
+    by_profile = profile(defaults={"training": asked})
+    training = resolve(job(), by_profile, IMAGE).contract.training
+    assert (training.eval_steps, training.early_stopping, training.publish) == (None, None, None)
+    assert training.checkpoints is not None
+    assert (training.checkpoints.keep, training.checkpoints.after_success) == (3, "delete")
+    assert training.fails_on == ["LossSpike"]
+    held_out = job(dataset={"train": [{"uri": "s3://datasets/a"}], "evalFraction": 0.1})
+    kept = resolve(held_out, by_profile, IMAGE).contract.training
+    assert kept.to_wire()["publish"] == "best"
+    assert kept.fails_on == ["Overfitting", "LossSpike"]
+
+
 @pytest.mark.parametrize(
     ("in_job", "in_profile", "expected"),
     [(None, None, IMAGE), (None, "profile:1", "profile:1"), ("job:1", "profile:1", "job:1")],
@@ -151,6 +171,14 @@ def test_who_follows_a_run_does_not_change_its_id() -> None:
         ({"training": {"learningRate": 0.01}}, "learningRate 0.01 is unusual for qlora sft (typical: 4e-05 to 0.001)"),
         ({"method": {"qlora": {"rank": 256}}}, "rank 256 is unusual (typical: 4 to 128)"),
         ({"training": {"epochs": 50}}, "epochs 50 is unusual (typical: 1 to 5)"),
+        (
+            {
+                "dataset": {"train": [{"uri": "s3://datasets/a"}], "evalFraction": 0.1},
+                "training": {"earlyStopping": {"patience": 2}},
+            },
+            "earlyStopping ends nothing: it waits for 2 evaluations after the lowest, and there are 2 on the way, one"
+            " an epoch; set training.evalSteps",
+        ),
     ],
 )
 def test_unusual_values_are_warned_about(change: dict[str, Any], warning: str) -> None:

@@ -64,6 +64,11 @@ def test_an_answer_is_json_that_the_schema_takes_or_not(answer: str, worth: floa
     assert schema(**NAME)(answer, {}) == worth
 
 
+@pytest.mark.parametrize("answer", ["1e400", "9" * 400])
+def test_a_number_that_is_too_large_to_be_divided_is_worth_nothing(answer: str) -> None:
+    assert schema(multipleOf=0.5)(answer, {}) == 0
+
+
 def test_each_reward_has_its_rule_but_reward_models() -> None:
     rewards = [{"match": {"column": "a"}}, {"model": {"uri": "s3://adapters/run"}}, {"regex": {"pattern": "a"}}]
     found = rules(Objective.model_validate({"rlhf": {"rewards": rewards}}))

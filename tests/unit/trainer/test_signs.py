@@ -111,6 +111,12 @@ def test_a_run_that_goes_on_sees_what_the_attempt_before_saw() -> None:
     assert lookout.look_back(curve) == [], "each is told once"
 
 
+def test_where_the_losses_measure_different_things_neither_tells_of_overfitting() -> None:
+    curve = with_held_out([*FALLING, 0.78, 6.0], [2.1, 1.7, 1.5, 1.45, 1.5, 1.6, 1.7, 1.8, 1.8, 1.9])
+    lookout = Lookout(1.0, compares_losses=False)
+    assert [sign.name for sign in lookout.look_back(curve)] == ["LossSpike"]
+
+
 def sign(found: Sign | None) -> tuple[str, int] | None:
     return None if found is None else (found.name, found.step)
 

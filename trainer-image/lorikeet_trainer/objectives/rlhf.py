@@ -48,6 +48,11 @@ class RlhfRun(Guarded):
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
 
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        # trl generates past accelerate's autocast, without which layers of float32 do not go with those of 16 bits.
+        with self.accelerator.autocast():
+            return cast(Any, super())._generate_single_turn(*args, **kwargs)
+
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         args: Any = self.args
         return _Order(
@@ -149,7 +154,10 @@ class Rlhf(Objective[Prompted]):
         }
         weights = [reward.weight for reward in self._settings.rewards]
         numbers = torch.tensor([reward(**asked) for reward in self._rewards], dtype=torch.float64)
-        reward = float((numbers.T @ torch.tensor(weights, dtype=torch.float64)).mean())
+        found = (numbers.T @ torch.tensor(weights, dtype=torch.float64)).mean().to(next(model.parameters()).device)
+        if dist.is_initialized():
+            dist.broadcast(found, 0)  # what is decided by it is decided alike
+        reward = float(found)
         rows = [joined(*each) for each in zip(prompts, answers, strict=True)]
         length = sum(map(len, answers)) / len(answers)
         return Evaluation(loss=-reward, reward=reward, kl=self._moved(model, rows, passes), length=length)
