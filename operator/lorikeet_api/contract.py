@@ -139,8 +139,9 @@ def run_id(
 
     The same request gives the same id wherever and whenever it is made, so a finished run is found again
     by a recreated job instead of being trained again. So what the machine decides has no part in it, as the number of
-    GPUs and the micro batch that goes with it: accumulation makes one step of one batch. kto alone compares within a
-    micro batch.
+    GPUs and the micro batch that goes with it: accumulation makes one step of one batch. Two objectives depend on them
+    all the same: kto compares within a micro batch, which has a part in its id therefore; the answers of rlhf are drawn
+    on each GPU by a seed of its own, so that more GPUs draw others. Their number has no part in the id there either.
     """
     without = dict.fromkeys(("checkpoints", "signs", "stall_timeout_seconds"))
     if objective.kto is None:
@@ -384,6 +385,8 @@ class Manifest(Model):
     """The base model as it was read."""
     data: list[SourceDigest]
     """Training sources in the spec's order, then the evaluation set and the test set."""
+    rewards: list[SourceDigest] | None = None
+    """The reward models of rlhf as they were read, in the spec's order; absent where it has none."""
     contract: RunContract
     """The whole request, resolved."""
     files: list[FileDigest]

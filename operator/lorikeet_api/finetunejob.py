@@ -164,8 +164,8 @@ class FineTuneJobSpec(Model):
     output: Output | None = None
     """Where the run publishes. Absent: below the profile's storage, by namespace and name."""
     max_retries: Annotated[int, Field(ge=0, le=100)] = 3
-    """How often a failed attempt is made again. A wrong request, bad data and a run that does not fit into
-    memory are never retried."""
+    """How often a failed attempt is made again. A wrong request, bad data, a run that does not fit into memory, a loss
+    that is no number (`LossNotFinite`) and a sign that `training.signs.failOn` names are never retried."""
     max_preemptions: Annotated[int, Field(ge=0, le=10_000)] = 20
     """How often the run may be interrupted from outside (a drained or reclaimed node, a pod of higher priority) and
     is made again. These do not count as retries."""
@@ -345,6 +345,7 @@ class FineTuneJob(Resource):
             {"name": "Loss", "type": "number", "jsonPath": ".status.progress.loss"},
             {"name": "Eval-Loss", "type": "number", "jsonPath": ".status.metrics.evalLoss"},
             {"name": "Train-Loss", "type": "number", "jsonPath": ".status.metrics.trainLoss", "priority": 1},
+            {"name": "Eval-Reward", "type": "number", "jsonPath": ".status.metrics.evalReward", "priority": 1},
             {"name": "Attempts", "type": "integer", "jsonPath": ".status.attempts", "priority": 1},
             {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
             {"name": "Model", "type": "string", "jsonPath": ".spec.model.uri", "priority": 1},

@@ -94,8 +94,9 @@ def refuse_other_jobs(document: Document) -> None:
         )
     if "from" in _fields(spec.get("model")):
         raise Problem(
-            f"{document.where}: spec.model.from names another job, which only a cluster knows: name what it has"
-            " published, --set model={uri: s3://…} (with --map s3://…=DIR if it lies on this machine)"
+            f"{document.where}: spec.model.from names another job, which only a cluster knows, and an adapter is"
+            " trained further there alone: if it has published a whole model, name that, --set"
+            " model={uri: s3://…/<runId>/model} (with --map s3://…=DIR if it lies on this machine)"
         )
 
 

@@ -225,8 +225,16 @@ class _Shown:
                 self.line.say(f"examples  {train} to train on, {held_out} held out, {dropped} dropped")
             case {"event": "model", "method": method, "device": device, "trained_parameters": trained}:
                 self.line.say(f"method    {method} on {device}, {int(trained):,} parameters trained")
+            case {"event": "eval", "step": step, "reward": reward}:
+                self.line.say(f"eval      step {step}: reward {reward}")
             case {"event": "eval", "step": step, "eval_loss": loss}:
                 self.line.say(f"eval      step {step}: loss {loss}")
+            case {"event": "sign", "message": message}:
+                self.line.say(f"sign      {message}")
+            case {"event": "early_stop", "step": step, "steps": steps}:
+                self.line.say(f"end       early, after step {step} of {steps}: the held-out loss falls no longer")
+            case {"event": "stall", "step": step}:
+                self.line.say(f"stall     no step is made after step {step}: the log has the stacks of all threads")
             case {"event": "tracking", "tracker": tracker, "run": where}:
                 self.line.say(f"tracker   {tracker}: {where}")
             case {"event": "tracking", "level": "warning", "message": message}:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorikeet_api.contract import RunContract, data_sources, servable
 from lorikeet_api.defaults import unusual
-from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.finetunejob import FineTuneJob, JobModel
 from lorikeet_cli.documents import Document, read
 from lorikeet_cli.problem import Problem
 from lorikeet_cli.request import NOWHERE, Machine, add_arguments, contract_of, instances_of, parse
@@ -50,14 +50,15 @@ def _check(document: Document, documents: list[Document], machine: Machine, *, o
             print(f"{document.where}: ok")
             return 0
         job, profile = parse(document, documents)
+        # Where the result goes may be the cluster's profile's to say.
+        output = NOWHERE if job.spec.output is None and profile.spec.storage.uri is None else None
+        contract = contract_of(_with_a_model(job), profile, Machine(machine.folders, machine.endpoint, output))
+        found = list(_of_request(contract))
         if job.spec.earlier:
             others = ", ".join(job.spec.earlier)
             print(f"{document.where}: ok, but for the data: a cluster alone knows what FineTuneJob {others} has made")
             return 0
-        # Where the result goes may be the cluster's profile's to say.
-        output = NOWHERE if job.spec.output is None and profile.spec.storage.uri is None else None
-        contract = contract_of(job, profile, Machine(machine.folders, machine.endpoint, output))
-        found = list(_of_request(contract)) + ([] if offline else list(_of_sources(contract)))
+        found += [] if offline else list(_of_sources(contract))
     except Problem as error:
         print(error)
         return error.exit_code
@@ -69,6 +70,14 @@ def _check(document: Document, documents: list[Document], machine: Machine, *, o
     for line in found:
         print(f"  {line}")
     return 0
+
+
+def _with_a_model(job: FineTuneJob) -> FineTuneJob:
+    """Return a job whose base model is named: one that nobody looks at, where an earlier job is to make it."""
+    if job.spec.model.uri is not None:
+        return job
+    model = JobModel(uri=f"{NOWHERE}/model")
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"model": model})})
 
 
 def _of_request(contract: RunContract) -> Iterator[str]:

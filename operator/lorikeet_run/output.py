@@ -2,10 +2,11 @@
 
 from lorikeet_api.contract import Metrics, RunContract, RunRecord
 from lorikeet_run import log
-from lorikeet_run.errors import failed_by
+from lorikeet_run.errors import RunError
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.patience import patiently
 from lorikeet_storage import check_free, find_published
+from lorikeet_storage.publish import Published
 
 
 def adopt_or_take(contract: RunContract, seconds: float) -> RunRecord | None:
@@ -19,7 +20,7 @@ def adopt_or_take(contract: RunContract, seconds: float) -> RunRecord | None:
         with log.timed("check", what="output", uri=contract.output_uri):
             patiently(lambda: check_free(contract), seconds)
         return None
-    _refuse_signs(contract, found.manifest.metrics)
+    _refuse_signs(contract, found)
     return RunRecord(
         reason="Adopted",
         message=f"{found.folder} holds the finished result of the same request; nothing was trained",
@@ -28,9 +29,16 @@ def adopt_or_take(contract: RunContract, seconds: float) -> RunRecord | None:
     )
 
 
-def _refuse_signs(contract: RunContract, metrics: Metrics) -> None:
-    """Raise what the run would have ended with if it had been this request's: what signs mean is not in its id."""
-    signs, wanted = metrics.signs or [], contract.training.signs
+def _refuse_signs(contract: RunContract, found: Published) -> None:
+    """Raise RunError if a result has a sign that would have ended this request's run: failOn is not in its id."""
+    signs, wanted = found.manifest.metrics.signs or [], contract.training.signs
     for sign in signs:
         if wanted is not None and sign.name in wanted.fail_on:
-            raise failed_by(sign, signs, metrics.steps or sign.step)
+            error = RunError(
+                sign.name,
+                f"the result of the same request in {found.folder} has the sign {sign.told}. It is not adopted, as"
+                f" training.signs.failOn says, and stays as it is: leave {sign.name} out there, in a new job, to adopt"
+                " it",
+            )
+            error.metrics = Metrics(steps=found.manifest.metrics.steps, signs=signs)
+            raise error

@@ -22,6 +22,8 @@ PUBLISHED: Final = "published"
 BASE: Final = "base"
 """Where the base model of a reward adapter lies, unless it is that of the run."""
 _TOKENIZER: Final = "tokenizer.json"
+_FIELD: Final = "objective.rlhf.rewards[].model of a new job"
+"""Where reward models are named."""
 
 
 def check_reward_models(contract: RunContract, model: Path, folder: Path, seconds: float) -> list[str]:
@@ -89,7 +91,7 @@ def _each(contract: RunContract, seconds: float) -> Sequence[Adapter]:
         assert model.uri is not None  # noqa: S101 - a job's name has become a folder before there is a contract
         uri, pin = model.uri, pins[number] if number < len(pins) else model.sha256
         store = open_run(uri, contract.storage, "reward")
-        one = patiently(partial(read_adapter, store, uri, pin), seconds)
+        one = patiently(partial(read_adapter, store, uri, pin, _FIELD), seconds)
         if one.manifest.kind != "reward":
             raise RunError(
                 "ModelInvalid",

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lorikeet_api.contract import RunContract, SourceDigest, Start
 from lorikeet_api.training import ALL_LINEAR, Adapter, is_named
@@ -13,6 +13,9 @@ from lorikeet_storage import Survey
 from lorikeet_storage.adapter import CONFIG, WEIGHTS, read_adapter, same_weights
 from lorikeet_storage.adapter import Adapter as Published
 from lorikeet_storage.s3 import S3
+
+_FIELD: Final = "spec.model.from of a new job"
+"""Where such an adapter is named."""
 
 
 def check_start(contract: RunContract, start: Start, base: Survey, folder: Path, seconds: float) -> None:
@@ -51,7 +54,7 @@ def _bring(
 ) -> tuple[Published, SourceDigest]:
     """Return an adapter with what was fetched of it: its weights too, or its configuration alone."""
     store = S3(contract.storage, "start")
-    found = patiently(lambda: read_adapter(store, start.uri, start.sha256), seconds)
+    found = patiently(lambda: read_adapter(store, start.uri, start.sha256, _FIELD), seconds)
     names = [name for name in found.files if name == CONFIG or (whole and name.endswith(WEIGHTS))]
     folder.mkdir(parents=True, exist_ok=True)
     files = patiently(lambda: found.fetch(store, names, folder), seconds)

@@ -103,22 +103,22 @@ class Adapter:
         return fetched
 
 
-def read_adapter(store: Store, uri: str, sha256: str | None) -> Adapter:
+def read_adapter(store: Store, uri: str, sha256: str | None, field: str) -> Adapter:
     """Return the adapter in a run's folder. Raises Flaw if its manifest is not there, or not the pinned one.
 
-    `sha256` is the pin; None takes what is there.
+    `sha256` is the pin; None takes what is there. `field` is where the resource names the run.
     """
     folder = parse_s3(uri)
     location = folder.child(MANIFEST)
     content = store.read(location)
     if content is None:
         raise Flaw(
-            "ManifestMissing", f"{location} does not exist: restore the run's folder, or have from name another run"
+            "ManifestMissing", f"{location} does not exist: restore the run's folder, or name another run in {field}"
         )
     if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise Flaw(
             "ManifestDiffers",
-            f"{location} has sha256 {found}, pinned is {sha256}: restore it, or have from name what is there now",
+            f"{location} has sha256 {found}, pinned is {sha256}: restore it, or name what is there now in {field}",
         )
     return parse_adapter(content, uri)
 

@@ -216,8 +216,8 @@ def _commit(store: Store, run: S3Location, draft: Manifest, attempt: str) -> Pub
         if _read(manifest) != _read(draft):
             raise Conflict(
                 "OutputConflict",
-                f"{store.place(run.child(COMMIT)).uri} names an attempt on other data, or another base model, that was"
-                " stopped before it was published: delete this file and run again",
+                f"{store.place(run.child(COMMIT)).uri} names an attempt on other data, another base model or"
+                " other reward models that was stopped before it was published: delete this file and run again",
             )
         try:
             for file in manifest.files:
@@ -232,8 +232,12 @@ def _commit(store: Store, run: S3Location, draft: Manifest, attempt: str) -> Pub
 
 
 def _read(manifest: Manifest) -> list[list[str]]:
-    """Return the digests of all that a run has read: one on a machine of its own has no pins that hold them."""
-    return [[file.sha256 for file in source.files] for source in (manifest.base_model, *manifest.data)]
+    """Return the digests of all that a run has read: one on a machine of its own has no pins that hold them.
+
+    The adapter that it began with is held by the run's id.
+    """
+    sources = (manifest.base_model, *manifest.data, *(manifest.rewards or []))
+    return [[file.sha256 for file in source.files] for source in sources]
 
 
 def _committed(store: Store, run: S3Location) -> str:

@@ -11,7 +11,7 @@ import torch
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lorikeet_api.contract import RunContract
+from lorikeet_api.contract import REPORT, RunContract
 from lorikeet_run.tokenizer import load_tokenizer
 from lorikeet_trainer.device import Compute
 from lorikeet_trainer.rewards import make_rewards
@@ -137,7 +137,11 @@ def test_a_reward_model_leads_an_adapter_that_was_trained_before(lab: Lab, tmp_p
     assert (code, checked.pins and checked.pins[3:]) == (0, [reward.sha256, whole.sha256]), checked.message
     result = lab.run(contract.model_copy(update={"pins": checked.pins}))
     assert result.exit_code == 0, result.record
-    metrics = lab.manifest(contract).metrics
+    manifest = lab.manifest(contract)
+    judges = [(each.uri, each.files[0].sha256) for each in manifest.rewards or []]
+    assert judges == [(each.uri, each.sha256) for each in (reward, whole)], "who judged is known by its content"
+    assert REPORT in lab.published(contract)
+    metrics = manifest.metrics
     assert metrics.base_eval_reward is not None
     assert metrics.eval_reward is not None
     assert metrics.eval_reward > metrics.base_eval_reward + 1

@@ -75,6 +75,7 @@ def manifest(contract: RunContract, prepared: Prepared, trained: Trained) -> Man
         run_id=contract.run_id,
         base_model=prepared.model,
         data=prepared.data,
+        rewards=prepared.rewards or None,
         contract=contract,
         files=[],
         template=trained.template,

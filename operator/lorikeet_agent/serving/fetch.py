@@ -73,7 +73,7 @@ class AdapterFiles:
     def _fetch(self, revision: AdapterRevision) -> None:
         with log.timed("fetch", adapter=revision.served, uri=revision.uri) as told:
             store = S3(self._contract.storage, "model")
-            adapter = read_adapter(store, revision.uri, revision.sha256)
+            adapter = read_adapter(store, revision.uri, revision.sha256, "spec.adapters[].from")
             check_fit(adapter.manifest, revision, self._contract, self._model)
             files = adapter.files
             told["bytes"] = sum(file.size for file in files.values())

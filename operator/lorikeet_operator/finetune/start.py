@@ -106,8 +106,11 @@ def _result(name: str, earlier: FineTuneJob | None, endpoint: str | None, field:
             f" starts by itself once it has succeeded; or name another one in {field} of a new job",
         )
     if status.phase not in FINAL:
-        message = f"FineTuneJob {name} is {status.phase}: this job goes on from its result as soon as it has succeeded"
-        raise Refused("JobNotFinished", message)
+        raise Refused(
+            "JobNotFinished",
+            f"FineTuneJob {name} is {status.phase}: this job, which names it in {field}, begins as soon as it has"
+            " succeeded",
+        )
     if status.phase == "Failed" or status.artifacts is None or status.resolved is None:
         raise Refused(
             "JobFailed",

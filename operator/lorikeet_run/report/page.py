@@ -26,6 +26,7 @@ _OBJECTIVES: Final[dict[ObjectiveName, str]] = {
     "kto": "Kahneman-Tversky optimisation",
     "orpo": "odds-ratio preference optimisation",
     "reward": "a reward model",
+    "rlhf": "reinforcement learning from rewards",
 }
 
 

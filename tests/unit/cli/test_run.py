@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lorikeet_api.contract import Artifacts, RunContract, RunRecord, StorageAccess
-from lorikeet_cli import run
+from lorikeet_api.contract import Artifacts, Metrics, RunContract, RunRecord, StorageAccess
+from lorikeet_api.signs import Sign
+from lorikeet_cli import figures, run
 from lorikeet_cli.main import main
 from lorikeet_cli.problem import Problem
 from lorikeet_cli.terminal import Line, bar
@@ -65,6 +66,45 @@ def test_who_follows_a_run_is_said_and_what_it_lacks() -> None:
     first, second = out.getvalue().splitlines()
     assert first == "tracker   mlflow: http://mlflow/#/experiments/1/runs/2"
     assert second == "warning   wandb does not take it"
+
+
+def test_what_goes_wrong_on_the_way_is_said() -> None:
+    lines = [
+        'time=1 level=info event=sign sign=LossSpike step=3 message="LossSpike from step 3 on: 9 after 2"\n',
+        "time=1 level=info event=early_stop step=40 steps=100 best_step=20\n",
+        'time=1 level=error event=stall rank=0 step=7 message="no step was made"\n',
+        "time=1 level=info event=eval step=5 eval_loss=-0.5 reward=0.5 kl=0.01 seconds=1\n",
+    ]
+    out = io.StringIO()
+    run.show(lines, io.StringIO(), Line(out))
+    assert out.getvalue().splitlines() == [
+        "sign      LossSpike from step 3 on: 9 after 2",
+        "end       early, after step 40 of 100: the held-out loss falls no longer",
+        "stall     no step is made after step 7: the log has the stacks of all threads",
+        "eval      step 5: reward 0.5",
+    ]
+
+
+def test_the_figures_say_how_it_was_judged_how_it_ended_and_what_went_wrong() -> None:
+    sign = Sign(name="Overfitting", step=20, message="loss 1.5, lowest 1.2")
+    judged = Metrics(eval_loss=1.5, base_eval_loss=2.0, eval_accuracy=0.75, test_loss=1.75)
+    ended = Metrics(steps=40, planned_steps=100, best_step=20, best_eval_loss=1.2, signs=[sign])
+    answers = Metrics(eval_reward=0.5, base_eval_reward=0.25, eval_kl=0.125, eval_length=30, base_eval_length=20)
+    assert list(figures.lines(judged)) == [
+        "loss on held-out examples  1.5, 2 before training",
+        "accuracy on held-out rows  0.75",
+        "loss on the test set       1.75",
+    ]
+    assert list(figures.lines(ended)) == [
+        "steps                      40 of 100: ended early, the loss on the held-out examples fell no longer",
+        "best step                  20, with a loss of 1.2",
+        f"sign that it went wrong    {sign.told}",
+    ]
+    assert list(figures.lines(answers)) == [
+        "reward on held-out prompts 0.5, 0.25 before training",
+        "KL divergence there        0.125 nats a token",
+        "tokens of an answer there  30, 20 before training",
+    ]
 
 
 def test_a_bar_is_full_at_the_end() -> None:

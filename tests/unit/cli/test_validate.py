@@ -3,12 +3,22 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lorikeet_cli.main import main
 from tests.resources import deployment_body, job_body, profile_body
 from tests.unit.cli.conftest import Write
+
+
+def rewarded(*rewards: dict[str, Any]) -> dict[str, Any]:
+    """Return an objective rlhf by a reward model of another job, and by more."""
+    return {"rlhf": {"rewards": [{"model": {"fineTuneJobRef": {"name": "judge"}}}, *rewards]}}
+
+
+def of_16(objective: dict[str, Any]) -> dict[str, Any]:
+    return {"objective": objective, "training": {"batchSize": 16}}
 
 
 def test_sound_resources_are_told_with_what_was_read(
@@ -90,6 +100,24 @@ def test_a_base_from_another_job_is_left_to_the_cluster(write: Write, capsys: py
     body = job_body(model={"from": {"fineTuneJobRef": {"name": "first"}}})
     assert main(["validate", "-f", str(write(body))]) == 0
     assert "ok, but for the data: a cluster alone knows what FineTuneJob first has made" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (of_16(rewarded({"regex": {"pattern": "(unclosed"}})), "rewards[1].regex.pattern is no regular"),
+        (of_16(rewarded({"jsonSchema": '{"type": 5}'})), "rewards[1].jsonSchema is no JSON Schema"),
+        ({"objective": rewarded()}, "make it a multiple of objective.rlhf.numGenerations (it is 12)"),
+        ({"objective": {"kto": {}}, "training": {"batchSize": 1}}, "objective kto compares each answer"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_found_though_another_job_is_needed(
+    write: Write, capsys: pytest.CaptureFixture[str], spec: dict[str, Any], message: str
+) -> None:
+    profile = profile_body(defaults={"training": {"batchSize": 12}})
+    body = job_body(model={"from": {"fineTuneJobRef": {"name": "first"}}}, **spec)
+    assert main(["validate", "-f", str(write(profile, body))]) == 64
+    assert message in capsys.readouterr().out
 
 
 def test_offline_no_source_is_opened(write: Write) -> None:

@@ -183,6 +183,7 @@ async def test_a_job_waits_for_its_reward_model_and_for_what_it_goes_on_from(wor
     assert NAME in world.controller.keys_for(FINETUNEJOB, there)
     await world.reconcile()
     assert (world.condition("Validated")["reason"], world.made(JOB)) == ("JobNotFinished", 0)
+    assert "reward-v1 is Running: this job, which names it in spec.objective.rlhf" in world.status["message"]
     world.change(FINETUNEJOB, other, status=status(objective={"reward": {}}))
     await world.reconcile()
     assert world.made(JOB) == 1

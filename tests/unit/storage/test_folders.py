@@ -149,16 +149,19 @@ def test_an_end_before_the_manifest_leaves_no_result_and_the_committed_attempt_c
     assert (out / "sql" / contract.run_id / "metrics.json").read_text() == "{}"
 
 
+READ = SourceDigest(uri="s3://models/tiny", files=[FileDigest(path="config.json", sha256="00", size=1)])
+
+
+@pytest.mark.parametrize("changes", [{"base_model": READ}, {"data": [READ]}, {"rewards": [READ]}])
 def test_a_committed_attempt_on_other_data_is_not_taken_for_ours(
-    out: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, made: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
 ) -> None:
     contract = runs.contract(OUTPUT, ACCESS)
-    read = SourceDigest(uri=contract.model.uri, files=[FileDigest(path="config.json", sha256="00", size=1)])
     with monkeypatch.context() as patch:
         patch.setattr(FolderStore, "copy", lambda *_: (_ for _ in ()).throw(SystemExit))
         with pytest.raises(SystemExit):
             publish(made, runs.draft(contract))
-    ours = runs.draft(contract).model_copy(update={"base_model": read, "metrics": Metrics(train_loss=7)})
+    ours = runs.draft(contract).model_copy(update={**changes, "metrics": Metrics(train_loss=7)})
     with pytest.raises(
         StorageError, match=rf"{contract.run_id}/commit\.json\) names an attempt on other data"
     ) as caught:

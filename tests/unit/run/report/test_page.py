@@ -1,11 +1,14 @@
 """The page: what stands in it, and that nothing in it is more than text."""
 
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, get_args
+
+import pytest
 
 from lorikeet_api import yaml
 from lorikeet_api.contract import Metrics, SourceDigest, Start, StorageAccess
 from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_api.objectives import Objective, ObjectiveName
 from lorikeet_api.signs import ADVICE, Sign
 from lorikeet_api.training import ModelSource
 from lorikeet_api.tuningprofile import TuningProfile
@@ -131,6 +134,15 @@ def test_a_run_that_went_on_from_an_adapter_is_not_said_to_be_made_again_without
     page = render(further)
     assert "This job asks for the very same run" not in page
     assert page.count(start.uri) >= 2
+
+
+@pytest.mark.parametrize("name", get_args(ObjectiveName))
+def test_a_run_of_each_objective_has_a_page(name: ObjectiveName) -> None:
+    settings = {"rewards": [{"regex": {"pattern": "^yes$"}}]} if name == "rlhf" else {}
+    report = example.report()
+    objective = Objective.model_validate({name: settings})
+    page = render(report.model_copy(update={"contract": report.contract.model_copy(update={"objective": objective})}))
+    assert f"{name}:" in page, "in the configuration"
 
 
 def test_every_figure_stands_there_as_status_has_it() -> None:
