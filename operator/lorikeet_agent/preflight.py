@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from lorikeet_api.contract import RunContract, RunRecord, data_sources
+from lorikeet_api.contract import RunContract, RunRecord, data_sources, data_uses
 from lorikeet_run import log
 from lorikeet_run.data import read_source
 from lorikeet_run.examples import Instance
@@ -68,7 +68,7 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
             samples.append(patiently(partial(sample, survey, contract, folder / str(index)), PATIENCE))
             told["rows"] = samples[-1].rows
         pins.append(survey.pin)
-    trained = samples[: len(contract.dataset.train)]
+    trained = [one for use, one in zip(data_uses(contract), samples, strict=True) if use == "training"]
     if contract.dataset.eval_fraction is not None and all(one.whole and not one.differs for one in trained):
         check_split(one.examples[0] for one in trained)
     template = _render(contract, model, samples, folder / "model")
@@ -125,11 +125,9 @@ def _render(contract: RunContract, model: Survey, samples: list[Sample], folder:
         renderer = Renderer.of(contract, folder, tokenizer)
         rendered = [renderer.render(one.examples) for one in samples]
         check_stops(rendered, contract.dataset.overlong)
-    dataset = contract.dataset
-    others = [what for what, source in (("evaluation", dataset.eval), ("test", dataset.test)) if source is not None]
-    roles = [*["training"] * len(dataset.train), *others]
-    for what in dict.fromkeys(roles):
-        of = [number for number, role in enumerate(roles) if role == what]
+    uses = data_uses(contract)
+    for what in dict.fromkeys(uses):
+        of = [number for number, use in enumerate(uses) if use == what]
         if all(samples[number].is_all for number in of):
-            check_left(what, [rendered[number] for number in of], dataset.max_length)
+            check_left(what, [rendered[number] for number in of], contract.dataset.max_length)
     return TEMPLATES[template.source]

@@ -116,10 +116,24 @@ def ranks_of(gpus: int) -> int:
     return max(1, gpus)
 
 
+Use = Literal["training", "evaluation", "test"]
+"""What a data source is for."""
+
+
 def data_sources(contract: RunContract) -> list[DataSource]:
     """Return the training sources in the contract's order, then the evaluation set and the test set if there are."""
-    dataset = contract.dataset
-    return [*dataset.train, *(source for source in (dataset.eval, dataset.test) if source is not None)]
+    return [source for _, source in _by_use(contract.dataset)]
+
+
+def data_uses(contract: RunContract) -> list[Use]:
+    """Return what each of `data_sources` is for."""
+    return [use for use, _ in _by_use(contract.dataset)]
+
+
+def _by_use(dataset: Dataset) -> list[tuple[Use, DataSource]]:
+    others: list[tuple[Use, DataSource | None]] = [("evaluation", dataset.eval), ("test", dataset.test)]
+    trained: list[tuple[Use, DataSource]] = [("training", source) for source in dataset.train]
+    return [*trained, *((use, source) for use, source in others if source is not None)]
 
 
 def canonical_json(value: Any) -> bytes:

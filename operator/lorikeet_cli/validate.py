@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from lorikeet_api.contract import RunContract, data_sources, servable
+from lorikeet_api.contract import RunContract, data_sources, data_uses, servable
 from lorikeet_api.defaults import unusual
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_cli.documents import Document, read
@@ -96,7 +96,8 @@ def _of_sources(contract: RunContract) -> Iterator[str]:
             read.append(partial(instances_of, fetched, contract))
             yield f"data: {source.uri}: {sum(1 for _ in read[-1]())} rows"
         if contract.dataset.eval_fraction is not None:
-            check_split(example for again in read[: len(contract.dataset.train)] for example in again())
+            trained = [again for use, again in zip(data_uses(contract), read, strict=True) if use == "training"]
+            check_split(example for again in trained for example in again())
         check_reward_models(contract, Path(folder, "model"), Path(folder, "rewards"), seconds=0)
 
 

@@ -3,9 +3,10 @@
 import shutil
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from time import monotonic
 
-from lorikeet_api.contract import RunContract, RunRecord, SourceDigest, data_sources
+from lorikeet_api.contract import RunContract, RunRecord, SourceDigest, Use, data_sources, data_uses
 from lorikeet_api.training import DataSource
 from lorikeet_run import log
 from lorikeet_run.data import read_source
@@ -30,8 +31,8 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
     rules(contract.objective)
     data = [_fetch(source, index, contract, layout) for index, source in enumerate(data_sources(contract))]
     if contract.dataset.eval_fraction is not None:
-        trained = enumerate(data[: len(contract.dataset.train)])
-        check_split(example for index, digest in trained for example in _read(digest, index, contract, layout))
+        trained = [index for index, use in enumerate(data_uses(contract)) if use == "training"]
+        check_split(example for index in trained for example in _read(data[index], index, contract, layout))
     with log.timed("fetch", what="model", uri=contract.model.uri) as told:
         pin = contract.pins[0] if contract.pins else None
         model = patiently(lambda: fetch_model(contract.model, layout.model, contract.storage, pin), FETCH_SECONDS)
@@ -80,14 +81,18 @@ def read_data(
     contract: RunContract, layout: Layout, digests: list[SourceDigest]
 ) -> tuple[list[list[Instance]], list[Instance], list[Instance]]:
     """Return the training sources' examples, the held-out ones and the test set, from the files in the work folder."""
+    uses = data_uses(contract)
     read = [list(_read(digest, index, contract, layout)) for index, digest in enumerate(digests)]
-    dataset = contract.dataset
-    count = len(dataset.train)
-    test = read[-1] if dataset.test is not None else []
-    if dataset.eval_fraction is not None:
-        parts = split(read[:count], dataset.eval_fraction, Hyperparameters.of(contract).seed)
-        return parts.train, parts.held_out, test
-    return read[:count], read[count] if dataset.eval is not None else [], test
+
+    def read_for(wanted: Use) -> list[list[Instance]]:
+        return [rows for use, rows in zip(uses, read, strict=True) if use == wanted]
+
+    train = read_for("training")
+    held_out, test = (list(chain(*read_for(use))) for use in ("evaluation", "test"))
+    if contract.dataset.eval_fraction is not None:
+        parts = split(train, contract.dataset.eval_fraction, Hyperparameters.of(contract).seed)
+        train, held_out = parts.train, parts.held_out
+    return train, held_out, test
 
 
 def _read(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> Iterator[Instance]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from lorikeet_api.base import Model
-from lorikeet_api.contract import Metrics, RunContract, SourceDigest, Template
+from lorikeet_api.contract import Metrics, RunContract, SourceDigest, Template, Use
 from lorikeet_api.tracking import TrackerName
 
 
@@ -78,9 +78,6 @@ class Sample(Model):
     """Before training."""
     after: Answer
     """After training."""
-
-
-Use = Literal["training", "evaluation", "test"]
 
 
 class SourceProfile(Model):
