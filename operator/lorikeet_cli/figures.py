@@ -13,6 +13,9 @@ def lines(metrics: Metrics) -> Iterator[str]:
     if metrics.eval_reward is not None:
         base = f", {metrics.base_eval_reward:.4g} before training" if metrics.base_eval_reward is not None else ""
         yield f"reward on held-out prompts {metrics.eval_reward:.4g}{base}"
+    if metrics.general_loss is not None:
+        base = f", {metrics.base_general_loss:.4g} before training" if metrics.base_general_loss is not None else ""
+        yield f"loss on the general set    {metrics.general_loss:.4g}{base}"
     if metrics.perplexity is not None:
         yield f"perplexity                 {metrics.perplexity:.4g}"
     if metrics.train_loss is not None:
