@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from lorikeet_api.base import Model, cel, exactly_one
 from lorikeet_api.rlhf import Rlhf
-from lorikeet_api.training import FORMAT_COLUMNS, Columns, Dataset, Method
+from lorikeet_api.training import FORMAT_COLUMNS, Columns, Dataset, Method, Training
 
 ObjectiveName = Literal["sft", "dpo", "kto", "orpo", "reward", "rlhf"]
 
@@ -197,6 +197,13 @@ def unshared_rule() -> dict[str, str]:
     return cel(f"!({given}) || {even}", _UNSHARED)
 
 
+def unmeasured(dataset: Dataset, training: Training) -> str | None:
+    """Return why a sign that is to end the run cannot be looked for, or None if each can; the profile's defaults are
+    filled in."""
+    failing = training.signs.fail_on if training.signs is not None else []
+    return _UNMEASURED if "Forgetting" in failing and dataset.general is None else None
+
+
 def _roles(name: ObjectiveName) -> list[str]:
     """Return the columns that an objective's rows can have."""
     return list(dict.fromkeys(role for one in OBJECTIVE_FORMATS[name] for role in FORMAT_COLUMNS[one]))
@@ -221,6 +228,10 @@ _UNSHARED: Final = (
 _GENERATIONS: Final = (
     "has(self.objective.rlhf.numGenerations) ? self.objective.rlhf.numGenerations"
     f" : {Rlhf.model_fields['num_generations'].default}"
+)
+_UNMEASURED: Final = (
+    "training.signs.failOn has Forgetting, which is measured on a general set, and there is none: set dataset.general,"
+    " or remove Forgetting"
 )
 _WRITES_NOTHING: Final = (
     "a reward model writes nothing, so there is no loss of it on a general set: remove dataset.general"

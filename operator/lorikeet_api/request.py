@@ -10,7 +10,7 @@ from lorikeet_api.conditions import OperatorReason
 from lorikeet_api.contract import RunContract, Start, StorageAccess, ranks_of, run_id
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.finetunejob import FineTuneJob
-from lorikeet_api.objectives import Objective, unshared
+from lorikeet_api.objectives import Objective, unmeasured, unshared
 from lorikeet_api.tracking import Tracking
 from lorikeet_api.training import Dataset, Method, ModelSource, QLora, Training
 from lorikeet_api.tuningprofile import TuningProfile
@@ -59,6 +59,8 @@ def contract(job: FineTuneJob, profile: TuningProfile, compute: Compute, begin: 
     gpus = compute.gpus or 0
     training = hyperparameters(job, begin.method, profile, ranks_of(gpus))
     dataset = _dataset(job, profile)
+    if (why := unmeasured(dataset, training)) is not None:
+        raise Refused("InvalidSpec", why)
     return RunContract(
         namespace=job.metadata.namespace or "",
         name=job.metadata.name,

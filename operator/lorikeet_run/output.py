@@ -1,8 +1,8 @@
 """How a run finds its output: with its result there already, free, or in somebody's way."""
 
-from lorikeet_api.contract import Metrics, RunContract, RunRecord
+from lorikeet_api.contract import Manifest, RunContract, RunRecord
 from lorikeet_run import log
-from lorikeet_run.errors import failed_by
+from lorikeet_run.errors import RunError, failed_by
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.patience import patiently
 from lorikeet_storage import check_free, find_published
@@ -19,7 +19,7 @@ def adopt_or_take(contract: RunContract, seconds: float) -> RunRecord | None:
         with log.timed("check", what="output", uri=contract.output_uri):
             patiently(lambda: check_free(contract), seconds)
         return None
-    _refuse_signs(contract, found.manifest.metrics)
+    _refuse_signs(contract, found.manifest)
     return RunRecord(
         reason="Adopted",
         message=f"{found.folder} holds the finished result of the same request; nothing was trained",
@@ -28,9 +28,19 @@ def adopt_or_take(contract: RunContract, seconds: float) -> RunRecord | None:
     )
 
 
-def _refuse_signs(contract: RunContract, metrics: Metrics) -> None:
-    """Raise what the run would have ended with if it had been this request's: what signs mean is not in its id."""
-    signs, wanted = metrics.signs or [], contract.training.signs
+def _refuse_signs(contract: RunContract, found: Manifest) -> None:
+    """Raise what the run would have ended with if it had been this request's: what signs mean is not in its id.
+
+    Nor is the general set: by another one it is not known.
+    """
+    metrics = found.metrics
+    signs, failing = metrics.signs or [], contract.training.signs.fail_on if contract.training.signs is not None else []
+    if "Forgetting" in failing and found.contract.dataset.general != contract.dataset.general:
+        raise RunError(
+            "OutputConflict",
+            f"{contract.output_uri} holds the finished result of the same request, but for its general set, so whether"
+            " it has forgotten is not known: give another output.uri, or remove Forgetting from training.signs.failOn",
+        )
     for sign in signs:
-        if wanted is not None and sign.name in wanted.fail_on:
+        if sign.name in failing:
             raise failed_by(sign, signs, metrics.steps or sign.step)

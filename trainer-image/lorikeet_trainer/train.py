@@ -173,7 +173,8 @@ def look_at_the_end(
         [answer.repeated for answer in final.answers],
         [samples.repeated(question.expected.tolist()) for question in questions],
     )
-    report.heed(report.lookout.add([found]), steps)
+    lost = signs.forgetting(steps, base.general.loss, final.general.loss) if base.general and final.general else None
+    report.heed(report.lookout.add([found, lost]), steps)
 
 
 def answers(

@@ -152,6 +152,20 @@ def test_the_general_set_is_the_jobs_else_the_profiles_and_no_part_of_the_run_id
     assert len({each.run_id for each in found}) == 1
 
 
+def test_a_job_that_is_to_fail_on_forgetting_needs_a_general_set_of_its_own_or_of_the_profile() -> None:
+    failing = {"signs": {"failOn": ["Forgetting"]}}
+    usual = profile(defaults={"general": GENERAL})
+    assert resolve(job(training=failing), usual, IMAGE).contract.training.signs is not None
+    for asked, by in (
+        (job(training=failing), profile()),
+        (job(), profile(defaults={"training": failing})),
+        (job(training=failing, objective={"reward": {}}, method={"lora": {}}), usual),
+    ):
+        with pytest.raises(Refused, match=r"failOn has Forgetting.*set dataset\.general, or remove") as refused:
+            resolve(asked, by, IMAGE)
+        assert refused.value.reason == "InvalidSpec"
+
+
 def test_a_reward_model_has_no_general_set() -> None:
     rewarding = job(objective={"reward": {}}, method={"lora": {}})
     assert resolve(rewarding, profile(defaults={"general": GENERAL}), IMAGE).contract.dataset.general is None
