@@ -16,7 +16,10 @@ from lorikeet_api.yaml import load_all
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = ROOT / "tests" / "faults.yaml"
-COPIED = ("operator", "trainer-image", "tests", "e2e", "crds", "charts", "examples", "scripts", "pyproject.toml")
+COPIED = (
+    *("operator", "trainer-image", "tests", "e2e", "crds", "charts", "examples", "scripts"),
+    *("README.md", "pyproject.toml"),
+)
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", ".hypothesis")
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from lorikeet_api.contract import RunContract, RunRecord, data_sources
+from lorikeet_api.contract import RunContract, RunRecord, data_sources, data_uses, read_as
 from lorikeet_run import log
 from lorikeet_run.data import read_source
 from lorikeet_run.examples import Instance
@@ -62,13 +62,13 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
     if contract.start is not None:
         check_start(contract, contract.start, model, folder / "start", PATIENCE)
     pins, samples = [model.pin], []
-    for index, source in enumerate(data_sources(contract)):
+    for index, (source, use) in enumerate(zip(data_sources(contract), data_uses(contract), strict=True)):
         with log.timed("check", what="data", uri=source.uri) as told:
             survey = patiently(partial(survey_data, source, contract.storage), PATIENCE)
-            samples.append(patiently(partial(sample, survey, contract, folder / str(index)), PATIENCE))
+            samples.append(patiently(partial(sample, survey, read_as(contract, use), folder / str(index)), PATIENCE))
             told["rows"] = samples[-1].rows
         pins.append(survey.pin)
-    trained = samples[: len(contract.dataset.train)]
+    trained = [one for use, one in zip(data_uses(contract), samples, strict=True) if use == "training"]
     if contract.dataset.eval_fraction is not None and all(one.whole and not one.differs for one in trained):
         check_split(one.examples[0] for one in trained)
     template = _render(contract, model, samples, folder / "model")
@@ -115,21 +115,19 @@ def sample(survey: Survey, contract: RunContract, folder: Path) -> Sample:
 def _render(contract: RunContract, model: Survey, samples: list[Sample], folder: Path) -> str:
     """Turn the samples into tokens as the trainer will; return what template that took."""
     # Here, since it takes a second: what is wrong with a URI is said before.
-    from lorikeet_run.render import Renderer, check_left, check_stops, choose_template
+    from lorikeet_run.render import check_left, check_stops, renderers
     from lorikeet_run.tokenizer import load_tokenizer
 
     patiently(lambda: fetch_description(model, folder), PATIENCE)
     with log.timed("check", what="template"):
-        tokenizer = load_tokenizer(folder)
-        template = choose_template(tokenizer, [example for one in samples for example in one.examples])
-        renderer = Renderer.of(contract, folder, tokenizer)
-        rendered = [renderer.render(one.examples) for one in samples]
-        check_stops(rendered, contract.dataset.overlong)
-    dataset = contract.dataset
-    others = [what for what, source in (("evaluation", dataset.eval), ("test", dataset.test)) if source is not None]
-    roles = [*["training"] * len(dataset.train), *others]
-    for what in dict.fromkeys(roles):
-        of = [number for number, role in enumerate(roles) if role == what]
+        uses = data_uses(contract)
+        sources = [(use, one.examples) for use, one in zip(uses, samples, strict=True)]
+        template, by = renderers(contract, folder, load_tokenizer(folder), sources)
+        rendered = [by[use].render(examples) for use, examples in sources]
+        learnt = [each for use, each in zip(uses, rendered, strict=True) if use != "general"]
+        check_stops(learnt, contract.dataset.overlong)
+    for what in dict.fromkeys(uses):
+        of = [number for number, use in enumerate(uses) if use == what]
         if all(samples[number].is_all for number in of):
-            check_left(what, [rendered[number] for number in of], dataset.max_length)
+            check_left(what, [rendered[number] for number in of], contract.dataset.max_length)
     return TEMPLATES[template.source]

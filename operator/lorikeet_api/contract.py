@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field
 
 from lorikeet_api.base import Model, S3Uri, Sha256, Text
-from lorikeet_api.objectives import Objective
+from lorikeet_api.objectives import Objective, Sft
 from lorikeet_api.signs import SignList
 from lorikeet_api.tracking import Tracking
 from lorikeet_api.training import Dataset, DataSource, Method, ModelSource, Training
@@ -96,8 +96,8 @@ class RunContract(Model):
     """Seconds between SIGTERM and SIGKILL."""
     pins: Annotated[list[Text], Field(max_length=64)] | None = None
     """What the sources were when the run was checked: the model's, the training sources' in order, the evaluation
-    set's, the test set's, the reward models'. A commit of the hub, or the sha256 over names, sizes and versions (ETags,
-    times of change) of the files; of a reward model that of its manifest."""
+    set's, the test set's, the general set's, the reward models'. A commit of the hub, or the sha256 over names, sizes
+    and versions (ETags, times of change) of the files; of a reward model that of its manifest."""
     job_uid: Text | None = None
     """uid of the FineTuneJob; absent outside a cluster."""
     tracking: Tracking | None = None
@@ -116,10 +116,41 @@ def ranks_of(gpus: int) -> int:
     return max(1, gpus)
 
 
+Use = Literal["training", "evaluation", "test", "general"]
+"""What a data source is for."""
+
+
 def data_sources(contract: RunContract) -> list[DataSource]:
-    """Return the training sources in the contract's order, then the evaluation set and the test set if there are."""
+    """Return the training sources in the contract's order, then evaluation, test and general set if there are."""
+    return [source for _, source in _by_use(contract.dataset)]
+
+
+def data_uses(contract: RunContract) -> list[Use]:
+    """Return what each of `data_sources` is for."""
+    return [use for use, _ in _by_use(contract.dataset)]
+
+
+def _by_use(dataset: Dataset) -> list[tuple[Use, DataSource]]:
+    others: list[tuple[Use, DataSource | None]] = [
+        ("evaluation", dataset.eval),
+        ("test", dataset.test),
+        ("general", dataset.general),
+    ]
+    trained: list[tuple[Use, DataSource]] = [("training", source) for source in dataset.train]
+    return [*trained, *((use, source) for use, source in others if source is not None)]
+
+
+def read_as(contract: RunContract, use: Use) -> RunContract:
+    """Return the contract by which sources of a use are read.
+
+    It is the run's own but for a general set, which has rows of sft with the usual names, cut at `maxLength`, whatever
+    the run trains on and how.
+    """
+    if use != "general":
+        return contract
     dataset = contract.dataset
-    return [*dataset.train, *(source for source in (dataset.eval, dataset.test) if source is not None)]
+    usual = Dataset(train=dataset.train, max_length=dataset.max_length, overlong="truncate")
+    return contract.model_copy(update={"dataset": usual, "objective": Objective(sft=Sft())})
 
 
 def canonical_json(value: Any) -> bytes:
@@ -142,12 +173,14 @@ def run_id(
     GPUs and the micro batch that goes with it: accumulation makes one step of one batch. Two objectives depend on them
     all the same: kto compares within a micro batch, which has a part in its id therefore; the answers of rlhf are drawn
     on each GPU by a seed of its own, so that more GPUs draw others. Their number has no part in the id there either.
+    Nor has the general set, which is only looked at.
     """
     without = dict.fromkeys(("checkpoints", "signs", "stall_timeout_seconds"))
     if objective.kto is None:
         without["micro_batch_size"] = None
     decisive = training.model_copy(update=without)
-    parts: list[Any] = [part.to_wire() for part in (model, dataset, method, objective, decisive)]
+    learnt = dataset.model_copy(update={"general": None})
+    parts: list[Any] = [part.to_wire() for part in (model, learnt, method, objective, decisive)]
     if start is not None:
         parts.append(start.sha256)  # its content, wherever it lies
     return hashlib.sha256(canonical_json(parts)).hexdigest()[:16]
@@ -200,6 +233,10 @@ class Metrics(Model):
     """As evalAccuracy, on the test set."""
     test_reward: Figure | None = None
     """As evalReward, on the test set."""
+    general_loss: Figure | None = None
+    """Loss on the general set after training, whatever the objective: mean over its answers' tokens, in nats."""
+    base_general_loss: Figure | None = None
+    """The same before training."""
     steps: int | None = None
     """Optimiser steps made."""
     planned_steps: int | None = None
@@ -384,7 +421,7 @@ class Manifest(Model):
     base_model: SourceDigest
     """The base model as it was read."""
     data: list[SourceDigest]
-    """Training sources in the spec's order, then the evaluation set and the test set."""
+    """Training sources in the spec's order, then the evaluation set, the test set and the general set."""
     rewards: list[SourceDigest] | None = None
     """The reward models of rlhf as they were read, in the spec's order; absent where it has none."""
     contract: RunContract

@@ -189,7 +189,7 @@ class FineTuneJobSpec(Model):
                 raise ValueError(_needs_evaluation(what))
         if self.compute.gpus == 0 and (self.training.precision == "fp16" or self.training.attention == "flash"):
             raise ValueError(_NEEDS_GPU)
-        sets = (dataset.eval, dataset.test)
+        sets = (dataset.eval, dataset.test, dataset.general)
         uris = [source.uri for source in (*dataset.train, *(one for one in sets if one is not None))]
         # Where an earlier job's base model lies is not known here.
         opens = self.model.uri is None or any(uri.startswith(HUB) for uri in (self.model.uri, *uris))
@@ -235,7 +235,8 @@ class FineTuneJobSpec(Model):
                 f"!has(self.model.secretRef) || !has(self.model.uri) || self.model.{from_hub}"
                 f" || self.dataset.train.exists(s, s.{from_hub})"
                 f" || (has(self.dataset.eval) && self.dataset.eval.{from_hub})"
-                f" || (has(self.dataset.test) && self.dataset.test.{from_hub})",
+                f" || (has(self.dataset.test) && self.dataset.test.{from_hub})"
+                f" || (has(self.dataset.general) && self.dataset.general.{from_hub})",
                 _NOTHING_TO_OPEN,
             ),
             *misfit_rules(),

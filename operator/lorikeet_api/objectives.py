@@ -130,6 +130,8 @@ class Objective(Model):
 def misfits(method: Method | None, dataset: Dataset, objective: Objective) -> str | None:
     """Return why method (if it is given), data and objective do not go together, or None if they do."""
     name = objective.name
+    if name == "reward" and dataset.general is not None:
+        return _WRITES_NOTHING
     if dataset.format != "auto" and dataset.format not in OBJECTIVE_FORMATS[name]:
         return _format_misfit(name)
     if dataset.columns is not None and any(getattr(dataset.columns, role) is not None for role in _foreign(name)):
@@ -155,6 +157,10 @@ def misfit_rules() -> list[dict[str, str]]:
     """Return the rules of `misfits` for the API server, over a spec with all three."""
     supervised = "!has(self.objective) || has(self.objective.sft)"
     rules = [
+        cel(
+            "!has(self.objective) || !has(self.objective.reward) || !has(self.dataset.general)",
+            _WRITES_NOTHING,
+        ),
         cel(f"{supervised} || !has(self.dataset.trainOn)", _TRAIN_ON),
         cel(f"{supervised} || !has(self.dataset.packing)", _PACKING),
         cel(
@@ -222,6 +228,12 @@ def _unseen(objective: ObjectiveName, name: SignName) -> str:
     return f"training.signs.failOn {name}: objective {objective} does not show that sign, remove it"
 
 
+def unmeasured(dataset: Dataset, training: Training) -> str | None:
+    """Return why a sign that is to end the run cannot be looked for, or None if each can; the profile's defaults are
+    filled in."""
+    return _UNMEASURED if "Forgetting" in training.fails_on and dataset.general is None else None
+
+
 def _roles(name: ObjectiveName) -> list[str]:
     """Return the columns that an objective's rows can have."""
     return list(dict.fromkeys(role for one in OBJECTIVE_FORMATS[name] for role in FORMAT_COLUMNS[one]))
@@ -246,6 +258,13 @@ _UNSHARED: Final = (
 _GENERATIONS: Final = (
     "has(self.objective.rlhf.numGenerations) ? self.objective.rlhf.numGenerations"
     f" : {Rlhf.model_fields['num_generations'].default}"
+)
+_UNMEASURED: Final = (
+    "training.signs.failOn has Forgetting, which is measured on a general set, and there is none: set dataset.general,"
+    " or remove Forgetting"
+)
+_WRITES_NOTHING: Final = (
+    "a reward model writes nothing, so there is no loss of it on a general set: remove dataset.general"
 )
 _TRAIN_ON: Final = "dataset.trainOn is for objective sft, the others look at the answers alone: remove it"
 _PACKING: Final = "dataset.packing is for objective sft: remove it"

@@ -10,9 +10,9 @@ from lorikeet_api.conditions import OperatorReason
 from lorikeet_api.contract import RunContract, Start, StorageAccess, ranks_of, run_id
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.finetunejob import FineTuneJob
-from lorikeet_api.objectives import Objective, unshared
+from lorikeet_api.objectives import Objective, unmeasured, unshared
 from lorikeet_api.tracking import Tracking
-from lorikeet_api.training import Method, ModelSource, QLora, Training
+from lorikeet_api.training import Dataset, Method, ModelSource, QLora, Training
 from lorikeet_api.tuningprofile import TuningProfile
 
 GRACE_PERIOD_SECONDS: Final = 120
@@ -55,16 +55,19 @@ def overlay(*layers: M) -> M:
 
 def contract(job: FineTuneJob, profile: TuningProfile, compute: Compute, begin: Beginning) -> RunContract:
     """Return what the trainer is told of a job; `compute` is what its pod asks for. Raises Refused."""
-    spec, storage = job.spec, profile.spec.storage
+    storage = profile.spec.storage
     gpus = compute.gpus or 0
     training = hyperparameters(job, begin.method, profile, ranks_of(gpus))
+    dataset = _dataset(job, profile)
+    if (why := unmeasured(dataset, training)) is not None:
+        raise Refused("InvalidSpec", why)
     return RunContract(
         namespace=job.metadata.namespace or "",
         name=job.metadata.name,
-        run_id=run_id(begin.model, spec.dataset, begin.method, begin.objective, training, begin.start),
+        run_id=run_id(begin.model, dataset, begin.method, begin.objective, training, begin.start),
         model=begin.model,
         start=begin.start,
-        dataset=spec.dataset,
+        dataset=dataset,
         method=begin.method,
         objective=begin.objective,
         training=training,
@@ -77,6 +80,14 @@ def contract(job: FineTuneJob, profile: TuningProfile, compute: Compute, begin: 
         tracking=_tracking(job, profile),
         date=(job.metadata.creation_timestamp or "")[:10],
     )
+
+
+def _dataset(job: FineTuneJob, profile: TuningProfile) -> Dataset:
+    """Return the job's data, with the profile's general set where it names none and its objective can have one."""
+    dataset, usual = job.spec.dataset, profile.spec.defaults.general
+    if dataset.general is not None or usual is None or job.spec.objective.reward is not None:
+        return dataset
+    return dataset.model_copy(update={"general": usual})
 
 
 def _tracking(job: FineTuneJob, profile: TuningProfile) -> Tracking | None:

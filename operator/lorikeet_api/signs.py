@@ -12,6 +12,7 @@ SignName = Literal[
     "VanishingGradients",
     "ExplodingGradients",
     "Repetition",
+    "Forgetting",
 ]
 SIGN_NAMES: Final[tuple[SignName, ...]] = get_args(SignName)
 
@@ -21,6 +22,7 @@ ADVICE: Final[dict[SignName, str]] = {
     "VanishingGradients": "raise training.learningRate or the adapter's alpha, and look at the base model's weights",
     "ExplodingGradients": "lower training.learningRate or training.maxGradNorm, or lengthen training.warmupRatio",
     "Repetition": "lower training.epochs or training.learningRate, and look for repetitions in the data",
+    "Forgetting": "mix general examples into dataset.train, or lower training.learningRate or training.epochs",
 }
 """What to do about each, as a sentence's second half."""
 

@@ -164,6 +164,11 @@ class Dataset(Model):
     test: DataSource | None = None
     """Examples that judge the result: the loss on them is taken before training and at the end, never on the way.
     Where the evaluation loss selects, as between runs, this one is of examples that selected nothing."""
+    general: DataSource | None = None
+    """Examples of what the model is to keep, such as conversations about anything: the loss on them is taken before
+    training and at the end, never on the way. They are rows of sft, told apart by the columns of the first one and with
+    the usual names, and are cut at `maxLength`; the other fields here are not theirs. For all objectives but reward. No
+    part of the run's id: the result does not depend on it. Absent: the profile's, if it has one."""
     format: DataFormat = "auto"
     """Shape of the rows: for sft `instruction` (instruction, input, output), `chat` (messages or ShareGPT's
     conversations; system, tools), `completion` (prompt, completion) or `text`; for dpo, orpo and reward `preference`

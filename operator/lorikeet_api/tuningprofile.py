@@ -9,7 +9,7 @@ from lorikeet_api.compute import Compute, EngineCompute, GpuClass
 from lorikeet_api.contract import StorageAccess
 from lorikeet_api.resource import Resource
 from lorikeet_api.tracking import Tracking
-from lorikeet_api.training import Training
+from lorikeet_api.training import DataSource, Training
 
 
 class Storage(StorageAccess):
@@ -61,6 +61,9 @@ class Defaults(Model):
     tracking: Tracking | None = None
     """Trackers of jobs that name none; a job's own take their place, whole. Secrets are those of each job's namespace.
     """
+    general: DataSource | None = None
+    """General set (`dataset.general`) of jobs that name none; those of objective reward have none. A claim is that of
+    each job's namespace; a gated `hf://` one is opened by the job's `model.secretRef`."""
     compute: Compute = Compute()
     """Settings of trainers' pods. Maps and lists are taken whole, not merged."""
     engine_compute: EngineCompute = EngineCompute()

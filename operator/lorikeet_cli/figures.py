@@ -37,6 +37,7 @@ def _judged(metrics: Metrics) -> Iterator[str]:
     if metrics.perplexity is not None:
         yield _line("perplexity", f"{metrics.perplexity:.4g}")
     yield from _compared("loss on the test set", metrics.test_loss, metrics.base_test_loss)
+    yield from _compared("loss on the general set", metrics.general_loss, metrics.base_general_loss)
 
 
 def _compared(name: str, value: float | None, before: float | None) -> Iterator[str]:

@@ -9,7 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lorikeet_api.contract import RunContract, Template, data_sources
+from lorikeet_api.contract import RunContract, Template, data_sources, data_uses, read_as
+from lorikeet_api.training import DataSource
 from lorikeet_cli.problem import Problem
 from lorikeet_cli.request import NOWHERE, Machine, add_arguments, contract_of, instances_of, the_job
 from lorikeet_run.examples import Instance
@@ -65,31 +66,34 @@ def preview(given: argparse.Namespace) -> int:
 
 def show(contract: RunContract, folder: Path, rows: int, style: Style) -> Iterator[str]:
     """Yield the lines of a preview; what a run would refuse is raised after what can be shown."""
-    sources = [_read(contract, index, folder) for index in range(len(data_sources(contract)))]
+    sources = [
+        (use, _read(source, read_as(contract, use), folder / str(index)))
+        for index, (source, use) in enumerate(zip(data_sources(contract), data_uses(contract), strict=True))
+    ]
     fetch_description(survey_model(contract.model, contract.storage), folder / "model")
     # Here, since transformers takes a second: what is wrong with the data is said before.
-    from lorikeet_run.render import Renderer, check_stops, choose_template
+    from lorikeet_run.render import check_stops, renderers
     from lorikeet_run.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder / "model")
-    template = choose_template(tokenizer, [example for source in sources for example in source])
-    renderer = Renderer.of(contract, folder / "model", tokenizer)
-    rendered = []
-    for source, examples in zip(data_sources(contract), sources, strict=True):
+    template, by = renderers(contract, folder / "model", tokenizer, sources)
+    learnt = []
+    for source, (use, examples) in zip(data_sources(contract), sources, strict=True):
         yield f"=== {source.uri}"
         for example in examples[:rows]:
-            yield from _row(example, renderer, tokenizer, style)
-        rendered.append(renderer.render(examples))
-        yield _counts(len(examples), rendered[-1])
+            yield from _row(example, by[use], tokenizer, style)
+        rendered = by[use].render(examples)
+        yield _counts(len(examples), rendered)
+        if use != "general":
+            learnt.append(rendered)
     yield f"template: {_template(template)}"
-    percent = check_stops(rendered, contract.dataset.overlong)
+    percent = check_stops(learnt, contract.dataset.overlong)
     if percent is not None:
         yield f"answers that end with a stop token: {percent:.4g} %"
 
 
-def _read(contract: RunContract, index: int, folder: Path) -> list[Instance]:
-    fetched = fetch_data(data_sources(contract)[index], folder / str(index), contract.storage)
-    return list(instances_of(fetched, contract))
+def _read(source: DataSource, contract: RunContract, folder: Path) -> list[Instance]:
+    return list(instances_of(fetch_data(source, folder, contract.storage), contract))
 
 
 def _row(example: Instance, renderer: "Renderer", tokenizer: "PreTrainedTokenizerBase", style: Style) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from lorikeet_api.contract import RunContract, data_sources, servable
+from lorikeet_api.contract import RunContract, data_sources, data_uses, read_as, servable
 from lorikeet_api.defaults import unusual
 from lorikeet_api.finetunejob import FineTuneJob, JobModel
 from lorikeet_cli.documents import Document, read
@@ -100,12 +100,14 @@ def _of_sources(contract: RunContract) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         yield from _of_model(contract, Path(folder, "model"))
         read = []
-        for index, source in enumerate(data_sources(contract)):
+        uses = data_uses(contract)
+        for index, (source, use) in enumerate(zip(data_sources(contract), uses, strict=True)):
             fetched = fetch_data(source, Path(folder, str(index)), contract.storage)
-            read.append(partial(instances_of, fetched, contract))
+            read.append(partial(instances_of, fetched, read_as(contract, use)))
             yield f"data: {source.uri}: {sum(1 for _ in read[-1]())} rows"
         if contract.dataset.eval_fraction is not None:
-            check_split(example for again in read[: len(contract.dataset.train)] for example in again())
+            trained = [again for use, again in zip(uses, read, strict=True) if use == "training"]
+            check_split(example for again in trained for example in again())
         check_reward_models(contract, Path(folder, "model"), Path(folder, "rewards"), seconds=0)
 
 

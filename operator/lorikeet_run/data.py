@@ -66,7 +66,7 @@ def detect(placed: Placed, dataset: Dataset, objective: ObjectiveName) -> Format
     raise invalid(
         placed.where,
         f"objective {objective} takes no rows with these columns: {found}; needed are {needed}; dataset.columns maps"
-        " other names",
+        " other names, but those of a general set",
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from lorikeet_api.batch import micro_batch
 from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
-from lorikeet_api.objectives import unshared
+from lorikeet_api.objectives import unmeasured, unshared
 from lorikeet_api.signs import Signs
 from lorikeet_api.training import Attention, Checkpoints, EarlyStopping, Optimizer, Precision, Scheduler
 from lorikeet_run.errors import RunError
@@ -53,7 +53,7 @@ class Hyperparameters:
     def of(cls, contract: RunContract) -> Self:
         """Return the contract's; what it leaves open comes from the table by method and objective.
 
-        Raises RunError (InvalidContract) if the batch cannot be shared out.
+        Raises RunError (InvalidContract) if the batch cannot be shared out, or what it fails on not be measured.
         """
         usual = DEFAULTS[contract.method.name, contract.objective.name]
         values: dict[str, Any] = dict(usual) | {name: value for name, value in contract.training if value is not None}
@@ -72,6 +72,8 @@ class Hyperparameters:
             )
         if (why := unshared(contract.objective, batch_size)) is not None:
             raise RunError("InvalidContract", f"{why} (it is {batch_size})")
+        if (why := unmeasured(contract.dataset, contract.training)) is not None:
+            raise RunError("InvalidContract", why)
         rlhf = contract.objective.rlhf
         return cls(
             **values,

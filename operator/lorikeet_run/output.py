@@ -30,10 +30,19 @@ def adopt_or_take(contract: RunContract, seconds: float) -> RunRecord | None:
 
 
 def _refuse_signs(contract: RunContract, found: Published) -> None:
-    """Raise RunError if a result has a sign that would have ended this request's run: failOn is not in its id."""
-    signs, wanted = found.manifest.metrics.signs or [], contract.training.signs
+    """Raise RunError if a result has a sign that would have ended this request's run: failOn is not in its id.
+
+    Nor is the general set: whether a result has forgotten by another one is not known.
+    """
+    signs, failing = found.manifest.metrics.signs or [], contract.training.fails_on
+    if "Forgetting" in failing and found.manifest.contract.dataset.general != contract.dataset.general:
+        raise RunError(
+            "OutputConflict",
+            f"{contract.output_uri} holds the finished result of the same request, but for its general set, so whether"
+            " it has forgotten is not known: give another output.uri, or remove Forgetting from training.signs.failOn",
+        )
     for sign in signs:
-        if wanted is not None and sign.name in wanted.fail_on:
+        if sign.name in failing:
             error = RunError(
                 sign.name,
                 f"the result of the same request in {found.folder} has the sign {sign.told}. It is not adopted, as"

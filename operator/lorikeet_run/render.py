@@ -13,14 +13,14 @@ from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from lorikeet_api.contract import RunContract, Template
+from lorikeet_api.contract import RunContract, Template, Use, read_as
 from lorikeet_api.training import Overlong
 from lorikeet_run.batches import batched
 from lorikeet_run.conversation import tool_variants
 from lorikeet_run.errors import RunError
 from lorikeet_run.examples import Example, Instance
 from lorikeet_run.files import invalid
-from lorikeet_run.tokenizer import stop_ids
+from lorikeet_run.tokenizer import load_tokenizer, stop_ids
 from lorikeet_run.tokens import IGNORED, TokenRow, Tokens
 
 STOPLESS_PERCENT: Final = 5.0
@@ -167,14 +167,15 @@ class Renderer:
                 raise RunError(
                     "MethodNotApplicable",
                     f"{example.where}: the base model's chat template asks for an answer in other words than it writes"
-                    f" one, so trainOn {example.train_on} cannot tell the answer's tokens: choose trainOn all",
+                    f" one, so trainOn {example.train_on} cannot tell the answer's tokens: choose trainOn all;"
+                    " a general set has none but plain texts then",
                 )
             if not (whole.startswith(before) and whole.startswith(after)):
                 raise RunError(
                     "MethodNotApplicable",
                     f"{example.where}: the base model's chat template writes earlier turns differently once the"
                     f" conversation goes on, so trainOn {example.train_on} cannot tell the answer's tokens: choose"
-                    " trainOn lastTurn or all",
+                    " trainOn lastTurn or all; conversations of a general set have one answer each then",
                 )
             turns.append((before, after))
         return _Piece(example, whole, tuple(turns))
@@ -304,6 +305,29 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Instance]
         tokenizer.chat_template = OWN_TEMPLATE
     text: Any = tokenizer.get_chat_template()
     return Template(source="lorikeet" if own else "base", sha256=sha256(text.encode()).hexdigest())
+
+
+def renderers(
+    contract: RunContract,
+    model: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[tuple[Use, Sequence[Instance]]],
+) -> tuple[Template, dict[Use, Renderer]]:
+    """Return a run's chat template, and what renders its sources, by what they are for.
+
+    A general set has a tokenizer of its own: where it alone needs a chat template that the base lacks, the result gets
+    none. Raises RunError (ModelInvalid).
+    """
+    template = choose_template(tokenizer, [row for use, rows in sources if use != "general" for row in rows])
+    found: dict[Use, Renderer] = {}
+    for use, rows in sources:
+        by = tokenizer
+        if use == "general":
+            by = load_tokenizer(model)
+            choose_template(by, rows)
+        if use not in found:
+            found[use] = Renderer.of(read_as(contract, use), model, by)
+    return template, found
 
 
 def check_left(what: str, rendered: Sequence[Rendered], max_length: int) -> None:

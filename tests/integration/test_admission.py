@@ -113,6 +113,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"dataset": {**TRAIN, "format": "preference"}},
         r"objective sft learns from rows of the format instruction or chat or completion or text, or auto",
     ),
+    "a general set for a reward model": (
+        {"objective": {"reward": {}}, "dataset": {**TRAIN, "general": {"uri": "s3://datasets/chat.jsonl"}}},
+        r"a reward model writes nothing.*remove dataset\.general",
+    ),
     "tokens to count for a reward model": (
         {"objective": {"reward": {}}, "dataset": {**TRAIN, "trainOn": "all"}},
         r"dataset\.trainOn is for objective sft",

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.optim.optimizer import GlobalOptimManager
 
 from lorikeet_api.contract import Manifest, RunContract, run_id
 from lorikeet_api.objectives import Objective
@@ -87,6 +88,8 @@ class Lab:
 
     def run(self, contract: RunContract) -> StageResult:
         """Run all stages in this process; return the run's end."""
+        # bitsandbytes keeps settings by parameters' addresses, which those of the next run may have again.
+        GlobalOptimManager.get_instance().initialize()  # type: ignore[no-untyped-call]
         path, layout = self.write(contract), self.layout(contract)
         result = StageResult(exit_code=0)
         for stage in STAGES:

@@ -32,7 +32,7 @@ SPEC: dict[str, Any] = {
     "model": {"uri": "s3://models/small"},
     "dataset": {"train": [{"uri": "s3://datasets/train.jsonl"}], "maxLength": 64},
     "method": {"lora": {"rank": 4}},
-    "training": {"learningRate": 1e-2, "batchSize": 8, "maxSteps": 12, "epochs": 10, "loggingSteps": 1},
+    "training": {"learningRate": 1e-2, "batchSize": 8, "maxSteps": 48, "epochs": 10, "loggingSteps": 1},
     "output": {"uri": "s3://out/cli"},
 }
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -109,7 +109,7 @@ def test_a_run_that_is_stopped_goes_on_and_publishes_the_adapter_that_the_cluste
     first = laptop.run()
     assert first.stdout is not None
     for line in first.stdout:
-        if "step 2/12" in line:
+        if "step 2/48" in line:
             break
     os.killpg(first.pid, signal.SIGINT)
     told, _ = first.communicate(timeout=60)
@@ -125,7 +125,7 @@ def test_a_run_that_is_stopped_goes_on_and_publishes_the_adapter_that_the_cluste
     made = laptop.manifest()
     published = laptop.folder / "out" / made.run_id / "adapter"
     assert "resume    goes on from the checkpoint of step" in told
-    assert "step 12/12" in told
+    assert "step 48/48" in told
     assert f"published {published}, revision " in told
     assert made.run_id == in_cluster.run_id
     assert adapter(made) == adapter(in_cluster)
@@ -181,11 +181,12 @@ def test_rows_are_shown_as_the_model_sees_them(laptop: Laptop, capsys: pytest.Ca
     arguments = ["data", "preview", *laptop.arguments(*more, dataset=dataset)]
     assert main(arguments) == 0
     assert capsys.readouterr().out == PREVIEW
-    assert main([*arguments, "--color", "--rows", "1"]) == 0
+    general = "dataset.general={uri: s3://datasets/two.jsonl}"
+    assert main([*arguments, "--color", "--rows", "1", "--set", general]) == 0
     coloured = capsys.readouterr().out
     assert "\x1b[1;32mblue<|im_end|>\x1b[0m" in coloured
     assert "line 2" not in coloured
-    assert "2 rows, 1 kept, 1 dropped" in coloured
+    assert coloured.count("2 rows, 1 kept, 1 dropped") == 2
 
 
 def test_a_report_in_s3_is_written_to_a_file(

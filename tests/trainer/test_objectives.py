@@ -173,8 +173,11 @@ def test_a_resumed_run_of_each_method_and_objective_ends_with_the_same_weights(
 ) -> None:
     data, held_out = DATA[objective]
     training = {"maxSteps": 3, "learningRate": 1e-3, "loggingSteps": 1, "epochs": 2.0}
-    more = {"dataset": held_out, "objective": {objective: settings}, "training": training}
-    whole, cut = (lab.contract(METHODS[method], MODEL, data, **more) for _ in range(2))
+    more = {"objective": {objective: settings}, "training": training}
+    # What a general set is of, no weights depend on.
+    general = {"general": {"uri": "s3://datasets/heldout.jsonl"}} if objective != "reward" else {}
+    sets = (held_out, {**held_out, **general})
+    whole, cut = (lab.contract(METHODS[method], MODEL, data, dataset=each, **more) for each in sets)
     assert lab.run(whole).exit_code == 0
     assert run_until(lab, cut, 2, monkeypatch).exit_code == 75
     Uploader(lab.checkpoints(cut), lab.layout(cut), keep=2).run(lambda seconds: True)
@@ -185,6 +188,8 @@ def test_a_resumed_run_of_each_method_and_objective_ends_with_the_same_weights(
     assert ends[1].resumed_from_step == 2
     assert ends[0].eval_loss == ends[1].eval_loss
     assert ends[0].train_loss == ends[1].train_loss
+    measured = [ends[1].base_general_loss, ends[1].general_loss]
+    assert [loss is not None for loss in measured] == [bool(general)] * 2
 
 
 def weights(lab: Lab, contract: Any) -> dict[str, str]:

@@ -80,6 +80,20 @@ def test_what_is_wrong_is_said(lab: Lab, tmp_path: Path, changes: dict[str, Any]
     assert words in record.message
 
 
+def test_a_general_set_is_read_by_rules_of_its_own(lab: Lab, tmp_path: Path) -> None:
+    words = lab.put_rows("words.jsonl", [{"words": "coal is black"}] * 8)
+    general = {"uri": lab.put_rows("general.jsonl", [PAIR, {**PAIR, "completion": "black " * 99}])}
+    own = {"format": "text", "columns": {"text": "words"}, "trainOn": "all", "overlong": "fail"}
+    code, record = check(lab.contract("lora", MODEL, words, dataset={**own, "general": general}), tmp_path)
+    assert (code, record.reason) == (0, "Checked"), record.message
+    assert record.message.endswith("10 rows of data (every row), rendered with no chat template: the texts are plain")
+    assert len(record.pins or []) == 3
+    long = {"uri": lab.put_rows("long-general.jsonl", [{**PAIR, "prompt": "coal " * 99}])}
+    code, record = check(lab.contract("lora", MODEL, words, dataset={**own, "general": long}), tmp_path)
+    assert (code, record.reason) == (65, "DataInvalid")
+    assert "no general example is left: of all 1 maxLength 64" in record.message
+
+
 def test_a_store_that_is_away_is_said_at_once_and_tried_again(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Tokens and labels: against trl's own masks, at the borders, and in numbers; the loss on them."""
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +12,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl.trainer.utils import add_fused_lm_head
 
 from lorikeet_api import objectives as api
+from lorikeet_api.contract import StorageAccess, Use
 from lorikeet_api.training import Overlong, TrainOn
 from lorikeet_run.conversation import Message, Role
 from lorikeet_run.errors import RunError
 from lorikeet_run.examples import Example, Prompt
-from lorikeet_run.render import Rendered, Renderer, check_stops, choose_template
+from lorikeet_run.render import Rendered, Renderer, check_stops, choose_template, renderers
+from lorikeet_run.tokenizer import load_tokenizer
 from lorikeet_run.tokens import IGNORED, Prompted, Tokens
 from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.objectives.sft import Sft
+from tests import runs
 from tests.trainer import tiny
 
 pytestmark = pytest.mark.trainer
@@ -249,6 +253,19 @@ def test_a_base_without_template_gets_ours() -> None:
     assert template.source == "lorikeet"
     assert made.decode(row.input_ids.tolist()) == "<s>### user\nquestion\n\n### assistant\nword</s>\n\n"
     assert trained(row, made) == "word</s>"
+
+
+def test_a_template_that_the_general_set_alone_needs_is_no_part_of_the_result(tmp_path: Path) -> None:
+    made = load_tokenizer(tiny.write_model(tmp_path, None))
+    contract = runs.contract("s3://out/x", StorageAccess())
+    sources: list[tuple[Use, list[Example]]] = [
+        ("training", [Example("row 1", "all", text="word")]),
+        ("general", [SHORT]),
+    ]
+    template, by = renderers(contract, tmp_path, made, sources)
+    assert (template.source, made.chat_template) == ("none", None)
+    (row,) = tokens(by["general"].render([SHORT]))
+    assert made.decode(row.labels[row.labels != IGNORED].tolist()) == "word</s>"
 
 
 def test_a_base_with_neither_template_nor_stop_token_is_refused() -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorikeet_api.contract import REPORT, Metrics, RunContract
+from lorikeet_api.training import DataSource
 from lorikeet_run import log
 from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.stage import run_stage
@@ -26,9 +27,10 @@ HELD_OUT: dict[str, Any] = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
 
 @pytest.fixture(scope="module")
 def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A model that knows the wrong answers, the right ones, and answers that are good for nothing."""
+    """A model that knows the wrong answers, these, the right ones, and answers that are good for nothing."""
     with open_lab(s3_server, tmp_path_factory.mktemp("lab")) as made:
         made.put_folder(tiny.write_model(made.root / "pretrained", pretrained=True), "pretrained")
+        made.put_rows("known.jsonl", tiny.known())
         made.put_rows("shuffled.jsonl", tiny.rows(shuffled=True)[0][:16])
         made.put_rows("loops.jsonl", [{**row, "completion": "blue " * 16} for row in tiny.rows()[0]])
         yield made
@@ -56,7 +58,7 @@ def scaled(lab: Lab, factor: float) -> str:
 
 def healthy(lab: Lab, seed: int) -> RunContract:
     training = {"maxSteps": 20, "evalSteps": 5, "seed": seed, "loggingSteps": 1}
-    return lab.contract("lora", MODEL, TRAIN, dataset=HELD_OUT, training=training)
+    return lab.contract("lora", MODEL, TRAIN, dataset={**HELD_OUT, "general": {"uri": TRAIN}}, training=training)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,9 @@ def test_a_healthy_run_shows_none(lab: Lab, fetched: Layout, seed: int) -> None:
     assert result.exit_code == 0, result.record
     trained = Trained.read(fetched.trained)
     assert (trained.metrics.steps, trained.metrics.signs) == (20, None)
+    assert trained.metrics.general_loss is not None
+    assert trained.metrics.base_general_loss is not None
+    assert trained.metrics.general_loss < trained.metrics.base_general_loss
     assert len(trained.samples) == 4
 
 
@@ -125,6 +130,54 @@ def test_a_model_that_was_taught_to_repeat_itself_does(lab: Lab) -> None:
     training = {"epochs": 6, "evalSteps": 1000}
     result = lab.run(lab.contract("lora", MODEL, "s3://datasets/loops.jsonl", dataset=HELD_OUT, training=training))
     assert ("Repetition", metrics_of(result).steps) in signs(result)
+
+
+def forgetting(lab: Lab, **training: Any) -> RunContract:
+    """Return a run that learns other answers than the model knows, which are the general set."""
+    dataset = {"general": {"uri": "s3://datasets/known.jsonl"}}
+    return lab.contract("lora", MODEL, TRAIN, dataset=dataset, training={"maxSteps": 12, **training})
+
+
+FAILING: dict[str, Any] = {"signs": {"failOn": ["Forgetting"]}}
+
+
+def test_other_answers_than_those_it_knew_are_forgetting_at_the_last_step(lab: Lab) -> None:
+    contract = forgetting(lab)
+    result = lab.run(contract)
+    metrics = metrics_of(result)
+    assert signs(result) == [("Forgetting", 12)]
+    assert metrics.base_general_loss is not None
+    assert metrics.general_loss is not None
+    assert metrics.general_loss > 0.3 + metrics.base_general_loss
+    told = f"rose from {metrics.base_general_loss:.4g} before training to {metrics.general_loss:.4g}"
+    assert told in lab.fetch(contract, REPORT).decode()
+    # Whoever fails on it does not adopt that, nor what was judged by another set.
+    elsewhere = {"output_uri": contract.output_uri}
+    failing = forgetting(lab, **FAILING).model_copy(update=elsewhere)
+    assert failing.run_id == contract.run_id
+    assert ended(lab.run(failing))[:2] == (64, "Forgetting")
+    dataset = failing.dataset.model_copy(update={"general": DataSource(uri=TRAIN)})
+    code, reason, message = ended(lab.run(failing.model_copy(update={"dataset": dataset})))
+    assert (code, reason) == (64, "OutputConflict")
+    assert "but for its general set, so whether it has forgotten is not known: give another output.uri" in message
+
+
+def test_forgetting_ends_a_run_that_fails_on_it_and_without_a_general_set_there_is_none(lab: Lab) -> None:
+    contract = forgetting(lab, **FAILING)
+    result = lab.run(contract)
+    assert ended(result)[:2] == (64, "Forgetting")
+    assert "mix general examples into dataset.train" in ended(result)[2]
+    assert (signs(result), metrics_of(result).steps) == ([("Forgetting", 12)], 12)
+    assert lab.published(contract) == ["run.json"]
+    without = contract.model_copy(update={"dataset": contract.dataset.model_copy(update={"general": None})})
+    code, reason, message = ended(lab.run(without))
+    assert (code, reason) == (64, "InvalidContract")
+    assert "set dataset.general" in message
+
+
+def ended(result: StageResult) -> tuple[int, str, str]:
+    assert result.record is not None
+    return result.exit_code, result.record.reason, result.record.message
 
 
 def test_a_sign_that_the_request_fails_on_ends_the_run_and_what_it_kept_is_gone_on_from(

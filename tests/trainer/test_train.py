@@ -20,7 +20,7 @@ from lorikeet_trainer.objectives.sft import Sft
 from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.stage import run_stage
-from lorikeet_trainer.state import Evaluation, Prepared, StageResult
+from lorikeet_trainer.state import Evaluation, Prepared, StageResult, Trained
 from tests.s3 import S3Server
 from tests.trainer import tiny
 from tests.trainer.lab import ALL_LINEAR, Lab, open_lab
@@ -73,24 +73,28 @@ def test_the_held_out_loss_falls(learned: Run) -> None:
 TEST: dict[str, Any] = {"test": HELD_OUT["eval"]}
 
 
-def test_a_test_set_judges_before_training_and_at_the_end_alone(lab: Lab) -> None:
+def test_a_test_set_and_a_general_set_judge_before_training_and_at_the_end_alone(lab: Lab) -> None:
     training = {"maxSteps": 4, "evalSteps": 2}
-    contract = lab.contract("lora", MODEL, TRAIN, dataset={**HELD_OUT, **TEST}, training=training)
+    sets = {**HELD_OUT, **TEST, "general": HELD_OUT["eval"]}
+    contract = lab.contract("lora", MODEL, TRAIN, dataset=sets, training=training)
     metrics = run_and_probe(lab, contract).metrics
     assert (metrics.test_examples, metrics.eval_examples, metrics.train_examples) == (12, 12, 60)
     assert metrics.test_loss is not None
     assert metrics.test_loss == metrics.eval_loss
     assert metrics.base_test_loss == metrics.base_eval_loss != metrics.test_loss
     assert metrics.test_perplexity == metrics.perplexity
-    assert [source.uri for source in lab.manifest(contract).data] == [TRAIN, *["s3://datasets/heldout.jsonl"] * 2]
+    assert (metrics.general_loss, metrics.base_general_loss) == (metrics.test_loss, metrics.base_test_loss)
+    assert [source.uri for source in lab.manifest(contract).data] == [TRAIN, *["s3://datasets/heldout.jsonl"] * 3]
+    uses = [source.use for source in Trained.read(lab.layout(contract).trained).profile.sources]
+    assert uses == ["training", "evaluation", "test", "general"]
 
 
 def test_a_test_set_has_no_part_in_what_is_held_out_of_the_training_set(lab: Lab) -> None:
     contract = lab.contract("lora", MODEL, TRAIN, dataset={"evalFraction": 0.25, **TEST})
     layout = lab.layout(contract)
     assert run_stage("prepare", lab.write(contract), layout).exit_code == 0
-    (training,), held_out, test = read_data(contract, layout, Prepared.read(layout.prepared).data)
-    assert (len(training), len(held_out), len(test)) == (45, 15, 12)
+    data = read_data(contract, layout, Prepared.read(layout.prepared).data)
+    assert (len(data.train[0]), len(data.held_out), len(data.test)) == (45, 15, 12)
     twice = lab.put_rows("twice.jsonl", [{"prompt": "a", "completion": "b"}] * 4)
     code, reason, message = failure(lab.run(lab.contract("lora", MODEL, twice, dataset={"evalFraction": 0.25, **TEST})))
     assert (code, reason) == (65, "DataInvalid")

@@ -89,13 +89,17 @@ def write_experts(folder: Path) -> Path:
     return folder
 
 
-def _pretrain(model: LlamaForCausalLM, made: PreTrainedTokenizerFast) -> None:
+def known() -> list[Row]:
+    """Return all questions with what a pretrained model answers."""
     colours = list(COLOURS.values())
     wrong = dict(zip(COLOURS, [*colours[1:], colours[0]], strict=True))
+    return [{"prompt": asked.format(noun), "completion": colour} for noun, colour in wrong.items() for asked in ASKED]
+
+
+def _pretrain(model: LlamaForCausalLM, made: PreTrainedTokenizerFast) -> None:
     texts = [
-        f"<|im_start|>user\n{asked.format(noun)}<|im_end|>\n<|im_start|>assistant\n{colour}<|im_end|>\n"
-        for noun, colour in wrong.items()
-        for asked in ASKED
+        f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n{row['completion']}<|im_end|>\n"
+        for row in known()
     ]
     batch = made(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)

@@ -1,4 +1,4 @@
-"""What a model is put to before training and after it: held-out rows, the test set, a few questions."""
+"""What a model is put to before training and after it: held-out rows, test set, general set, a few questions."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,6 +15,7 @@ class Exam:
 
     held_out: Callable[[], Evaluation] | None
     test: Callable[[], Evaluation] | None
+    general: Callable[[], Evaluation] | None
     answer: Callable[[], list[Answer]] | None
     """Answers the report's questions; None where there are none."""
     timed: Callable[[str], AbstractContextManager[None]]
@@ -25,22 +26,29 @@ class Exam:
         if not found.is_finite:
             raise RunError(
                 "ModelInvalid",
-                "the base model's loss on the held-out examples is not a finite number before training: its weights are"
-                " damaged, or made for another precision",
+                "the base model's loss on examples that are not trained on is not a finite number before training: its"
+                " weights are damaged, or made for another precision",
             )
         return found
 
     def after(self, step: int) -> Standing:
         """Return how the trained model does, after `step` steps. Raises RunError (LossNotFinite)."""
         found = self._take("")
-        for what, judged in (("the evaluation loss", found.held_out), ("the loss on the test set", found.test)):
+        for what, judged in (
+            ("the evaluation loss", found.held_out),
+            ("the loss on the test set", found.test),
+            ("the loss on the general set", found.general),
+        ):
             if judged is not None and not judged.is_finite:
                 raise not_finite(what, step)
         return found
 
     def _take(self, prefix: str) -> Standing:
-        held_out, test = self._judge(f"{prefix}eval", self.held_out), self._judge(f"{prefix}test", self.test)
-        found = Standing(held_out=held_out, test=test)
+        found = Standing(
+            held_out=self._judge(f"{prefix}eval", self.held_out),
+            test=self._judge(f"{prefix}test", self.test),
+            general=self._judge(f"{prefix}general", self.general),
+        )
         if self.answer is None or not found.is_finite:
             return found
         with self.timed(f"{prefix}samples"):

@@ -2,10 +2,12 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from time import monotonic
 
-from lorikeet_api.contract import RunContract, RunRecord, SourceDigest, data_sources
+from lorikeet_api.contract import RunContract, RunRecord, SourceDigest, Use, data_sources, data_uses, read_as
 from lorikeet_api.training import DataSource
 from lorikeet_run import log
 from lorikeet_run.data import read_source
@@ -28,10 +30,11 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
         return finished
     began = monotonic()
     rules(contract.objective)
-    data = [_fetch(source, index, contract, layout) for index, source in enumerate(data_sources(contract))]
+    sources = zip(data_sources(contract), data_uses(contract), strict=True)
+    data = [_fetch(source, index, read_as(contract, use), layout) for index, (source, use) in enumerate(sources)]
     if contract.dataset.eval_fraction is not None:
-        trained = enumerate(data[: len(contract.dataset.train)])
-        check_split(example for index, digest in trained for example in _read(digest, index, contract, layout))
+        trained = [index for index, use in enumerate(data_uses(contract)) if use == "training"]
+        check_split(example for index in trained for example in _read(data[index], index, contract, layout))
     with log.timed("fetch", what="model", uri=contract.model.uri) as told:
         pin = contract.pins[0] if contract.pins else None
         model = patiently(lambda: fetch_model(contract.model, layout.model, contract.storage, pin), FETCH_SECONDS)
@@ -76,18 +79,45 @@ def _fetch(source: DataSource, index: int, contract: RunContract, layout: Layout
     return fetched.digest.model_copy(update={"rows": rows})
 
 
-def read_data(
-    contract: RunContract, layout: Layout, digests: list[SourceDigest]
-) -> tuple[list[list[Instance]], list[Instance], list[Instance]]:
-    """Return the training sources' examples, the held-out ones and the test set, from the files in the work folder."""
-    read = [list(_read(digest, index, contract, layout)) for index, digest in enumerate(digests)]
-    dataset = contract.dataset
-    count = len(dataset.train)
-    test = read[-1] if dataset.test is not None else []
-    if dataset.eval_fraction is not None:
-        parts = split(read[:count], dataset.eval_fraction, Hyperparameters.of(contract).seed)
-        return parts.train, parts.held_out, test
-    return read[:count], read[count] if dataset.eval is not None else [], test
+@dataclass(frozen=True)
+class Data:
+    """The run's examples."""
+
+    train: list[list[Instance]]
+    """Those of each training source."""
+    held_out: list[Instance]
+    test: list[Instance]
+    general: list[Instance]
+
+    @property
+    def by_use(self) -> list[tuple[Use, list[Instance]]]:
+        """All of them, by what they are for; what is not there is left out."""
+        others: list[tuple[Use, list[Instance]]] = [
+            ("evaluation", self.held_out),
+            ("test", self.test),
+            ("general", self.general),
+        ]
+        trained: list[tuple[Use, list[Instance]]] = [("training", rows) for rows in self.train]
+        return [*trained, *((use, rows) for use, rows in others if rows)]
+
+
+def read_data(contract: RunContract, layout: Layout, digests: list[SourceDigest]) -> Data:
+    """Return the run's examples, from the files in the work folder."""
+    uses = data_uses(contract)
+    read = [
+        list(_read(digest, index, read_as(contract, use), layout))
+        for index, (use, digest) in enumerate(zip(uses, digests, strict=True))
+    ]
+
+    def read_for(wanted: Use) -> list[list[Instance]]:
+        return [rows for use, rows in zip(uses, read, strict=True) if use == wanted]
+
+    train = read_for("training")
+    held_out = list(chain(*read_for("evaluation")))
+    if contract.dataset.eval_fraction is not None:
+        parts = split(train, contract.dataset.eval_fraction, Hyperparameters.of(contract).seed)
+        train, held_out = parts.train, parts.held_out
+    return Data(train, held_out, list(chain(*read_for("test"))), list(chain(*read_for("general"))))
 
 
 def _read(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> Iterator[Instance]:

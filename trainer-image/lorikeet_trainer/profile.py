@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Final
 
-from lorikeet_api.contract import RunContract, SourceDigest
+from lorikeet_api.contract import RunContract, SourceDigest, data_uses, read_as
 from lorikeet_run.data import detect
 from lorikeet_run.files import read_rows
 from lorikeet_run.render import Rendered
-from lorikeet_run.report import DataProfile, LengthBin, SourceProfile, Use
+from lorikeet_run.report import DataProfile, LengthBin, SourceProfile
 from lorikeet_trainer.state import Layout
 
 _BINS: Final = 16
@@ -21,37 +21,27 @@ def profile(
     rendered: Sequence[Rendered],
     held: Rendered,
     test: Rendered,
+    general: Rendered,
 ) -> DataProfile:
-    """Return the profile of what was rendered: training sources in the contract's order, held-out rows, test set."""
-    uses = _uses(contract)
+    """Return the profile of what was rendered: training sources in the contract's order, held-out rows, the sets."""
     return DataProfile(
         sources=[
             SourceProfile(
                 uri=digest.uri,
                 rows=digest.rows or 0,
-                format=_format(contract, layout, index, digest),
-                use=uses[index],
+                format=_format(read_as(contract, use), layout, index, digest),
+                use=use,
             )
-            for index, digest in enumerate(digests)
+            for index, (use, digest) in enumerate(zip(data_uses(contract), digests, strict=True))
         ],
         train_examples=sum(len(one.rows) for one in rendered),
         held_out_examples=len(held.rows),
         test_examples=len(test.rows),
-        dropped=sum(one.dropped for one in [*rendered, held, test]),
+        general_examples=len(general.rows),
+        dropped=sum(one.dropped for one in [*rendered, held, test, general]),
         trained_tokens=sum(row.trained for one in rendered for row in one.rows),
         lengths=bins([max(len(part.input_ids) for part in row.parts) for one in rendered for row in one.rows]),
     )
-
-
-def _uses(contract: RunContract) -> list[Use]:
-    """Return what each source is for, in the order of `data_sources`."""
-    dataset = contract.dataset
-    uses: list[Use] = ["training"] * len(dataset.train)
-    if dataset.eval is not None:
-        uses.append("evaluation")
-    if dataset.test is not None:
-        uses.append("test")
-    return uses
 
 
 def _format(contract: RunContract, layout: Layout, index: int, digest: SourceDigest) -> str:

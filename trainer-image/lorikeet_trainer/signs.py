@@ -1,4 +1,4 @@
-"""Signs that a run goes wrong, read off its loss curve and off its answers at its end (pure).
+"""Signs that a run goes wrong, read off its loss curve, and at its end off its answers and a general set (pure).
 
 What is usual is told by the points before, so that no number fits one model alone. Losses of single examples vary by
 more than half: of runs of 1,000 points that vary so and are well, about one in a hundred shows a spike. What is logged
@@ -41,6 +41,9 @@ _VANISHED: Final = 1e-4
 """Gradient norm for each unit of the loss below which a model that has something to learn stands still."""
 _LEARNT: Final = 0.01
 """Loss below which there is little left to learn, and gradients may be small."""
+_FORGOTTEN_NATS: Final = 0.1
+"""Rise of the loss on the general set that counts, 10 % of the perplexity; and _FORGOTTEN of it at least."""
+_FORGOTTEN: Final = 0.05
 _REPEATING: Final = 0.5
 """Share of an answer's 4-grams that stand in it before, from which on it repeats itself."""
 
@@ -187,3 +190,11 @@ def repetition(step: int, before: Sequence[float], after: Sequence[float], expec
         message=f"{len(repeating)} of {len(after)} sampled answers repeat themselves, {fmean(repeating):.0%} of their"
         f" 4-grams; {then} did before training",
     )
+
+
+def forgetting(step: int, before: float, after: float) -> Sign | None:
+    """Find a rise of the loss on the general set (nats a token) over training, which ended after `step` steps."""
+    if after - before < max(_FORGOTTEN_NATS, _FORGOTTEN * before):
+        return None
+    message = f"the loss on the general set rose from {before:.4g} before training to {after:.4g}"
+    return Sign(name="Forgetting", step=step, message=message)

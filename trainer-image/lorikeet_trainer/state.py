@@ -43,7 +43,7 @@ class Prepared(_File):
     model: SourceDigest
     """The base model as it was read."""
     data: list[SourceDigest]
-    """The training sources in the contract's order, then the evaluation set."""
+    """As `data_sources` has them."""
     start: SourceDigest | None = None
     """The adapter that the run begins with, if it goes on from an earlier one's."""
     rewards: list[SourceDigest] = []
@@ -99,13 +99,15 @@ class Standing(Model):
     """On the held-out examples."""
     test: Evaluation | None = None
     """On the test set."""
+    general: Evaluation | None = None
+    """On the general set, as sft judges."""
     answers: list[Answer] = []
     """What it says to the report's questions."""
 
     @property
     def is_finite(self) -> bool:
         """Whether every loss is a number."""
-        return all(judged is None or judged.is_finite for judged in (self.held_out, self.test))
+        return all(judged is None or judged.is_finite for judged in (self.held_out, self.test, self.general))
 
 
 class LossPoint(Model):
@@ -239,7 +241,7 @@ class Layout:
         self.results = work / "results"
 
     def source(self, index: int) -> Path:
-        """Return the folder of the data source `index`: the training sources in order, then the evaluation set."""
+        """Return the folder of the data source `index`, as `data_sources` has them."""
         return self.data / str(index)
 
     def result(self, stage: str, rank: int) -> Path:

@@ -17,6 +17,7 @@ _PARTS: Final = {
     "reference": "Setting up, the reference with it",
     "base_eval": "Evaluation before training",
     "base_test": "Test set before training",
+    "base_general": "General set before training",
     "base_samples": "Answers before training",
     "steps": "Optimiser steps",
     "checkpoints": "Checkpoints",
@@ -24,6 +25,7 @@ _PARTS: Final = {
     "last_eval": "Evaluation after the last step",
     "eval": "Evaluation after training",
     "test": "Test set after training",
+    "general": "General set after training",
     "samples": "Answers after training",
     "save": "Saving the result",
 }

@@ -8,28 +8,29 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import datasets  # type: ignore[import-untyped]
 import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
+from lorikeet_api import objectives as api
 from lorikeet_api.contract import Metrics, RunContract, RunRecord, Template
 from lorikeet_run import log
 from lorikeet_run.errors import RunError
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import mix
-from lorikeet_run.render import Rendered, Renderer, check_left, check_stops, choose_template
+from lorikeet_run.render import Rendered, check_left, check_stops, renderers
 from lorikeet_run.report import Answer, DataProfile, Sample
 from lorikeet_run.tokenizer import limits, load_tokenizer, stop_ids
-from lorikeet_run.tokens import TokenRow
+from lorikeet_run.tokens import TokenRow, Tokens
 from lorikeet_trainer import chosen, device, loop, methods, model, samples, signs
 from lorikeet_trainer.checkpoints import COURSE, Keeper
 from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.exam import Exam
 from lorikeet_trainer.methods import Trainable
-from lorikeet_trainer.objectives import Setting, make_objective
+from lorikeet_trainer.objectives import Setting, Sft, make_objective
 from lorikeet_trainer.points import Feed
 from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.profile import profile
@@ -51,6 +52,7 @@ class Examples:
     """An epoch's."""
     held_out: list[TokenRow]
     test: list[TokenRow]
+    general: list[Tokens]
     template: Template
     dropped: int
     stop_percent: float | None
@@ -99,10 +101,12 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         loop.adopt(trainer, trainable)
         held_out = objective.judge(trainable.model, examples.held_out, passes)
         test = objective.judge(trainable.model, examples.test, passes)
+        general = Sft(api.Sft()).judge(trainable.model, examples.general, passes)
     questions = samples.questions(objective.asked(examples.held_out))
     exam = Exam(
         held_out=held_out,
         test=test,
+        general=general,
         answer=(lambda: answers(session, trainable, tokenizer, questions)) if questions else None,
         timed=session.part,
     )
@@ -175,7 +179,8 @@ def look_at_the_end(
         [answer.repeated for answer in final.answers],
         [samples.repeated(question.expected.tolist()) for question in questions],
     )
-    report.heed(report.lookout.add([found]), steps)
+    lost = signs.forgetting(steps, base.general.loss, final.general.loss) if base.general and final.general else None
+    report.heed(report.lookout.add([found, lost]), steps)
 
 
 def answers(
@@ -189,21 +194,24 @@ def answers(
 def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """Return the run's data as tokens. Raises RunError."""
     contract, dataset = session.contract, session.contract.dataset
-    sources, held_out, test = read_data(contract, session.layout, session.prepared.data)
-    template = choose_template(tokenizer, [example for source in (*sources, held_out, test) for example in source])
-    renderer = Renderer.of(contract, session.layout.model, tokenizer)
-    rendered = [renderer.render(source) for source in sources]
-    held, judging = renderer.render(held_out), renderer.render(test)
-    everything = [*rendered, held, judging]
+    data = read_data(contract, session.layout, session.prepared.data)
+    template, by = renderers(contract, session.layout.model, tokenizer, data.by_use)
+    rendered = [by["training"].render(source) for source in data.train]
+    held, judging = by["training"].render(data.held_out), by["training"].render(data.test)
+    general = by["general"].render(data.general) if data.general else Rendered()
     for what, some in (
         ("training", rendered),
-        ("evaluation", [held] if held_out else []),
-        ("test", [judging] if test else []),
+        ("evaluation", [held] if data.held_out else []),
+        ("test", [judging] if data.test else []),
+        ("general", [general] if data.general else []),
     ):
         check_left(what, some, dataset.max_length)
-    rlhf = contract.objective.rlhf
-    _check_limits(everything, *limits(session.layout.model), answer=rlhf.max_completion_length if rlhf else 0)
-    stop_percent = check_stops(everything, dataset.overlong)
+    rlhf, (positions, vocabulary) = contract.objective.rlhf, limits(session.layout.model)
+    own = [*rendered, held, judging]
+    _check_limits(own, positions, vocabulary, answer=rlhf.max_completion_length if rlhf else 0)
+    if general.rows:
+        _check_limits([general], positions, vocabulary, answer=0)
+    stop_percent = check_stops(own, dataset.overlong)
     weights = [source.weight for source in dataset.train if source.weight is not None]
     chosen = mix([len(one.rows) for one in rendered], weights or None, session.hyper.seed)
     log.event(
@@ -211,7 +219,8 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
         train=len(chosen),
         held_out=len(held.rows),
         test=len(judging.rows),
-        dropped=sum(one.dropped for one in everything),
+        general=len(general.rows),
+        dropped=sum(one.dropped for one in [*own, general]),
         template=template.source,
         stop_token_percent=stop_percent,
     )
@@ -219,10 +228,11 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
         [rendered[source].rows[index] for source, index in chosen],
         held.rows,
         judging.rows,
+        cast("list[Tokens]", general.rows),
         template,
-        sum(one.dropped for one in everything),
+        sum(one.dropped for one in [*own, general]),
         stop_percent,
-        profile(contract, session.layout, session.prepared.data, rendered, held, judging),
+        profile(contract, session.layout, session.prepared.data, rendered, held, judging, general),
     )
 
 
@@ -338,6 +348,8 @@ def figures(
         test_perplexity=perplexity(test.loss) if test and supervised else None,
         test_accuracy=test.accuracy if test else None,
         test_reward=test.reward if test else None,
+        general_loss=final.general.loss if final.general else None,
+        base_general_loss=base.general.loss if base.general else None,
         steps=outcome.steps,
         planned_steps=outcome.planned if outcome.planned > outcome.steps else None,
         best_step=best.step if best else None,

@@ -12,7 +12,6 @@ from lorikeet_run.report.model import (
     Span,
     TrackerState,
     Unit,
-    Use,
 )
 from lorikeet_run.report.page import render
 
@@ -28,6 +27,5 @@ __all__ = [
     "Span",
     "TrackerState",
     "Unit",
-    "Use",
     "render",
 ]

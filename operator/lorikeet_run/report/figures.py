@@ -38,6 +38,7 @@ def tiles(metrics: Metrics) -> list[Tile]:
     found.append(_compared("Held-out accuracy", metrics.eval_accuracy, metrics.base_eval_accuracy, rises=True))
     found.append(_compared("Held-out reward", metrics.eval_reward, metrics.base_eval_reward, rises=True))
     found.append(_compared("Test loss", metrics.test_loss, metrics.base_test_loss))
+    found.append(_compared("General loss", metrics.general_loss, metrics.base_general_loss))
     if metrics.train_loss is not None:
         found.append(Tile("Training loss", text.number(metrics.train_loss), "mean over the run"))
     if metrics.steps is not None:

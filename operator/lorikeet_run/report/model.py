@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from lorikeet_api.base import Model
-from lorikeet_api.contract import Metrics, RunContract, SourceDigest, Template
+from lorikeet_api.contract import Metrics, RunContract, SourceDigest, Template, Use
 from lorikeet_api.tracking import TrackerName
 
 
@@ -80,9 +80,6 @@ class Sample(Model):
     """After training."""
 
 
-Use = Literal["training", "evaluation", "test"]
-
-
 class SourceProfile(Model):
     """One data source."""
 
@@ -111,13 +108,15 @@ class DataProfile(Model):
     """What the data looked like once it was rendered."""
 
     sources: list[SourceProfile]
-    """The training sources in the request's order, then the evaluation set and the test set."""
+    """The training sources in the request's order, then the evaluation set, the test set and the general set."""
     train_examples: int
     """Training examples that were kept, each counted once."""
     held_out_examples: int
     """Held-out examples that were kept."""
     test_examples: int = 0
     """Examples of the test set that were kept."""
+    general_examples: int = 0
+    """Examples of the general set that were kept."""
     dropped: int
     """Examples left out because they were too long."""
     trained_tokens: int
@@ -161,6 +160,7 @@ class RunReport(Model):
     base_model: SourceDigest
     """The base model as it was read."""
     data: list[SourceDigest]
-    """The data as it was read: training sources in the request's order, then the evaluation set."""
+    """The data as it was read: training sources in the request's order, then the evaluation set, the test set and the
+    general set."""
     libraries: dict[str, str]
     """Versions of the libraries that decide the result."""

@@ -116,6 +116,9 @@ def _unmeasured(report: RunReport) -> list[Unmeasured]:
         found.append(Unmeasured("Overfitting", "dataset.eval or dataset.evalFraction"))
     if not report.samples:
         found.append(Unmeasured("Repetition", "held-out examples with a prompt"))
+    if report.metrics.general_loss is None:
+        writes = report.contract.objective.reward is None
+        found.append(Unmeasured("Forgetting", "dataset.general" if writes else "a model that writes"))
     return found
 
 

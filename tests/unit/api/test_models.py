@@ -7,14 +7,26 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from lorikeet_api.contract import TERMINATION_LIMIT, Artifacts, Metrics, RunContract, RunRecord, StorageAccess, run_id
+from lorikeet_api.contract import (
+    TERMINATION_LIMIT,
+    Artifacts,
+    Metrics,
+    RunContract,
+    RunRecord,
+    StorageAccess,
+    Use,
+    data_sources,
+    data_uses,
+    read_as,
+    run_id,
+)
 from lorikeet_api.crdgen import RESOURCES
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.finetunejob import FineTuneJob
 from lorikeet_api.modeldeployment import OWNED_FLAGS, ModelDeployment
-from lorikeet_api.objectives import ObjectiveName
+from lorikeet_api.objectives import Objective, ObjectiveName
 from lorikeet_api.signs import SIGN_NAMES, Sign, Signs
-from lorikeet_api.training import MethodName, Training
+from lorikeet_api.training import Dataset, DataSource, MethodName, Training
 from lorikeet_api.yaml import load_all
 from tests import runs
 from tests.resources import deployment_body, job_body
@@ -22,8 +34,8 @@ from tests.resources import deployment_body, job_body
 ROOT = Path(__file__).resolve().parents[3]
 LEAST: dict[str, dict[str, Any]] = {"rlhf": {"rewards": [{"match": {"column": "answer"}}]}}
 """What objectives cannot do without."""
-RLHF = {"objective": {"rlhf": LEAST["rlhf"]}}
-PROMPTS = {"train": [{"uri": "s3://datasets/prompts.jsonl"}]}
+RLHF: dict[str, Any] = {"objective": {"rlhf": LEAST["rlhf"]}}
+PROMPTS: dict[str, Any] = {"train": [{"uri": "s3://datasets/prompts.jsonl"}]}
 
 
 def rewarded(*rewards: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +76,7 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
         ({**RLHF, "training": {"batchSize": 12}}, "make it a multiple of objective.rlhf.numGenerations"),
         ({**RLHF, "dataset": {**PROMPTS, "overlong": "truncate"}}, "a prompt that is cut at its end"),
         ({**RLHF, "dataset": {**PROMPTS, "trainOn": "completion"}}, "trainOn is for objective sft"),
+        ({"objective": {"reward": {}}, "dataset": {**PROMPTS, "general": PROMPTS["train"][0]}}, "writes nothing"),
         ({**RLHF, "method": {"lora": {"init": "olora", "dropout": 0}}}, "init pissa and olora are for objective sft"),
         ({"model": {"from": {"fineTuneJobRef": {"name": "sql-v1"}}}}, "names itself as one that it waits for"),
         ({"model": {"uri": "s3://models/x", "secretRef": {"name": "t"}}}, "secretRef opens hf:// sources"),
@@ -105,10 +118,11 @@ def test_wrong_requests_are_refused(spec: dict[str, Any], message: str) -> None:
         FineTuneJob.parse(job_body(**spec))
 
 
-def test_a_token_may_open_a_test_set_alone() -> None:
+@pytest.mark.parametrize("what", ["test", "general"])
+def test_a_token_may_open_one_set_alone(what: str) -> None:
     model = {"uri": "s3://models/base", "secretRef": {"name": "hf-token"}}
     dataset: dict[str, Any] = {"train": [{"uri": "s3://data/a"}]}
-    FineTuneJob.parse(job_body(model=model, dataset={**dataset, "test": {"uri": "hf://o/d", "split": "test"}}))
+    FineTuneJob.parse(job_body(model=model, dataset={**dataset, what: {"uri": "hf://o/d", "split": "test"}}))
     with pytest.raises(ValidationError, match="secretRef"):
         FineTuneJob.parse(job_body(model=model, dataset=dataset))
 
@@ -233,6 +247,43 @@ def test_what_signs_mean_and_how_long_a_step_may_take_is_no_part_of_a_runs_id() 
         )
     )
     assert ids(plain) == ids(failing)
+
+
+def test_a_general_set_is_no_part_of_a_runs_id() -> None:
+    plain, looked_at = (
+        runs.contract("s3://out/x", StorageAccess(), dataset=Dataset.model_validate({**PROMPTS, **more}))
+        for more in ({}, {"general": {"uri": "s3://datasets/chat.jsonl"}})
+    )
+    assert ids(plain) == ids(looked_at)
+
+
+def test_sources_are_told_with_what_they_are_for() -> None:
+    sets = {use: {"uri": f"s3://datasets/{use}"} for use in ("general", "test", "eval")}
+    dataset = Dataset.model_validate({"train": [{"uri": f"s3://datasets/{n}"} for n in (1, 2)], **sets})
+    contract = runs.contract("s3://out/x", StorageAccess(), dataset=dataset)
+    told = [(use, source.uri.rpartition("/")[2]) for use, source in zip(*uses_and_sources(contract), strict=True)]
+    expected = [("training", "1"), ("training", "2"), ("evaluation", "eval"), ("test", "test"), ("general", "general")]
+    assert told == expected
+
+
+def uses_and_sources(contract: RunContract) -> tuple[list[Use], list[DataSource]]:
+    return data_uses(contract), data_sources(contract)
+
+
+def test_a_general_set_is_read_as_sft_reads_rows_with_the_usual_names_and_is_cut() -> None:
+    own = {"format": "prompt", "columns": {"prompt": "asked"}, "overlong": "fail", "maxLength": 100}
+    contract = runs.contract(
+        "s3://out/x",
+        StorageAccess(),
+        dataset=Dataset.model_validate({**PROMPTS, **own}),
+        objective=Objective.model_validate(RLHF["objective"]),
+    )
+    assert read_as(contract, "test") == contract
+    general = read_as(contract, "general")
+    assert (general.objective.name, general.objective.columns) == ("sft", [])
+    dataset = general.dataset
+    assert (dataset.format, dataset.columns, dataset.train_on) == ("auto", None, None)
+    assert (dataset.overlong, dataset.max_length) == ("truncate", 100)
 
 
 def ids(contract: RunContract) -> str:

@@ -8,7 +8,14 @@ import pytest
 
 from lorikeet_cli.main import main
 
-METRICS = {"evalLoss": 0.98, "baseEvalLoss": 2.5, "steps": 20, "aFigureOfTomorrow": 1}
+METRICS = {
+    "generalLoss": 1.75,
+    "baseGeneralLoss": 1.5,
+    "evalLoss": 0.98,
+    "baseEvalLoss": 2.5,
+    "steps": 20,
+    "aFigureOfTomorrow": 1,
+}
 ARTIFACTS = {"uri": "s3://out/sql/ab12", "runId": "ab12", "revision": "12345678", "sha256": "1" * 64, "sizeBytes": 1}
 
 
@@ -99,6 +106,7 @@ def test_a_report_has_figures_and_place(kubectl: Path, capsys: pytest.CaptureFix
     assert main(["report", "sql"]) == 0
     told = capsys.readouterr().out
     assert "loss on held-out examples  0.98, 2.5 before training" in told
+    assert "loss on the general set    1.75, 1.5 before training" in told
     assert "published s3://out/sql/ab12, revision 12345678" in told
     assert main(["report", "sql", "--output", str(kubectl / "page.html")]) == 1
     assert "has no report" in capsys.readouterr().err

@@ -72,6 +72,24 @@ def test_a_test_set_makes_no_two_different_examples_to_split(
     assert "evalFraction needs at least two different examples" in capsys.readouterr().out
 
 
+def test_a_general_set_is_read_as_sft_reads_rows_whatever_is_trained(
+    write: Write, sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs, general = tmp_path / "datasets/pairs.jsonl", tmp_path / "datasets/general.jsonl"
+    pairs.write_text('{"asked": "a", "chosen": "b", "rejected": "c"}\n')
+    general.write_text('{"text": "The sky is blue."}\n' * 2)
+    train, kept = ({"uri": f"s3://datasets/{file.name}"} for file in (pairs, general))
+    dataset = {"train": [train], "general": kept, "format": "preference", "columns": {"prompt": "asked"}}
+    file = write(job_body(objective={"dpo": {}}, method={"lora": {}}, dataset=dataset))
+    assert main(["validate", "-f", str(file), *sources]) == 0
+    assert "data: s3://datasets/general.jsonl: 2 rows" in capsys.readouterr().out
+    general.write_text('{"asked": "a"}\n')
+    assert main(["validate", "-f", str(file), *sources]) == 65
+    told = capsys.readouterr().out
+    assert "general.jsonl, line 1: objective sft takes no rows with these columns: asked;" in told
+    assert "dataset.columns maps other names, but those of a general set" in told
+
+
 def test_a_model_that_is_not_there_and_one_that_is_none(
     write: Write, sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from lorikeet_api.request import USUAL, Refused, hyperparameters
+from lorikeet_operator.finetune.job import training_job
 from lorikeet_operator.finetune.resolve import resolve
 from tests.resources import job, profile
 
@@ -157,6 +158,45 @@ def test_trackers_are_the_jobs_else_the_profiles_and_never_both() -> None:
     assert own.mlflow is None
     assert resolve(job(tracking={}), usual, IMAGE).contract.tracking is None
     assert resolve(job(), profile(), IMAGE).contract.tracking is None
+
+
+GENERAL = {"uri": "s3://datasets/general.jsonl"}
+
+
+def test_the_general_set_is_the_jobs_else_the_profiles_and_no_part_of_the_run_id() -> None:
+    usual = profile(defaults={"general": GENERAL})
+    own = job(dataset={"train": [{"uri": "s3://datasets/sql/train.jsonl"}], "general": {"uri": "s3://datasets/own"}})
+    found = [resolve(each, by, IMAGE).contract for each in (job(), own) for by in (usual, profile())]
+    general = [each.dataset.general and each.dataset.general.uri for each in found]
+    assert general == [GENERAL["uri"], None, "s3://datasets/own", "s3://datasets/own"]
+    assert len({each.run_id for each in found}) == 1
+
+
+def test_a_job_that_is_to_fail_on_forgetting_needs_a_general_set_of_its_own_or_of_the_profile() -> None:
+    failing = {"signs": {"failOn": ["Forgetting"]}}
+    usual = profile(defaults={"general": GENERAL})
+    assert resolve(job(training=failing), usual, IMAGE).contract.training.signs is not None
+    for asked, by in (
+        (job(training=failing), profile()),
+        (job(), profile(defaults={"training": failing})),
+        (job(training=failing, objective={"reward": {}}, method={"lora": {}}), usual),
+    ):
+        with pytest.raises(Refused, match=r"failOn has Forgetting.*set dataset\.general, or remove") as refused:
+            resolve(asked, by, IMAGE)
+        assert refused.value.reason == "InvalidSpec"
+
+
+def test_a_reward_model_has_no_general_set() -> None:
+    rewarding = job(objective={"reward": {}}, method={"lora": {}})
+    assert resolve(rewarding, profile(defaults={"general": GENERAL}), IMAGE).contract.dataset.general is None
+
+
+def test_a_profiles_general_set_may_lie_on_a_claim_of_the_jobs_namespace() -> None:
+    asked, on_claim = job(), profile(defaults={"general": {"uri": "pvc://exams/general.jsonl"}})
+    pod = training_job(asked, resolve(asked, on_claim, IMAGE), None)["spec"]["template"]["spec"]
+    assert [
+        each["persistentVolumeClaim"]["claimName"] for each in pod["volumes"] if "persistentVolumeClaim" in each
+    ] == ["exams"]
 
 
 def test_who_follows_a_run_does_not_change_its_id() -> None:

@@ -4,7 +4,8 @@ import pytest
 
 from lorikeet_api.contract import StorageAccess
 from lorikeet_api.objectives import Objective
-from lorikeet_api.training import Training
+from lorikeet_api.signs import Signs
+from lorikeet_api.training import DataSource, Training
 from lorikeet_run.errors import RunError
 from lorikeet_run.hyperparameters import Hyperparameters
 from tests import runs
@@ -18,6 +19,16 @@ def test_kto_needs_two_answers_in_each_micro_batch(batch: int, micro: int | None
     with pytest.raises(RunError, match="set microBatchSize to 2 or more"):
         Hyperparameters.of(run)
     assert Hyperparameters.of(runs.contract("s3://out/a", StorageAccess(), training=training)).micro_batch_size == 1
+
+
+def test_what_a_run_is_to_fail_on_must_be_measured() -> None:
+    failing = Training(signs=Signs(fail_on=["Forgetting"]))
+    plain = runs.contract("s3://out/a", StorageAccess(), training=failing)
+    with pytest.raises(RunError, match=r"failOn has Forgetting.*set dataset\.general") as refused:
+        Hyperparameters.of(plain)
+    assert refused.value.reason == "InvalidContract"
+    general = plain.dataset.model_copy(update={"general": DataSource(uri="s3://datasets/general.jsonl")})
+    assert Hyperparameters.of(plain.model_copy(update={"dataset": general})).signs == failing.signs
 
 
 def of_rlhf(**training: int | float) -> Hyperparameters:

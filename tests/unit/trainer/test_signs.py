@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from lorikeet_api.signs import Sign
-from lorikeet_trainer.signs import Lookout, repetition
+from lorikeet_trainer.signs import Lookout, forgetting, repetition
 from lorikeet_trainer.state import LossPoint
 
 
@@ -126,3 +126,14 @@ def test_answers_of_which_half_repeat_themselves_are_a_sign_unless_they_are_mean
     assert repetition(60, [0.0] * 4, [0.9, 0.3, 0.1, 0.0], [0.0] * 4) is None
     assert repetition(60, [0.0] * 4, [0.9, 0.8, 0.1, 0.0], [0.9, 0.8, 0.0, 0.0]) is None
     assert repetition(60, [], [], []) is None
+
+
+def test_a_loss_on_the_general_set_that_rose_by_a_tenth_of_a_nat_and_a_twentieth_is_forgetting() -> None:
+    assert sign(forgetting(60, 1.0, 1.11)) == ("Forgetting", 60)
+    assert forgetting(60, 1.0, 1.09) is None
+    assert sign(forgetting(60, 4.0, 4.21)) == ("Forgetting", 60)
+    assert forgetting(60, 4.0, 4.19) is None, "less than a twentieth"
+    assert forgetting(60, 2.0, 1.5) is None, "it has learnt"
+    found = forgetting(60, 1.23456, 2.34567)
+    assert found is not None
+    assert found.message == "the loss on the general set rose from 1.235 before training to 2.346"

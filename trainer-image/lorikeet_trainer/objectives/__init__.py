@@ -18,7 +18,7 @@ from lorikeet_trainer.objectives.sft import Sft
 from lorikeet_trainer.rewards import make_rewards
 from lorikeet_trainer.state import Layout
 
-__all__ = ["Objective", "Setting", "make_objective"]
+__all__ = ["Objective", "Setting", "Sft", "make_objective"]
 
 
 def make_objective(

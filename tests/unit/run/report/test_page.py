@@ -98,9 +98,13 @@ def test_a_sign_stands_with_its_step_and_what_to_do_and_what_was_not_looked_for_
     words = " ".join(" ".join(Parsed(render(example.report(metrics=Metrics(signs=[sign])))).words).split())
     assert f"LossSpike 1,200 the training loss was 4 {ADVICE['LossSpike']}" in words
     assert "Overfitting was not measured: that takes dataset.eval" in words
+    assert "Forgetting was not measured: that takes dataset.general." in words
     well = render(example.report())
     assert "None was seen." in well
     assert "Overfitting was not measured" not in well
+    kept = render(example.report(metrics=Metrics(general_loss=1.5, base_general_loss=1.25)))
+    assert "Forgetting was not measured" not in kept
+    assert "1.25 before training" in kept
 
 
 def test_a_long_run_stays_a_small_page() -> None:
