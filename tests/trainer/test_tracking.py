@@ -16,6 +16,7 @@ from mlflow.entities import Run
 
 from lorikeet_api.contract import REPORT, RunContract, SourceDigest, StorageAccess
 from lorikeet_api.tracking import WANDB_KEY, Mlflow, Tracking
+from lorikeet_run import log
 from lorikeet_trainer import lifecycle
 from lorikeet_trainer.lifecycle import Options, Stage
 from lorikeet_trainer.points import Point
@@ -170,6 +171,29 @@ def test_steps_that_a_killed_attempt_has_told_are_not_told_again(server: MlflowS
         *((step, 1_000_000 + 1000 * step) for step in range(1, 6)),
         *((step, 2_000_000 + 1000 * step) for step in range(6, 9)),
     ]
+
+
+def test_a_report_that_the_server_cannot_store_leaves_the_run_finished(
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no room")
+
+    server.wait()
+    log.set_up()
+    monkeypatch.setattr(MlflowClient, "log_text", full)
+    contract = runs.contract("s3://out/x", StorageAccess(), job_uid=UID)
+    layout = Layout(tmp_path)
+    (layout.output / REPORT).parent.mkdir(parents=True)
+    (layout.output / REPORT).write_text("a page")
+    subject = Subject(contract, Prepared(model=SourceDigest(uri=MODEL, files=[]), data=[]), layout)
+    tracker = MlflowTracker(Mlflow(uri=server.url, experiment="full"), subject)
+    where = tracker.begin()
+    tracker.end("published")
+    assert MlflowClient(server.url).get_run(where.rpartition("/")[2]).info.status == "FINISHED"
+    told = capsys.readouterr().out
+    assert told.count("level=warning") == 2, "of the request and of the report"
+    assert f"{REPORT} is not among its artifacts: no room" in told
 
 
 @pytest.fixture

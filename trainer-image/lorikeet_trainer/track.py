@@ -21,6 +21,7 @@ from lorikeet_trainer.points import Reader, points_of
 from lorikeet_trainer.state import Ending, Layout, MetricsFile, Prepared, Tracked
 from lorikeet_trainer.teller import Teller
 from lorikeet_trainer.trackers import Subject, make_tracker
+from lorikeet_trainer.trackers.keys import trim_keys
 
 _POLL_SECONDS: Final = 0.5
 _NICENESS: Final = 10
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     given = parser.parse_args()
     log.set_up()
+    trim_keys()
     os.nice(_NICENESS)
     # The supervisor says when to stop: what was made until then is still told.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,6 +1,7 @@
 """Trackers' points, the threads that bring trackers up to date, and the supervisor's half: all without a server."""
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from time import monotonic
 import pytest
 
 from lorikeet_api.contract import FileDigest, Metrics, RunContract, RunRecord, SourceDigest, StorageAccess
+from lorikeet_api.signs import Sign
 from lorikeet_api.tracking import MLFLOW_KEYS, WANDB_KEY
 from lorikeet_api.tracking import Tracking as Wanted
 from lorikeet_run import log
@@ -20,7 +22,8 @@ from lorikeet_trainer.processes import Command
 from lorikeet_trainer.state import Ending, Layout, LossPoint, PacePoint, Prepared
 from lorikeet_trainer.teller import Teller
 from lorikeet_trainer.trackers import Lost, Subject, Tracker
-from lorikeet_trainer.trackers.tracker import flat
+from lorikeet_trainer.trackers.keys import trim_keys
+from lorikeet_trainer.trackers.tracker import flat, numbers
 from lorikeet_trainer.tracking import Tracking
 from tests import runs
 
@@ -153,6 +156,44 @@ def test_points_that_a_tracker_lacks_are_counted() -> None:
     one.add(POINTS)
     one.finish(Metrics(steps=2))
     assert settle(one) == "wandb lacks 3 of the 3 points of metrics.json: no room"
+
+
+def test_a_tracker_that_lacks_the_figures_alone_lacks_no_point() -> None:
+    class Full(Fake):
+        def finish(self, metrics: Metrics) -> None:
+            raise OSError("no room")
+
+    one = Teller("tensorboard", Full)
+    one.add(POINTS)
+    one.finish(Metrics(steps=2))
+    assert settle(one) == "tensorboard has not got the run's figures, or its files: no room"
+    one.end("published")
+    assert settle(one) == "tensorboard has not got the run's figures, or its files: no room"
+
+
+@pytest.mark.parametrize("key", ["open sesame\n", " a\tb", "it's"])
+def test_keys_are_trimmed_and_stand_in_nothing_that_is_told(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    for name in (*MLFLOW_KEYS, WANDB_KEY):
+        monkeypatch.setenv(name, key)
+
+    class Quoting(Fake):
+        def begin(self) -> str:
+            raise ValueError(f"invalid header value: {f'Bearer {key}'!r}, {key.strip()}")
+
+    one = Teller("mlflow", Quoting)
+    one.finish(Metrics(steps=2))
+    told = settle(one)
+    assert told is not None
+    assert "invalid header value" in told
+    assert key.strip() not in told
+    assert repr(key.strip())[1:-1] not in told
+    trim_keys()
+    assert [os.environ[name] for name in (*MLFLOW_KEYS, WANDB_KEY)] == [key.strip()] * 4
+
+
+def test_figures_are_the_numbers_of_a_run_and_no_signs() -> None:
+    sign = Sign(name="Overfitting", step=2, message="the held-out loss rises")
+    assert numbers(Metrics(eval_loss=2.5, steps=2, signs=[sign])) == {"final/evalLoss": 2.5, "final/steps": 2.0}
 
 
 def test_what_is_lost_is_not_tried_again() -> None:

@@ -60,6 +60,11 @@ class Subject:
         """The FineTuneJob that asks for the same run, as YAML for a repository; else the whole contract."""
         return reproduce.manifest(self.contract) or reproduce.configuration(self.contract)
 
+    @property
+    def request_file(self) -> str:
+        """Name of a file with the request."""
+        return "contract.yaml" if reproduce.manifest(self.contract) is None else "finetunejob.yaml"
+
 
 def _sha256(source: SourceDigest) -> str:
     """Return the sha256 of a source's file; of several, that over their digests."""
@@ -82,7 +87,8 @@ def _below(path: str, name: object) -> str:
 
 def numbers(metrics: Metrics) -> dict[str, float]:
     """Return the run's figures that are numbers, as trackers name them: `final/evalLoss`."""
-    return {f"final/{name}": float(value) for name, value in metrics.to_wire().items() if not isinstance(value, str)}
+    told = metrics.to_wire().items()
+    return {f"final/{name}": float(value) for name, value in told if type(value) in (int, float)}
 
 
 class Lost(Exception):
