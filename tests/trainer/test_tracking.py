@@ -96,7 +96,7 @@ def followed(lab: Lab, server: MlflowServer) -> Followed:
     first.process.send_signal(signal.SIGTERM)
     code, record, log = first.end()
     assert (code, record["reason"]) == (75, "Preempted"), log
-    stopped = lab.fetch(contract, EVENTS)
+    stopped = lab.fetch(contract, f"live/{EVENTS}")
     code, record, log = lab.start(contract).end()
     assert code == 0, log
     assert record["metrics"]["resumedFromStep"] < 80
@@ -228,6 +228,7 @@ def test_tensorboard_has_the_whole_curve_when_it_is_published_and_what_there_was
         values = [(event.step, value) for event in read_events(data) for value in event.summary.value]
         return [(step, value.simple_value) for step, value in values if value.tag == name]
 
+    assert not [name for name in lab.published(followed.contract) if name.startswith("live/")]
     published = lab.fetch(followed.contract, EVENTS)
     for name in (*CURVE, "evalLoss"):
         assert scalars(published, name) == followed.curve(name), name
@@ -262,7 +263,7 @@ def test_a_run_that_all_have_followed_ends_without_a_warning(lab: Lab, followed:
     assert "lacks" not in followed.record["message"]
     assert "level=warning" not in followed.log
     page = lab.fetch(followed.contract, REPORT).decode()
-    assert f"s3://out/{followed.contract.output_uri.rpartition('/')[2]}/{followed.contract.run_id}/tensorboard" in page
+    assert f"<dt>tensorboard</dt><dd>{followed.contract.output_uri}/{followed.contract.run_id}</dd>" in page
     assert "/#/experiments/" in page
 
 

@@ -60,10 +60,11 @@ class Teller:
             self._ending = ending
             self._changed.notify_all()
 
-    def settle(self, deadline: float) -> None:
-        """Wait until the tracker knows everything or is given up, until `deadline` (monotonic clock) at most."""
+    def settle(self, deadline: float) -> bool:
+        """Wait until the tracker knows everything or is given up, until `deadline` (monotonic clock) at most; return
+        whether that is so."""
         with self._changed:
-            self._changed.wait_for(lambda: self._next() is None, max(0.0, deadline - monotonic()))
+            return self._changed.wait_for(lambda: self._next() is None, max(0.0, deadline - monotonic()))
 
     @property
     def state(self) -> TrackerState:
