@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from lorikeet_api.contract import REPORT, RunContract, SourceDigest, StorageAccess
-from lorikeet_api.tracking import WANDB_KEY, Mlflow, Tracking
+from lorikeet_api.tracking import MLFLOW_KEYS, WANDB_KEY, Mlflow, Tracking
 from lorikeet_run import log
 from lorikeet_trainer import lifecycle
 from lorikeet_trainer.lifecycle import Options, Stage
@@ -91,11 +91,14 @@ def followed(lab: Lab, server: MlflowServer) -> Followed:
         wandb={"project": "colours", "mode": "offline"},
         tensorboard={},
     )
-    first = lab.start(contract)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MLFLOW_KEYS[0], "token\n")  # as Secrets often end
+        first = lab.start(contract)
     first.await_line("event=step step=20 ")
     first.process.send_signal(signal.SIGTERM)
     code, record, log = first.end()
     assert (code, record["reason"]) == (75, "Preempted"), log
+    assert "does not take it" not in log
     stopped = lab.fetch(contract, f"live/{EVENTS}")
     code, record, log = lab.start(contract).end()
     assert code == 0, log

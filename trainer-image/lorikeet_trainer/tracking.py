@@ -62,16 +62,14 @@ class Tracking:
     def finish(self, seconds: float) -> None:
         """Have what was trained told to its end, before it is published: trackers' files are a part of it.
 
-        They are moved to the output here, those that are whole: what comes later is not published.
+        They are moved to the output here, those that are whole: what comes later is not published, and told at the end.
         """
         if self._layout is None:
             return
         self._tell("finish", self._layout, seconds)
-        try:
-            for made in sorted(self._layout.followed.glob("*")):
+        for made in self._layout.followed.glob("*"):
+            with suppress(OSError):
                 made.rename(self._layout.output / made.name)
-        except OSError as error:
-            log.event("tracking", level=logging.WARNING, message=f"a tracker's files are not published: {error}")
 
     def end(self, record: RunRecord, ending: Ending, seconds: float) -> RunRecord:
         """Have told how the attempt has ended; return its record, with a word on each tracker that lacks something."""
@@ -86,6 +84,7 @@ class Tracking:
         assert self._contract.tracking is not None  # noqa: S101 - else nothing was started
         warnings = [known.get(name, f"{name} was not reached in time") for name in self._contract.tracking.names]
         told = [warning for warning in warnings if warning is not None]
+        told += [f"{late.name}/ came too late to be published" for late in sorted(self._layout.followed.glob("*"))]
         for warning in told:
             log.event("tracking", level=logging.WARNING, message=warning)
         return record.model_copy(update={"message": "; ".join([record.message, *told])})

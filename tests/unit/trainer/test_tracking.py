@@ -16,7 +16,7 @@ from lorikeet_api.tracking import MLFLOW_KEYS, WANDB_KEY
 from lorikeet_api.tracking import Tracking as Wanted
 from lorikeet_run import log
 from lorikeet_storage.folders import FOLDERS_VARIABLE, use_folders
-from lorikeet_trainer import teller
+from lorikeet_trainer import lifecycle, teller
 from lorikeet_trainer.lifecycle import environment
 from lorikeet_trainer.points import Feed, Point, Reader, points_of
 from lorikeet_trainer.processes import Children, Command
@@ -278,6 +278,9 @@ def test_what_trackers_have_made_whole_in_time_is_published_and_nothing_that_com
     give("tensorboard")
     tracking.finish(30)
     give("wandb")
+    told = tracking.end(RunRecord(reason="Published", message="published x"), "published", 30)
+    assert told.message.endswith("; wandb/ came too late to be published")
+    assert "tensorboard/" not in told.message
     assert [path.relative_to(layout.output).as_posix() for path in sorted(layout.output.rglob("*"))] == [
         "tensorboard",
         "tensorboard/file",
@@ -302,6 +305,19 @@ def test_the_end_is_heard_while_a_tracker_is_still_waited_for(tmp_path: Path) ->
     assert fake.said == ["begin", POINTS, Metrics(steps=2), "published"]
     warnings = [state.warning for state in Tracked.read(layout.tracked).trackers]
     assert warnings == ["mlflow was not reached and has nothing of the run: it does not answer", None]
+
+
+def test_the_record_is_there_before_trackers_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(self: Tracking, record: RunRecord, ending: Ending, seconds: float) -> RunRecord:
+        seen.append(termination.read_text())
+        return record.model_copy(update={"message": f"{record.message}; mlflow lacks it"})
+
+    seen: list[str] = []
+    termination = tmp_path / "termination"
+    monkeypatch.setattr(Tracking, "end", end)
+    lifecycle.run(lifecycle.Options(tmp_path / "no contract", tmp_path / "work", termination), Children())
+    assert "the contract cannot be read" in seen[0]
+    assert "mlflow lacks it" in termination.read_text()
 
 
 def test_a_run_without_trackers_starts_no_process(tmp_path: Path) -> None:
