@@ -30,9 +30,7 @@ from lorikeet_cli.problem import Problem
 from lorikeet_cli.request import Machine, add_arguments, contract_of, the_job
 from lorikeet_cli.terminal import Line, bar, progress
 from lorikeet_run import log
-from lorikeet_storage import find_run
-from lorikeet_storage.folders import folder_of
-from lorikeet_storage.uri import parse
+from lorikeet_storage import find_run, run_place
 
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -262,14 +260,8 @@ def _tell(record: RunRecord, code: int, contract: RunContract, work: _Work) -> N
         return
     if record.reason == "Adopted":
         print("the result of this very request is there already; nothing was trained")
-        print(f"a request is known by its URIs: to train on what the files hold now, remove {_place(contract)}")
+        print(f"a request is known by its URIs: to train on what the files hold now, remove {run_place(contract)}")
     for each in figures.lines(record.metrics) if record.metrics is not None else ():
         print(each)
     what = "adapter" if contract.method.full is None else "model"
-    print(f"published {_place(contract)}/{what}, revision {record.artifacts.revision}")
-
-
-def _place(contract: RunContract) -> Path | str:
-    """Return where the run publishes: a folder of this machine, or a URI."""
-    uri = f"{contract.output_uri}/{contract.run_id}"
-    return folder_of(parse(uri), "output") or uri
+    print(f"published {run_place(contract)}/{what}, revision {record.artifacts.revision}")

@@ -3,8 +3,9 @@ made.
 
 The functions to call: `survey_model` and `survey_data` look at a source and pin it, `fetch_model` and `fetch_data`
 bring its files into a folder and digest them, `find_published`, `find_run` and `check_free` look at an output before a
-run, `leave_file` writes to it on the way and `publish` after the run, `Checkpoints` keeps what a run goes on from. All
-raise `StorageError` and nothing else, whose reason is one of `lorikeet_api.conditions.TrainerReason`.
+run, `leave_file` writes to it on the way and `publish` after the run, `run_place` says where, `Checkpoints` keeps what
+a run goes on from. All raise `StorageError` and nothing else, whose reason is one of
+`lorikeet_api.conditions.TrainerReason`.
 """
 
 from lorikeet_storage.checkpoints import Checkpoints
@@ -26,6 +27,7 @@ from lorikeet_storage.publish import (
     leave_file,
     publish,
     remove_run,
+    run_place,
 )
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "leave_file",
     "publish",
     "remove_run",
+    "run_place",
     "survey_data",
     "survey_model",
 ]

@@ -5,6 +5,8 @@ Two pods of one run may publish at the same time, such as one on a node that the
 successor; their files can differ by rounding. So each uploads to a staging folder of its own, `commit.json`
 (written by the first, by no second) decides whose files count, and whoever comes by copies those into place
 inside the store. Any number of writers then write the same bytes, and an end at any point leaves nothing half.
+What is left there while a run goes on lies in `live/`, of which no manifest names anything: a pod that is given up may
+write there whenever it likes.
 """
 
 import hashlib
@@ -28,6 +30,7 @@ from lorikeet_api.contract import (
     run_id,
 )
 from lorikeet_storage.errors import Conflict, Place, StorageError
+from lorikeet_storage.folders import folder_of
 from lorikeet_storage.sources import file_digest
 from lorikeet_storage.stores import Store, open_output
 from lorikeet_storage.uri import S3Location, parse_s3, safe_relative
@@ -37,8 +40,9 @@ RUN: Final = "run.json"
 COMMIT: Final = "commit.json"
 LATEST: Final = "latest.json"
 STAGING: Final = "staging"
+LIVE: Final = "live"
 CHECKPOINTS: Final = "checkpoints"
-_RESERVED: Final = {MANIFEST, RUN, COMMIT, LATEST, STAGING, CHECKPOINTS}
+_RESERVED: Final = {MANIFEST, RUN, COMMIT, LATEST, STAGING, LIVE, CHECKPOINTS}
 
 
 @dataclass(frozen=True)
@@ -160,9 +164,15 @@ def publish(folder: Path, draft: Manifest) -> Published:
 
 
 def leave_file(contract: RunContract, path: Path, name: str) -> None:
-    """Store a file in the run's folder before it publishes, which replaces it. Raises StorageError."""
+    """Store a file in `live/` of the run's folder until it is published, which removes it. Raises StorageError."""
     store = open_output(contract.output_uri, contract.storage)
-    store.upload(path, run_folder(contract.output_uri, contract.run_id).child(safe_relative(name)))
+    store.upload(path, run_folder(contract.output_uri, contract.run_id).child(f"{LIVE}/{safe_relative(name)}"))
+
+
+def run_place(contract: RunContract) -> str:
+    """Return where a run publishes, as a person looks for it: a folder of this machine, or a URI."""
+    folder = run_folder(contract.output_uri, contract.run_id)
+    return str(folder_of(folder, "output") or folder)
 
 
 def remove_run(contract: RunContract) -> str:
@@ -268,13 +278,13 @@ def _point(store: Store, run: S3Location, contract: RunContract) -> Published:
 
 
 def _sweep(store: Store, run: S3Location) -> None:
-    """Remove the staging folders of all attempts once the manifest stands; what stays behind does no harm."""
-    staging = run.child(STAGING)
+    """Remove what all attempts have left on the way once the manifest stands; what stays behind does no harm."""
     try:
         if store.head(run.child(MANIFEST)) is None:
             return  # committed and not yet in place: the next attempt needs the files
-        for info in list(store.objects(staging)):
-            store.delete(staging.child(info.name))
+        for folder in (run.child(STAGING), run.child(LIVE)):
+            for info in list(store.objects(folder)):
+                store.delete(folder.child(info.name))
     except StorageError:
         return  # no right to delete, say: the run is published all the same
 

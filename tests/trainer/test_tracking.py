@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from lorikeet_api.contract import REPORT, RunContract, SourceDigest, StorageAccess
-from lorikeet_api.tracking import WANDB_KEY, Mlflow, Tracking
+from lorikeet_api.tracking import MLFLOW_KEYS, WANDB_KEY, Mlflow, Tracking
+from lorikeet_run import log
 from lorikeet_trainer import lifecycle
 from lorikeet_trainer.lifecycle import Options, Stage
 from lorikeet_trainer.points import Point
@@ -90,12 +91,15 @@ def followed(lab: Lab, server: MlflowServer) -> Followed:
         wandb={"project": "colours", "mode": "offline"},
         tensorboard={},
     )
-    first = lab.start(contract)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MLFLOW_KEYS[0], "token\n")  # as Secrets often end
+        first = lab.start(contract)
     first.await_line("event=step step=20 ")
     first.process.send_signal(signal.SIGTERM)
     code, record, log = first.end()
     assert (code, record["reason"]) == (75, "Preempted"), log
-    stopped = lab.fetch(contract, EVENTS)
+    assert "header" not in record["message"], "the new line is none of the token"
+    stopped = lab.fetch(contract, f"live/{EVENTS}")
     code, record, log = lab.start(contract).end()
     assert code == 0, log
     assert record["metrics"]["resumedFromStep"] < 80
@@ -172,6 +176,29 @@ def test_steps_that_a_killed_attempt_has_told_are_not_told_again(server: MlflowS
     ]
 
 
+def test_a_report_that_the_server_cannot_store_leaves_the_run_finished(
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no room")
+
+    server.wait()
+    log.set_up()
+    monkeypatch.setattr(MlflowClient, "log_text", full)
+    contract = runs.contract("s3://out/x", StorageAccess(), job_uid=UID)
+    layout = Layout(tmp_path)
+    (layout.output / REPORT).parent.mkdir(parents=True)
+    (layout.output / REPORT).write_text("a page")
+    subject = Subject(contract, Prepared(model=SourceDigest(uri=MODEL, files=[]), data=[]), layout)
+    tracker = MlflowTracker(Mlflow(uri=server.url, experiment="full"), subject)
+    where = tracker.begin()
+    tracker.end("published")
+    assert MlflowClient(server.url).get_run(where.rpartition("/")[2]).info.status == "FINISHED"
+    told = capsys.readouterr().out
+    assert told.count("level=warning") == 2, "of the request and of the report"
+    assert f"{REPORT} is not among its artifacts: no room" in told
+
+
 @pytest.fixture
 def supervise(lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Supervise:
     """The supervisor and its trackers as they are, its stages in this process, which has torch already."""
@@ -204,6 +231,7 @@ def test_tensorboard_has_the_whole_curve_when_it_is_published_and_what_there_was
         values = [(event.step, value) for event in read_events(data) for value in event.summary.value]
         return [(step, value.simple_value) for step, value in values if value.tag == name]
 
+    assert not [name for name in lab.published(followed.contract) if name.startswith("live/")]
     published = lab.fetch(followed.contract, EVENTS)
     for name in (*CURVE, "evalLoss"):
         assert scalars(published, name) == followed.curve(name), name
@@ -238,7 +266,7 @@ def test_a_run_that_all_have_followed_ends_without_a_warning(lab: Lab, followed:
     assert "lacks" not in followed.record["message"]
     assert "level=warning" not in followed.log
     page = lab.fetch(followed.contract, REPORT).decode()
-    assert f"s3://out/{followed.contract.output_uri.rpartition('/')[2]}/{followed.contract.run_id}/tensorboard" in page
+    assert f"<dt>tensorboard</dt><dd>{followed.contract.output_uri}/{followed.contract.run_id}</dd>" in page
     assert "/#/experiments/" in page
 
 

@@ -32,7 +32,7 @@ from lorikeet_trainer import cgroup
 from lorikeet_trainer.processes import Children, Command, End
 from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.state import Ending, Layout, StageResult, StoredCheckpoint
-from lorikeet_trainer.tracking import END_SECONDS, END_STOPPED_SECONDS, FINISH_SECONDS, Tracking
+from lorikeet_trainer.tracking import END_SECONDS, FINISH_SECONDS, STOPPED_SECONDS, Tracking
 
 Stage = Literal["prepare", "train", "publish"]
 STAGES: Final[tuple[Stage, ...]] = ("prepare", "train", "publish")
@@ -43,12 +43,12 @@ AIR_GAP: Final = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NO
 _SECRETS: Final = ("AWS_", "HF_TOKEN", "MLFLOW_", "WANDB_")
 """Beginnings of variables that the ranks have no use for."""
 
-_RECORD_SECONDS: Final = 5
-"""Kept of the grace period to write the final record."""
 _TELL_SECONDS: Final = 10.0
 """How long the final record is told to a progress endpoint that does not answer."""
-_TELL_STOPPED_SECONDS: Final = 3.0
-"""The same in what is left of the grace period."""
+_TELL_STOPPED_SECONDS: Final = 2.0
+"""The same of a run that is asked to stop."""
+_END_SECONDS: Final = STOPPED_SECONDS + _TELL_STOPPED_SECONDS + 1.0
+"""Kept of the grace period to tell trackers and the progress endpoint of the end, and to write the final record."""
 _UPLOAD_SECONDS: Final = 60.0
 """What a checkpoint's upload may take after a failed attempt, before the next one begins, in this job or another."""
 
@@ -65,7 +65,7 @@ class Options:
 def run(options: Options, children: Children) -> int:
     """Run the contract's stages, write the final record and return the exit code."""
     log.set_up()
-    reporter, tracking = Reporter(Endpoint.of()), Tracking()
+    reporter, tracking = Reporter(Endpoint.of()), Tracking(children)
     try:
         result = _run_stages(options, children, reporter, tracking)
     except RunError as error:
@@ -74,8 +74,9 @@ def run(options: Options, children: Children) -> int:
         failure = internal(error)
         result = StageResult(exit_code=failure.exit_code, record=failure.record())
     record = result.record or RunError("InternalError", "the last stage left no record").record()
-    record = tracking.end(record, _ending(result.exit_code), END_STOPPED_SECONDS if children.stopping else END_SECONDS)
-    write_record(record, options.termination_log)
+    write_record(record, options.termination_log)  # at once, however long trackers take
+    record = tracking.end(record, _ending(result.exit_code), END_SECONDS)
+    write_record(record, options.termination_log)  # with what they lack
     log.event("end", reason=record.reason, message=record.message, exit_code=result.exit_code)
     # A second way for it: a node that is lost takes the termination message along.
     reporter.end(record, _TELL_STOPPED_SECONDS if children.stopping else _TELL_SECONDS)
@@ -90,7 +91,7 @@ def _ending(exit_code: int) -> Ending:
 
 def _run_stages(options: Options, children: Children, reporter: Reporter, tracking: Tracking) -> StageResult:
     contract = read_contract(options.contract)
-    children.grace_seconds = max(1.0, contract.grace_period_seconds - _RECORD_SECONDS)
+    children.grace_seconds = max(1.0, contract.grace_period_seconds - _END_SECONDS)
     layout = Layout(options.work)
     # The pod's annotation, from which the file comes, may be changed while it runs.
     options.work.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ def _run_stages(options: Options, children: Children, reporter: Reporter, tracki
         if result.record is not None:
             return result
         if stage == "train":
-            tracking.finish(children.grace_left(FINISH_SECONDS))
+            tracking.finish(FINISH_SECONDS)
     return result
 
 

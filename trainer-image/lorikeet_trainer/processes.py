@@ -108,10 +108,6 @@ class Children:
             signal.setitimer(signal.ITIMER_REAL, 0)
         return ends
 
-    def grace_left(self, seconds: float) -> float:
-        """Return `seconds`, or what is left of the grace if that is less; all of it, where nobody has asked to stop."""
-        return max(0.0, min(seconds, self._killed_at - time.monotonic())) if self.stopping else seconds
-
     def start_helper(self, command: Command) -> None:
         """Start a process beside those of `run`; it is started again if it fails, and ends by `end_helper`."""
         self._helper_starts += 1

@@ -233,6 +233,8 @@ class Layout:
         """What the first rank leaves for trackers: see `points`."""
         self.tracking = work / "tracking"
         """What trackers write on the way; nothing of it is published."""
+        self.followed = work / "followed"
+        """Folders that trackers have made whole, to be moved to `output` before it is published."""
         self.tracked = work / "tracked.json"
         """How the trackers stand."""
         self.stored = work / "stored.json"

@@ -13,6 +13,7 @@ from lorikeet_run.report import TrackerState
 from lorikeet_trainer.points import Point
 from lorikeet_trainer.state import Ending
 from lorikeet_trainer.trackers import Lost, Tracker
+from lorikeet_trainer.trackers.keys import in_short
 
 _BATCH: Final = 100
 """Points that are told at once."""
@@ -21,8 +22,6 @@ _LONGEST_PAUSE: Final = 60.0
 """Seconds between two tries with a tracker that is away."""
 _LAST_TRIES: Final = 2
 """Failures in a row after which a tracker is given up once the run waits for it."""
-_LONGEST_ERROR: Final = 160
-"""Characters that are told of an error's beginning, and of its end."""
 
 
 class Teller:
@@ -61,10 +60,11 @@ class Teller:
             self._ending = ending
             self._changed.notify_all()
 
-    def settle(self, deadline: float) -> None:
-        """Wait until the tracker knows everything or is given up, until `deadline` (monotonic clock) at most."""
+    def settle(self, deadline: float) -> bool:
+        """Wait until the tracker knows everything or is given up, until `deadline` (monotonic clock) at most; return
+        whether that is so."""
         with self._changed:
-            self._changed.wait_for(lambda: self._next() is None, max(0.0, deadline - monotonic()))
+            return self._changed.wait_for(lambda: self._next() is None, max(0.0, deadline - monotonic()))
 
     @property
     def state(self) -> TrackerState:
@@ -78,10 +78,11 @@ class Teller:
         why = self._error or "it does not answer"
         if self._where is None:
             return f"{self._name} was not reached and has nothing of the run: {why}"
-        if self._is_finished or (self._told == len(self._points) and self._ending in ("stopped", "failed")):
-            return f"{self._name} was not told how the run has ended: {why}"
-        left = len(self._points) - self._told
-        return f"{self._name} lacks {left} of the {len(self._points)} points of metrics.json: {why}"
+        if (left := len(self._points) - self._told) > 0:
+            return f"{self._name} lacks {left} of the {len(self._points)} points of metrics.json: {why}"
+        if self._metrics is not None and not self._is_finished:
+            return f"{self._name} has not got the run's figures, or its files: {why}"
+        return f"{self._name} was not told how the run has ended: {why}"
 
     def _next(self) -> Callable[[], None] | None:
         """Return what is to be done next; None where nothing is."""
@@ -140,7 +141,7 @@ class Teller:
         """Tell the first failure in a row, and wait before the next try: not where the run waits for it."""
         with self._changed:
             self._failures += 1
-            self._error = _short(error)
+            self._error = in_short(error)
             if self._failures == 1:
                 message = f"{self._name} does not take it, training goes on without: {self._error}"
                 log.event("tracking", level=logging.WARNING, tracker=self._name, message=message)
@@ -152,9 +153,3 @@ class Teller:
 
     def _is_waited_for(self) -> bool:
         return self._metrics is not None or self._ending is not None
-
-
-def _short(error: Exception) -> str:
-    """Return where an error's text begins and where it ends; between, libraries tell all of their layers."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 2 * _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]} … {text[-_LONGEST_ERROR:]}"

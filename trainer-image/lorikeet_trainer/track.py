@@ -5,6 +5,7 @@ hang or be killed at any moment: that costs the trackers, not the run.
 """
 
 import argparse
+import math
 import os
 import select
 import signal
@@ -21,8 +22,9 @@ from lorikeet_trainer.points import Reader, points_of
 from lorikeet_trainer.state import Ending, Layout, MetricsFile, Prepared, Tracked
 from lorikeet_trainer.teller import Teller
 from lorikeet_trainer.trackers import Subject, make_tracker
+from lorikeet_trainer.trackers.keys import trim_keys
 
-_POLL_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.2
 _NICENESS: Final = 10
 """Training goes first where both want the processor."""
 
@@ -44,6 +46,7 @@ def commands() -> Iterator[list[str] | None]:
 def follow(layout: Layout, tellers: Sequence[Teller], said: Iterator[list[str] | None]) -> None:
     """Tell the run until the supervisor has said its end: `finish SECONDS` once it is trained, `end ENDING SECONDS`."""
     reader, count = Reader(layout.points), 0
+    deadline, is_last = math.inf, False
     for words in said:
         points = reader.fresh()
         if words is not None and words[0] == "finish":
@@ -56,20 +59,22 @@ def follow(layout: Layout, tellers: Sequence[Teller], said: Iterator[list[str] |
             case ["finish", seconds]:
                 for teller in tellers:
                     teller.finish(file.metrics)
-                _settle(layout, tellers, float(seconds))
+                deadline = monotonic() + float(seconds)
             case ["end", ending, seconds]:
                 for teller in tellers:
                     teller.end(next(one for one in get_args(Ending) if one == ending))
-                _settle(layout, tellers, float(seconds))
+                deadline, is_last = monotonic() + float(seconds), True
+        if deadline < math.inf and _are_settled(tellers, deadline):
+            Tracked(trackers=[teller.state for teller in tellers]).write(layout.tracked)
+            if is_last:
                 return
+            deadline = math.inf
 
 
-def _settle(layout: Layout, tellers: Sequence[Teller], seconds: float) -> None:
-    """Wait for so long at most until the trackers know everything, and leave how they stand."""
-    deadline = monotonic() + seconds
-    for teller in tellers:
-        teller.settle(deadline)
-    Tracked(trackers=[teller.state for teller in tellers]).write(layout.tracked)
+def _are_settled(tellers: Sequence[Teller], deadline: float) -> bool:
+    """Wait a little for trackers; return whether they know everything, or have had their time."""
+    soon = min(deadline, monotonic() + _POLL_SECONDS)
+    return all(teller.settle(soon) for teller in tellers) or monotonic() >= deadline
 
 
 def main() -> None:
@@ -79,6 +84,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     given = parser.parse_args()
     log.set_up()
+    trim_keys()
     os.nice(_NICENESS)
     # The supervisor says when to stop: what was made until then is still told.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -18,8 +18,10 @@ from lorikeet_storage import (
     fetch_model,
     find_published,
     find_run,
+    leave_file,
     publish,
     remove_run,
+    run_place,
 )
 from lorikeet_storage.folders import FOLDERS_VARIABLE, FolderStore, folder_of, use_folders
 from lorikeet_storage.s3 import write_file
@@ -133,6 +135,29 @@ def test_what_is_published_to_a_folder_lies_there_as_in_a_bucket(out: Path, made
     assert found.artifacts == artifacts
     pointer = LatestPointer.model_validate_json((out / "sql" / "latest.json").read_bytes())
     assert pointer == LatestPointer(run_id=contract.run_id, sha256=artifacts.sha256)
+
+
+def test_what_is_left_on_the_way_is_in_nobodys_way(out: Path, made: Path) -> None:
+    contract = runs.contract(OUTPUT, ACCESS)
+    check_free(contract)
+    leave_file(contract, made / "metrics.json", "tensorboard/events")
+    run = out / "sql" / contract.run_id
+    assert files(run) == ["live/tensorboard/events", "run.json"]
+    assert run_place(contract) == str(run)
+
+    published = publish(made, runs.draft(contract))
+
+    assert not (run / "live").exists()
+    leave_file(contract, made / "adapter" / "adapter_model.safetensors", "metrics.json")  # by a pod that was given up
+    assert find_published(contract.output_uri, contract.run_id, ACCESS) == published
+    check_free(contract)
+
+
+def test_nothing_is_published_under_the_name_of_what_is_on_the_way(out: Path, made: Path) -> None:
+    (made / "live").mkdir()
+    (made / "live" / "events").write_text("")
+    with pytest.raises(StorageError, match="live/events is a reserved name"):
+        publish(made, runs.draft(runs.contract(OUTPUT, ACCESS)))
 
 
 def test_an_end_before_the_manifest_leaves_no_result_and_the_committed_attempt_counts(

@@ -1,6 +1,7 @@
 """Trackers' points, the threads that bring trackers up to date, and the supervisor's half: all without a server."""
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -10,17 +11,21 @@ from time import monotonic
 import pytest
 
 from lorikeet_api.contract import FileDigest, Metrics, RunContract, RunRecord, SourceDigest, StorageAccess
+from lorikeet_api.signs import Sign
 from lorikeet_api.tracking import MLFLOW_KEYS, WANDB_KEY
 from lorikeet_api.tracking import Tracking as Wanted
 from lorikeet_run import log
-from lorikeet_trainer import teller
+from lorikeet_storage.folders import FOLDERS_VARIABLE, use_folders
+from lorikeet_trainer import lifecycle, teller
 from lorikeet_trainer.lifecycle import environment
 from lorikeet_trainer.points import Feed, Point, Reader, points_of
-from lorikeet_trainer.processes import Command
-from lorikeet_trainer.state import Ending, Layout, LossPoint, PacePoint, Prepared
+from lorikeet_trainer.processes import Children, Command
+from lorikeet_trainer.state import Ending, Layout, LossPoint, MetricsFile, PacePoint, Prepared, Tracked
 from lorikeet_trainer.teller import Teller
+from lorikeet_trainer.track import follow
 from lorikeet_trainer.trackers import Lost, Subject, Tracker
-from lorikeet_trainer.trackers.tracker import flat
+from lorikeet_trainer.trackers.keys import trim_keys
+from lorikeet_trainer.trackers.tracker import flat, numbers
 from lorikeet_trainer.tracking import Tracking
 from tests import runs
 
@@ -155,6 +160,44 @@ def test_points_that_a_tracker_lacks_are_counted() -> None:
     assert settle(one) == "wandb lacks 3 of the 3 points of metrics.json: no room"
 
 
+def test_a_tracker_that_lacks_the_figures_alone_lacks_no_point() -> None:
+    class Full(Fake):
+        def finish(self, metrics: Metrics) -> None:
+            raise OSError("no room")
+
+    one = Teller("tensorboard", Full)
+    one.add(POINTS)
+    one.finish(Metrics(steps=2))
+    assert settle(one) == "tensorboard has not got the run's figures, or its files: no room"
+    one.end("published")
+    assert settle(one) == "tensorboard has not got the run's figures, or its files: no room"
+
+
+@pytest.mark.parametrize("key", ["open sesame\n", " a\tb", "it's"])
+def test_keys_are_trimmed_and_stand_in_nothing_that_is_told(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    for name in (*MLFLOW_KEYS, WANDB_KEY):
+        monkeypatch.setenv(name, key)
+
+    class Quoting(Fake):
+        def begin(self) -> str:
+            raise ValueError(f"invalid header value: {f'Bearer {key}'!r}, {key.strip()}")
+
+    one = Teller("mlflow", Quoting)
+    one.finish(Metrics(steps=2))
+    told = settle(one)
+    assert told is not None
+    assert "invalid header value" in told
+    assert key.strip() not in told
+    assert repr(key.strip())[1:-1] not in told
+    trim_keys()
+    assert [os.environ[name] for name in (*MLFLOW_KEYS, WANDB_KEY)] == [key.strip()] * 4
+
+
+def test_figures_are_the_numbers_of_a_run_and_no_signs() -> None:
+    sign = Sign(name="Overfitting", step=2, message="the held-out loss rises")
+    assert numbers(Metrics(eval_loss=2.5, steps=2, signs=[sign])) == {"final/evalLoss": 2.5, "final/steps": 2.0}
+
+
 def test_what_is_lost_is_not_tried_again() -> None:
     fake = Fake(failures=1, error=Lost)
     one = Teller("wandb", lambda: fake)
@@ -186,7 +229,7 @@ def contract() -> RunContract:
 
 
 def test_a_process_that_hangs_is_ended_and_costs_a_warning(contract: RunContract, tmp_path: Path) -> None:
-    record, tracking = RunRecord(reason="Published", message="published x"), Tracking()
+    record, tracking = RunRecord(reason="Published", message="published x"), Tracking(Children())
     tracking.start(contract, Layout(tmp_path), Command([sys.executable, "-c", "import time; time.sleep(60)"], {}))
     before = monotonic()
     tracking.finish(0.2)
@@ -196,7 +239,7 @@ def test_a_process_that_hangs_is_ended_and_costs_a_warning(contract: RunContract
 
 
 def test_a_process_that_is_gone_is_not_waited_for(contract: RunContract, tmp_path: Path) -> None:
-    record, tracking = RunRecord(reason="Published", message="published x"), Tracking()
+    record, tracking = RunRecord(reason="Published", message="published x"), Tracking(Children())
     tracking.start(contract, Layout(tmp_path), Command([sys.executable, "-c", ""], {}))
     before = monotonic()
     tracking.finish(30)
@@ -204,8 +247,81 @@ def test_a_process_that_is_gone_is_not_waited_for(contract: RunContract, tmp_pat
     assert monotonic() - before < 20
 
 
+def test_a_stop_shortens_the_wait_for_trackers(
+    contract: RunContract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorikeet_trainer.tracking.STOPPED_SECONDS", 0.2)
+    children = Children()
+    tracking = Tracking(children)
+    tracking.start(contract, Layout(tmp_path), Command([sys.executable, "-c", "import time; time.sleep(60)"], {}))
+    threading.Timer(0.2, setattr, (children, "stopping", True)).start()  # while it waits
+    before = monotonic()
+    tracking.finish(30)
+    tracking.end(RunRecord(reason="Published", message="published x"), "published", 30)
+    assert monotonic() - before < 10
+
+
+def test_what_trackers_have_made_whole_in_time_is_published_and_nothing_that_comes_later(
+    contract: RunContract, tmp_path: Path
+) -> None:
+    layout, tracking = Layout(tmp_path), Tracking(Children())
+    followed = Subject(contract, subject(tmp_path).prepared, layout)
+
+    def give(name: str) -> None:
+        (layout.tracking / name).mkdir(parents=True)
+        (layout.tracking / name / "file").write_text(name)
+        followed.give(layout.tracking / name)
+
+    give("of an attempt before")
+    layout.output.mkdir()
+    tracking.start(contract, layout, Command([sys.executable, "-c", ""], {}))
+    give("tensorboard")
+    tracking.finish(30)
+    give("wandb")
+    told = tracking.end(RunRecord(reason="Published", message="published x"), "published", 30)
+    assert told.message.endswith("; wandb/ came too late to be published")
+    assert "tensorboard/" not in told.message
+    assert [path.relative_to(layout.output).as_posix() for path in sorted(layout.output.rglob("*"))] == [
+        "tensorboard",
+        "tensorboard/file",
+    ]
+
+
+def test_the_end_is_heard_while_a_tracker_is_still_waited_for(tmp_path: Path) -> None:
+    never, layout, fake = threading.Event(), Layout(tmp_path), Fake()
+
+    class Silent(Fake):
+        def begin(self) -> str:
+            never.wait()
+            return ""
+
+    layout.output.mkdir()
+    MetricsFile(metrics=Metrics(steps=2), curve=CURVE, pace=PACE, seconds={}).write(layout.output / "metrics.json")
+    before = monotonic()
+    said = iter([["finish", "60"], None, ["end", "published", "0.5"], *[None] * 10])
+    follow(layout, [Teller("mlflow", Silent), Teller("wandb", lambda: fake)], said)
+    assert monotonic() - before < 20
+    never.set()
+    assert fake.said == ["begin", POINTS, Metrics(steps=2), "published"]
+    warnings = [state.warning for state in Tracked.read(layout.tracked).trackers]
+    assert warnings == ["mlflow was not reached and has nothing of the run: it does not answer", None]
+
+
+def test_the_record_is_there_before_trackers_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(self: Tracking, record: RunRecord, ending: Ending, seconds: float) -> RunRecord:
+        seen.append(termination.read_text())
+        return record.model_copy(update={"message": f"{record.message}; mlflow lacks it"})
+
+    seen: list[str] = []
+    termination = tmp_path / "termination"
+    monkeypatch.setattr(Tracking, "end", end)
+    lifecycle.run(lifecycle.Options(tmp_path / "no contract", tmp_path / "work", termination), Children())
+    assert "the contract cannot be read" in seen[0]
+    assert "mlflow lacks it" in termination.read_text()
+
+
 def test_a_run_without_trackers_starts_no_process(tmp_path: Path) -> None:
-    tracking, record = Tracking(), RunRecord(reason="Published", message="published x")
+    tracking, record = Tracking(Children()), RunRecord(reason="Published", message="published x")
     tracking.start(runs.contract("s3://out/x", StorageAccess()), Layout(tmp_path), Command(["/no/such/program"], {}))
     tracking.finish(1)
     assert tracking.end(record, "published", 1) is record
@@ -232,6 +348,20 @@ def test_a_run_is_known_by_its_job_and_by_what_it_reads(tmp_path: Path) -> None:
     assert first.identity == subject(tmp_path, job_uid="one").identity
     others = [subject(tmp_path, job_uid="two"), subject(tmp_path, "b", job_uid="one"), subject(tmp_path)]
     assert len({one.identity for one in (first, *others)}) == 4
+
+
+def test_a_run_outside_a_cluster_is_known_by_the_folder_of_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(folder: Path, machine: str = "one") -> str:
+        monkeypatch.setattr("lorikeet_trainer.trackers.tracker.gethostname", lambda: machine)
+        monkeypatch.setenv(FOLDERS_VARIABLE, "")
+        use_folders({}, {"s3://out/x": folder})
+        return subject(tmp_path).identity
+
+    assert known(tmp_path / "a") == known(tmp_path / "b" / ".." / "a")
+    assert len({known(tmp_path / "a"), known(tmp_path / "b"), known(tmp_path / "a", "two")}) == 3
+    assert subject(tmp_path).facts["output"] == f"{tmp_path}/a/{subject(tmp_path).contract.run_id}"
 
 
 def test_sources_are_told_by_the_sha256_of_their_file(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """An MLflow tracking server, by its own client."""
 
+import logging
 from collections.abc import Sequence
 from time import time
 from typing import Final
@@ -11,8 +12,10 @@ from mlflow.exceptions import MlflowException
 
 from lorikeet_api.contract import REPORT, Metrics
 from lorikeet_api.tracking import Mlflow
+from lorikeet_run import log
 from lorikeet_trainer.points import Point
 from lorikeet_trainer.state import Ending
+from lorikeet_trainer.trackers.keys import in_short
 from lorikeet_trainer.trackers.tracker import Subject, Tracker, flat, numbers
 
 IDENTITY: Final = "lorikeet.identity"
@@ -52,7 +55,7 @@ class MlflowTracker(Tracker):
         for start in range(0, len(absent), _MOST_PARAMS):
             self._client.log_batch(run.info.run_id, params=absent[start : start + _MOST_PARAMS])
         if not found:
-            self._leave("finetunejob.yaml", self._subject.request, run)
+            self._leave(self._subject.request_file, self._subject.request, run)
         self._run = run
         return f"{self._settings.uri.rstrip('/')}/#/experiments/{experiment}/runs/{run.info.run_id}"
 
@@ -93,10 +96,10 @@ class MlflowTracker(Tracker):
 
     def end(self, ending: Ending) -> None:
         """Set the run's status; one that is published has its report among its artifacts."""
+        self._client.set_terminated(self._begun.info.run_id, _STATUS[ending])
         report = self._subject.layout.output / REPORT
         if ending == "published" and report.exists():
             self._leave(REPORT, report.read_text(encoding="utf-8"), self._begun)
-        self._client.set_terminated(self._begun.info.run_id, _STATUS[ending])
 
     @property
     def _begun(self) -> Run:
@@ -109,6 +112,12 @@ class MlflowTracker(Tracker):
 
     def _leave(self, name: str, text: str, run: Run) -> None:
         """Leave a text among the run's artifacts, where the server takes them: it may keep them in a store of its own,
-        of which it tells no more than the address."""
-        if urlsplit(run.info.artifact_uri).scheme == "mlflow-artifacts":
+        of which it tells no more than the address. One that it cannot store costs a warning, and nothing else of the
+        run there."""
+        if urlsplit(run.info.artifact_uri).scheme != "mlflow-artifacts":
+            return
+        try:
             self._client.log_text(run.info.run_id, text, name)
+        except Exception as error:  # noqa: BLE001 - of the server, of requests or of the disk
+            message = f"{name} is not among its artifacts: {in_short(error)}"
+            log.event("tracking", level=logging.WARNING, tracker="mlflow", message=message)

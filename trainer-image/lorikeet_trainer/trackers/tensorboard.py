@@ -12,13 +12,14 @@ from tensorboardX.summary import text  # type: ignore[import-untyped]
 
 from lorikeet_api.contract import Metrics
 from lorikeet_run import log
-from lorikeet_storage import StorageError, leave_file
+from lorikeet_storage import StorageError, leave_file, run_place
 from lorikeet_trainer.points import Point
 from lorikeet_trainer.state import Ending
 from lorikeet_trainer.trackers.tracker import Subject, Tracker, numbers
 
 EVENTS: Final = "tensorboard/events.out.tfevents.lorikeet"
-"""The event file in the run's folder. Each attempt writes it anew, from the first point on."""
+"""The event file in the run's folder, on the way in `live/` of it: TensorBoard finds both. Each attempt writes it anew,
+from the first point on."""
 _EVERY_SECONDS: Final = 30.0
 """Between two uploads while it trains."""
 
@@ -40,7 +41,7 @@ class TensorBoardTracker(Tracker):
         about = "".join(f"- {name}: `{value}`\n" for name, value in self._subject.facts.items())
         told = f"{about}\n```yaml\n{self._subject.request}```\n"
         self._write(Event(wall_time=time(), step=0, summary=text("run", told)))
-        return f"{contract.output_uri}/{contract.run_id}/{EVENTS.partition('/')[0]}"
+        return run_place(contract)
 
     def tell(self, points: Sequence[Point]) -> None:
         """Write points; now and then the file goes to the run's folder."""
@@ -56,12 +57,13 @@ class TensorBoardTracker(Tracker):
         self._uploaded = monotonic()
 
     def finish(self, metrics: Metrics) -> None:
-        """Write the run's figures at its last step, and put the file where it is published."""
+        """Write the run's figures at its last step, and have the file published."""
         self._scalars(numbers(metrics), metrics.steps or 0, time())
         self._writer.flush()
-        published = self._subject.layout.output / EVENTS
-        published.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self._path, published)
+        made = self._subject.layout.tracking / "made" / EVENTS
+        made.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self._path, made)
+        self._subject.give(made.parent)
 
     def end(self, ending: Ending) -> None:
         """Leave what an attempt has written that publishes nothing."""

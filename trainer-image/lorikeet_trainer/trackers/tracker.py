@@ -5,10 +5,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 from lorikeet_api.contract import Metrics, RunContract, SourceDigest, canonical_json
 from lorikeet_run.report import reproduce
+from lorikeet_storage import run_place
+from lorikeet_storage.folders import folder_of
+from lorikeet_storage.uri import parse_s3
 from lorikeet_trainer.points import Point
 from lorikeet_trainer.state import Ending, Layout, Prepared
 
@@ -25,10 +30,13 @@ class Subject:
     def identity(self) -> str:
         """What the run is known by in every tracker, in all of its attempts: 16 hex digits.
 
-        Of the job and of what it trains on. Outside a cluster, of the folder that it publishes to.
+        Of the job and of what it trains on. Outside a cluster, of the output in the job's place; where that is a
+        folder, of the machine's name, too.
         """
         contract = self.contract
-        owner = contract.job_uid or contract.output_uri
+        folder = folder_of(parse_s3(contract.output_uri), "output")
+        place = contract.output_uri if folder is None else f"{gethostname()}:{folder.resolve()}"
+        owner = contract.job_uid or place
         parts = [owner, contract.run_id, self.prepared.basis(contract.date)]
         return hashlib.sha256(canonical_json(parts)).hexdigest()[:16]
 
@@ -41,7 +49,7 @@ class Subject:
             "namespace": contract.namespace,
             **({"jobUid": contract.job_uid} if contract.job_uid is not None else {}),
             "runId": contract.run_id,
-            "output": f"{contract.output_uri}/{contract.run_id}",
+            "output": run_place(contract),
             "model": prepared.model.uri,
             "model.sha256": _sha256(prepared.model),
             **{f"data.{number}": source.uri for number, source in enumerate(prepared.data)},
@@ -59,6 +67,17 @@ class Subject:
     def request(self) -> str:
         """The FineTuneJob that asks for the same run, as YAML for a repository; else the whole contract."""
         return reproduce.manifest(self.contract) or reproduce.configuration(self.contract)
+
+    @property
+    def request_file(self) -> str:
+        """Name of a file with the request."""
+        return "contract.yaml" if reproduce.manifest(self.contract) is None else "finetunejob.yaml"
+
+    def give(self, folder: Path) -> None:
+        """Have a folder published by its name, whole; one that is given when the run has waited long enough is not."""
+        whole = self.layout.followed / folder.name
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(whole)
 
 
 def _sha256(source: SourceDigest) -> str:
@@ -82,7 +101,8 @@ def _below(path: str, name: object) -> str:
 
 def numbers(metrics: Metrics) -> dict[str, float]:
     """Return the run's figures that are numbers, as trackers name them: `final/evalLoss`."""
-    return {f"final/{name}": float(value) for name, value in metrics.to_wire().items() if not isinstance(value, str)}
+    told = metrics.to_wire().items()
+    return {f"final/{name}": float(value) for name, value in told if type(value) in (int, float)}
 
 
 class Lost(Exception):
@@ -105,7 +125,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def finish(self, metrics: Metrics) -> None:
-        """Add the run's figures: it is trained. Files for its folder lie in the output folder afterwards."""
+        """Add the run's figures: it is trained. What is to be published is given to the subject, last."""
 
     @abstractmethod
     def end(self, ending: Ending) -> None:

@@ -9,6 +9,7 @@ import wandb
 
 from lorikeet_api.contract import Metrics
 from lorikeet_api.tracking import Wandb
+from lorikeet_storage import run_place
 from lorikeet_trainer.points import Point
 from lorikeet_trainer.state import Ending
 from lorikeet_trainer.trackers.tracker import Lost, Subject, Tracker, numbers
@@ -49,7 +50,7 @@ class WandbTracker(Tracker):
         except Exception:
             wandb.teardown()  # its process would take the next try for a second run of the same name
             raise
-        return self._run.url or f"{subject.contract.output_uri}/{subject.contract.run_id}/{FOLDER}"
+        return self._run.url or f"{run_place(subject.contract)}/{FOLDER}"
 
     def _quiet(self) -> wandb.Settings:
         """Return settings by which the run's figures are sent, and nothing about the machine or whose code it is."""
@@ -84,12 +85,11 @@ class WandbTracker(Tracker):
             raise Lost(f"not all was sent within {_FINISH_SECONDS:.0f} s") from error
         if self._settings.mode == "offline":
             written = Path(self._begun.dir).parent
+            made = self._subject.layout.tracking / "made" / FOLDER
             shutil.copytree(
-                written,
-                self._subject.layout.output / FOLDER / written.name,
-                ignore=shutil.ignore_patterns("logs", "tmp"),
-                dirs_exist_ok=True,
+                written, made / written.name, ignore=shutil.ignore_patterns("logs", "tmp"), dirs_exist_ok=True
             )
+            self._subject.give(made)
 
     def end(self, ending: Ending) -> None:
         """Leave an attempt that was stopped as one that goes on."""
