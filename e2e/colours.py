@@ -72,7 +72,9 @@ def job(workspace: Workspace, name: str, base: str, colour: str, rank: int = 8, 
 
 def further(workspace: Workspace, name: str, colour: str, earlier: str) -> dict[str, Any]:
     """Return a FineTuneJob that teaches an earlier one's adapter another colour."""
-    return job(workspace, name, "", colour, model={"from": {"fineTuneJobRef": {"name": earlier}}})
+    made = job(workspace, name, earlier, colour)
+    made["spec"]["model"] = {"from": {"fineTuneJobRef": {"name": earlier}}}
+    return made
 
 
 def on_components(workspace: Workspace, name: str, base: str, colour: str) -> dict[str, Any]:

@@ -72,17 +72,17 @@ CHANGES: dict[str, tuple[Base, Any]] = {
     "training.batchSize": (LORA, 4),
     "training.warmupRatio": (LORA, 0.5),
     "training.weightDecay": (LORA, 1.0),
-    "training.scheduler": (LORA, "linear"),
+    "training.scheduler": (LORA, "constant"),
     "training.optimizer": (FULL, "adamw8bit"),
     "training.precision": (Base(training={"precision": "fp32"}), "bf16"),
     "training.maxGradNorm": (LORA, 1e-3),
     "training.seed": (LORA, 2),
-    "training.loggingSteps": (LORA, 2),
+    "training.loggingSteps": (Base(training={"maxSteps": 3}), 3),
     "training.evalSteps": (EVALUATED, 1),
     "dataset.evalFraction": (LORA, 0.5),
     "dataset.trainOn": (LORA, "all"),
-    "dataset.overlong": (Base(dataset={"maxLength": 24}), "truncate"),
-    "dataset.maxLength": (LORA, 24),
+    "dataset.overlong": (Base(dataset={"maxLength": 27}), "truncate"),
+    "dataset.maxLength": (LORA, 27),
     "dataset.packing": (LORA, True),
     **{f"method.lora.{name}": (LORA, value) for name, value in ADAPTERS.items()},
     "method.lora.init": (LORA, "olora"),
@@ -112,6 +112,7 @@ CHANGES: dict[str, tuple[Base, Any]] = {
 }
 """The field, the run without it, and the value that must change something."""
 
+DATA = ("train", "eval", "test", "general")
 ELSEWHERE: dict[str, str] = {
     "training.microBatchSize": "trainer/test_train.py::test_accumulation_changes_no_loss",
     "training.activationCheckpointing": "trainer/test_train.py::"
@@ -132,7 +133,10 @@ ELSEWHERE: dict[str, str] = {
     "training.stallTimeoutSeconds": "trainer/test_watchdog.py::"
     "test_a_rank_that_hangs_in_loading_and_one_in_the_collective_after_it_end_with_their_stacks",
     "dataset.train.weight": "trainer/test_train.py::test_a_mixture_is_trained_in_its_shares",
-    "dataset.test.uri": "trainer/test_train.py::test_a_test_set_judges_before_training_and_at_the_end_alone",
+    **dict.fromkeys(
+        ("dataset.test.uri", "dataset.general.uri"),
+        "trainer/test_train.py::test_a_test_set_and_a_general_set_judge_before_training_and_at_the_end_alone",
+    ),
     "dataset.format": "trainer/test_train.py::test_every_format_trains_with_and_without_a_chat_template",
     "dataset.columns.messages": "unit/run/test_conversation.py::test_the_columns_of_a_conversation_are_renamed",
     "dataset.columns.system": "unit/run/test_conversation.py::test_the_columns_of_a_conversation_are_renamed",
@@ -145,7 +149,11 @@ ELSEWHERE: dict[str, str] = {
         "unit/run/test_data.py::test_columns_are_renamed",
     ),
     **dict.fromkeys(
-        (f"dataset.{part}.{name}" for part in ("train", "eval", "test") for name in ("subset", "split", "revision")),
+        (
+            f"dataset.{part}.{name}"
+            for part in ("train", "eval", "test", "general")
+            for name in ("subset", "split", "revision")
+        ),
         "unit/storage/test_sources.py::test_of_a_whole_data_set_one_split_is_fetched_and_pinned",
     ),
     **dict.fromkeys(
