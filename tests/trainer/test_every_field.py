@@ -52,8 +52,9 @@ DPO = Base(PAIRS, objective={"dpo": {}})
 KTO = Base(JUDGED, objective={"kto": {}})
 ORPO = Base(PAIRS, objective={"orpo": {}})
 REWARD = Base(PAIRS, objective={"reward": {}})
-RULE = {"regex": {"pattern": "^[a-m]"}}
-RLHF = Base(objective={"rlhf": {"rewards": [RULE], "numGenerations": 4, "maxCompletionLength": 8}})
+SAMPLING = {"numGenerations": 4, "maxCompletionLength": 8, "temperature": 3.0}
+RLHF = Base(objective={"rlhf": {"rewards": [{"regex": {"pattern": "[ae]"}}], **SAMPLING}})
+"""Hot enough that answers to one prompt differ, and are rewarded differently."""
 
 ADAPTERS = {
     "rank": 4,
@@ -107,7 +108,7 @@ CHANGES: dict[str, tuple[Base, Any]] = {
     "objective.rlhf.beta": (RLHF, 5.0),
     "objective.rlhf.numGenerations": (RLHF, 2),
     "objective.rlhf.maxCompletionLength": (RLHF, 4),
-    "objective.rlhf.temperature": (RLHF, 2.0),
+    "objective.rlhf.temperature": (RLHF, 1.0),
     "objective.rlhf.rewards.weight": (RLHF, 9.0),
 }
 """The field, the run without it, and the value that must change something."""
