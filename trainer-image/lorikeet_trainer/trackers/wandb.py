@@ -85,6 +85,7 @@ class WandbTracker(Tracker):
             raise Lost(f"not all was sent within {_FINISH_SECONDS:.0f} s") from error
         if self._settings.mode == "offline":
             written = Path(self._begun.dir).parent
+            wandb.teardown()  # finish() may return before its process has written everything: this waits for that
             made = self._subject.layout.tracking / "made" / FOLDER
             shutil.copytree(
                 written, made / written.name, ignore=shutil.ignore_patterns("logs", "tmp"), dirs_exist_ok=True
