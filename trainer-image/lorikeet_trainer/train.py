@@ -124,7 +124,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         objective.figures,
         # What rlhf minimises says nothing of how good the answers are.
         Lookout(session.hyper.max_grad_norm, compares_losses=contract.objective.rlhf is None),
-        session.hyper.signs.fail_on if session.hyper.signs is not None else (),
+        contract.training.fails_on,
     )
     resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
     base = resumed.base if resumed else exam.before()
