@@ -89,7 +89,7 @@ bench-serving: ready ## measure how soon edits and new revisions are in the answ
 bench-checkpoints: tools ## measure what checkpoints cost a run, with a slow store (minutes)
 	$(PYTHON) -m bench.checkpoints $(BENCH)
 
-bench-training: tools ## measure training beside trl's own script (a quarter of an hour)
+bench-training: tools ## measure training beside trl's own script (a quarter of an hour; on a GPU BENCH=--gpu)
 	$(PYTHON) -m bench.training $(BENCH)
 
 cluster-down: host ## end the cluster; its image store stays

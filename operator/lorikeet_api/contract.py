@@ -286,6 +286,8 @@ class Metrics(Model):
     pagedAdamw8bit."""
     attention: Text | None = None
     """What computed attention: `training.attention`, or what was chosen."""
+    kernels: Text | None = None
+    """What computed norms, rotary positions and gated feed-forward parts: `training.kernels`, or what was chosen."""
     signs: SignList | None = None
     """Signs that the run went wrong; absent: none was seen."""
 

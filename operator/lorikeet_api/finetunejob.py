@@ -123,8 +123,10 @@ _BY_EVALUATION: Final = {
     **{f"signs.failOn {name}": fails_on(name) for name in BY_EVALUATION},
 }
 """What of `training` asks for a loss on held-out examples, and how the API server knows that it does."""
+_ON_GPUS: Final = {"precision": "fp16", "attention": "flash", "kernels": "liger"}
+"""Fields of `training`, each with the value that only a GPU has."""
 _NEEDS_GPU: Final = (
-    "training.precision fp16 and training.attention flash need a GPU, and compute.gpus is 0: leave them out"
+    "training.precision fp16, attention flash and kernels liger need a GPU, and compute.gpus is 0: leave them out"
 )
 _NOTHING_TO_OPEN: Final = "model.secretRef opens hf:// sources, and there is none: remove it"
 
@@ -187,7 +189,7 @@ class FineTuneJobSpec(Model):
         if dataset.eval is None and dataset.eval_fraction is None:
             for what in self.training.by_evaluation:
                 raise ValueError(_needs_evaluation(what))
-        if self.compute.gpus == 0 and (self.training.precision == "fp16" or self.training.attention == "flash"):
+        if self.compute.gpus == 0 and any(getattr(self.training, name) == value for name, value in _ON_GPUS.items()):
             raise ValueError(_NEEDS_GPU)
         sets = (dataset.eval, dataset.test, dataset.general)
         uris = [source.uri for source in (*dataset.train, *(one for one in sets if one is not None))]
@@ -217,6 +219,9 @@ class FineTuneJobSpec(Model):
     def cel_rules() -> list[dict[str, str]]:
         """Return the rules of the checks above, and that what defines the run is fixed from creation."""
         from_hub = f"uri.startsWith('{HUB}')"
+        spared = [
+            f"(!has(self.training.{name}) || self.training.{name} != '{value}')" for name, value in _ON_GPUS.items()
+        ]
         return [
             *(
                 cel(
@@ -227,8 +232,7 @@ class FineTuneJobSpec(Model):
             ),
             cel(
                 "!has(self.compute) || !has(self.compute.gpus) || self.compute.gpus > 0 || !has(self.training)"
-                " || ((!has(self.training.precision) || self.training.precision != 'fp16')"
-                " && (!has(self.training.attention) || self.training.attention != 'flash'))",
+                f" || ({' && '.join(spared)})",
                 _NEEDS_GPU,
             ),
             cel(

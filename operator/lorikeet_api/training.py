@@ -19,6 +19,7 @@ Scheduler = Literal["cosine", "linear", "constant"]
 Optimizer = Literal["adamw", "adamw8bit", "pagedAdamw8bit"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Attention = Literal["eager", "sdpa", "flash"]
+Kernels = Literal["torch", "liger"]
 
 Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", min_length=1, max_length=128)]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -450,6 +451,10 @@ class Training(Model):
     `flash` (`flash_attention_2`), which needs a GPU, a precision of 16 bits, and the package flash-attn in the
     trainer's image, which Lorikeet's does not have. Absent: `sdpa` where the model's architecture has it, else
     `eager`."""
+    kernels: Kernels | None = None
+    """What computes norms, rotary positions and gated feed-forward parts (TRL: `use_liger_kernel`): `torch`; `liger`,
+    Liger's fused kernels, on a GPU alone, for the architectures that it knows. Absent: `liger` for lora on a GPU where
+    it knows the architecture, else `torch`."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Gradients are clipped to this norm (TRL: `max_grad_norm`)."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] | None = None

@@ -9,7 +9,7 @@ from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.objectives import unmeasured, unshared
 from lorikeet_api.signs import Signs
-from lorikeet_api.training import Attention, Checkpoints, EarlyStopping, Optimizer, Precision, Scheduler
+from lorikeet_api.training import Attention, Checkpoints, EarlyStopping, Kernels, Optimizer, Precision, Scheduler
 from lorikeet_run.errors import RunError
 
 
@@ -32,6 +32,8 @@ class Hyperparameters:
     """None: what the hardware has."""
     attention: Attention | None
     """None: what the model has."""
+    kernels: Kernels | None
+    """None: what suits method, model and hardware."""
     max_grad_norm: float
     seed: int
     activation_checkpointing: bool | None

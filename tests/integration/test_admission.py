@@ -206,11 +206,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a precision of GPUs alone on a CPU": (
         {"training": {"precision": "fp16"}, "compute": {"gpus": 0}},
-        r"training\.precision fp16 and training\.attention flash need a GPU",
+        r"precision fp16, attention flash and kernels liger need a GPU",
     ),
     "an attention of GPUs alone on a CPU": (
         {"training": {"attention": "flash"}, "compute": {"gpus": 0}},
-        r"training\.precision fp16 and training\.attention flash need a GPU",
+        r"precision fp16, attention flash and kernels liger need a GPU",
+    ),
+    "kernels of GPUs alone on a CPU": (
+        {"training": {"kernels": "liger"}, "compute": {"gpus": 0}},
+        r"precision fp16, attention flash and kernels liger need a GPU",
     ),
     "no data": ({"dataset": {"train": []}}, r"spec\.dataset\.train.*at least 1 items"),
     "two evaluation sets": (

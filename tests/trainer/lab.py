@@ -33,6 +33,8 @@ ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 ADAPTER: dict[str, Any] = {"rank": 8, "alpha": 32, "dropout": 0.0, "targetModules": ALL_LINEAR}
 METHODS: dict[str, dict[str, Any]] = {"lora": {"lora": ADAPTER}, "qlora": {"qlora": ADAPTER}, "full": {"full": {}}}
 RATES = {"lora": 1e-2, "qlora": 1e-2, "bottleneck": 1e-2, "full": 1e-3}
+GPUS = int(os.environ.get("LORIKEET_TEST_GPUS", "0"))
+"""GPUs that each run asks for: 1 makes the same tests on a machine that has one."""
 _numbers = count(1)
 
 
@@ -73,6 +75,7 @@ class Lab:
             method=parts[2],
             objective=objective,
             training=training,
+            gpus=changes.pop("gpus", GPUS),
             **{"run_id": run_id(*parts, training, changes.get("start")), **changes},
         )
 

@@ -45,7 +45,7 @@ def run_and_probe(lab: Lab, contract: RunContract) -> Run:
     def probe(session: Any, trainable: Any, tokenizer: Any) -> None:
         trainable.model.eval()
         with torch.inference_mode():
-            found.append(trainable.model(input_ids=PROBE).logits.float())
+            found.append(trainable.model(input_ids=PROBE.to(trainable.model.device)).logits.float().cpu())
         save(session, trainable, tokenizer)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -18,7 +18,7 @@ from lorikeet_trainer import chosen, device, loop, methods, model
 from lorikeet_trainer.device import Compute
 from tests.s3 import S3Server
 from tests.trainer import tiny
-from tests.trainer.lab import ADAPTER, METHODS, Lab, open_lab
+from tests.trainer.lab import ADAPTER, GPUS, METHODS, Lab, open_lab
 from tests.trainer.probe import run_and_probe
 
 pytestmark = pytest.mark.trainer
@@ -134,6 +134,42 @@ def test_a_precision_that_the_hardware_does_not_have_is_refused(lab: Lab, monkey
         device._dtype("bf16", GPU, has_bf16=False)
     assert device._dtype("fp16", GPU, has_bf16=False) == torch.float16
     assert device._dtype(None, GPU, has_bf16=False) == torch.float32, "float16 is chosen for nobody"
+
+
+def test_liger_is_chosen_for_lora_on_a_gpu_where_it_knows_the_architecture() -> None:
+    lora, qlora = (Method.model_validate(METHODS[name]) for name in ("lora", "qlora"))
+    gpu, cpu = Compute(GPU, torch.bfloat16, 0, 1), Compute(CPU, torch.bfloat16, 0, 1)
+    assert chosen.kernels(None, gpu, lora, "llama") == chosen.kernels("liger", gpu, qlora, "llama") == "liger"
+    assert chosen.kernels("torch", gpu, lora, "llama") == "torch"
+    assert chosen.kernels(None, gpu, qlora, "llama") == "torch", "where it was not measured"
+    assert chosen.kernels(None, gpu, lora, "gpt2") == chosen.kernels(None, cpu, lora, "llama") == "torch"
+    with pytest.raises(RunError, match="does not know the base model's architecture gpt2; choose torch"):
+        chosen.kernels("liger", gpu, lora, "gpt2")
+
+
+def test_liger_takes_the_place_of_norms_and_feed_forward_parts(lab: Lab) -> None:
+    method = Method.model_validate(METHODS["lora"])
+    compute = Compute(CPU, torch.float32, 0, 1)
+    base = model.load(lab.root / "small", method, Objective.model_validate({"sft": {}}), compute)
+    chosen.fuse(base)
+    fused = {name for name, part in base.named_modules() if "liger" in part.forward.__func__.__module__}
+    assert fused >= {"model.norm", "model.layers.0.mlp", "model.layers.1.input_layernorm"}
+
+
+@pytest.mark.skipif(GPUS == 0, reason="its kernels need a GPU")
+def test_fused_kernels_change_no_loss(lab: Lab) -> None:
+    by = {}
+    for kernels in ("torch", "liger"):
+        run = lab.run(lab.contract("lora", MODEL, TRAIN, training={"maxSteps": 2, "kernels": kernels}))
+        assert run.record is not None
+        assert run.record.metrics is not None
+        assert run.record.metrics.kernels == kernels
+        by[kernels] = run.record.metrics.train_loss
+    assert by["liger"] == pytest.approx(by["torch"], rel=1e-2)
+
+
+def test_kernels_of_gpus_are_refused_on_a_cpu(lab: Lab) -> None:
+    assert "training.kernels liger: it needs a GPU" in refusal(lab, kernels="liger")
 
 
 def test_flash_attention_is_refused_where_it_is_not_to_be_had(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
+from transformers import PreTrainedModel
+from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from lorikeet_api.training import Attention, Optimizer, Precision
+from lorikeet_api.training import Attention, Kernels, Method, Optimizer, Precision
 from lorikeet_run.errors import RunError
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_trainer.device import Compute
@@ -28,15 +30,17 @@ class Chosen:
     optimizer: Optimizer
     precision: Precision
     attention: str
+    kernels: Kernels
 
 
-def chosen(hyper: Hyperparameters, compute: Compute, trainable: Trainable) -> Chosen:
+def chosen(hyper: Hyperparameters, compute: Compute, method: Method, trainable: Trainable) -> Chosen:
     """Return what a run computes with, once its model is loaded."""
     own = str(trainable.model.config._attn_implementation)
     return Chosen(
         optimizer=_optimizer(hyper.optimizer, compute, quantised=trainable.quantized is not None),
         precision=compute.precision,
         attention=next((name for name, theirs in ATTENTION.items() if theirs == own), own),
+        kernels=kernels(hyper.kernels, compute, method, trainable.model.config.model_type),
     )
 
 
@@ -62,3 +66,33 @@ def attention(asked: Attention | None, compute: Compute) -> str | None:
     if why is not None:
         raise RunError("InvalidContract", f"training.attention flash: {why}; or choose sdpa")
     return ATTENTION[asked]
+
+
+def kernels(asked: Kernels | None, compute: Compute, method: Method, architecture: str) -> Kernels:
+    """Return what computes the parts between the linear layers; `architecture` as a model's config names it.
+
+    Chosen is Liger where it was measured (bench/README.md). Raises RunError (InvalidContract, MethodNotApplicable) for
+    it where it is not to be had.
+    """
+    if asked is None:
+        return "liger" if compute.on_gpu and method.lora is not None and _liger_knows(architecture) else "torch"
+    if asked == "liger" and not compute.on_gpu:
+        raise RunError("InvalidContract", "training.kernels liger: it needs a GPU, and the run has none; choose torch")
+    if asked == "liger" and not _liger_knows(architecture):
+        raise RunError(
+            "MethodNotApplicable",
+            f"training.kernels liger: it does not know the base model's architecture {architecture}; choose torch",
+        )
+    return asked
+
+
+def fuse(model: PreTrainedModel) -> None:
+    """Have Liger's kernels compute what they can of a model; the loss is computed by each objective's own trainer."""
+    apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
+
+
+def _liger_knows(architecture: str) -> bool:
+    # Not on a CPU: it asks for a GPU as it is imported.
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    return architecture in MODEL_TYPE_TO_APPLY_LIGER_FN

@@ -270,6 +270,8 @@ def load(session: Session) -> Trainable:
     transformers.set_seed(session.hyper.seed)
     attention = chosen.attention(session.hyper.attention, compute)
     base = model.load(session.layout.model, contract.method, contract.objective, compute, attention)
+    if chosen.kernels(session.hyper.kernels, compute, contract.method, base.config.model_type) == "liger":
+        chosen.fuse(base)
     layout = session.layout
     start = None if contract.start is None else layout.start
     trainable = methods.make_trainable(base, contract.method, compute, layout.model, layout.scratch, start)
@@ -277,7 +279,7 @@ def load(session: Session) -> Trainable:
         "model",
         method=contract.method.name,
         device=compute.name,
-        **asdict(chosen.chosen(session.hyper, compute, trainable)),
+        **asdict(chosen.chosen(session.hyper, compute, contract.method, trainable)),
         trained_parameters=trainable.trained,
         parameters=trainable.total,
         quantized_layers=trainable.quantized and trainable.quantized.layers,
@@ -292,7 +294,9 @@ def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokeniz
         return loop.arguments(
             session.hyper,
             session.compute,
-            optim=chosen.OPTIMIZERS[chosen.chosen(session.hyper, session.compute, trainable).optimizer],
+            optim=chosen.OPTIMIZERS[
+                chosen.chosen(session.hyper, session.compute, session.contract.method, trainable).optimizer
+            ],
             steps=session.hyper.steps(rows),
             scratch=session.layout.scratch,
         )
@@ -370,7 +374,7 @@ def figures(
         train_seconds=outcome.seconds,
         peak_memory_bytes=_peak_memory(session.compute),
         device=session.compute.name,
-        **asdict(chosen.chosen(session.hyper, session.compute, trainable)),
+        **asdict(chosen.chosen(session.hyper, session.compute, session.contract.method, trainable)),
     )
 
 

@@ -99,6 +99,7 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
         ),
         ({"training": {"precision": "fp16"}, "compute": {"gpus": 0}}, "need a GPU"),
         ({"training": {"attention": "flash"}, "compute": {"gpus": 0}}, "need a GPU"),
+        ({"training": {"kernels": "liger"}, "compute": {"gpus": 0}}, "need a GPU"),
         ({"compute": {"env": [{"name": "A"}, {"name": "A"}]}}, "two items have the same name"),
         (
             {"dataset": {"train": [{"uri": "s3://data/a", "split": "train"}]}},
@@ -220,7 +221,7 @@ def test_all_signs_fit_into_a_termination_message_beside_all_figures() -> None:
     numbers: dict[str, Any] = {
         name: 0.000123456 if "float" in str(info.annotation) else 10**11
         for name, info in Metrics.model_fields.items()
-        if name not in ("device", "precision", "optimizer", "attention", "signs", "warnings")
+        if name not in ("device", "precision", "optimizer", "attention", "kernels", "signs", "warnings")
     }
     metrics = Metrics(
         **numbers,
@@ -228,6 +229,7 @@ def test_all_signs_fit_into_a_termination_message_beside_all_figures() -> None:
         precision="bf16",
         optimizer="pagedAdamw8bit",
         attention="eager",
+        kernels="liger",
         signs=signs,
     )
     artifacts = Artifacts(
