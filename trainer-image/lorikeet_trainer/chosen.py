@@ -88,11 +88,13 @@ def kernels(asked: Kernels | None, compute: Compute, method: Method, architectur
 
 def fuse(model: PreTrainedModel) -> None:
     """Have Liger's kernels compute what they can of a model; the loss is computed by each objective's own trainer."""
-    apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
+    apply_liger_kernel(model, {"fused_linear_cross_entropy": False})  # type: ignore[no-untyped-call]
 
 
 def _liger_knows(architecture: str) -> bool:
     # Not on a CPU: it asks for a GPU as it is imported.
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    from liger_kernel.transformers.monkey_patch import (  # type: ignore[import-untyped]
+        MODEL_TYPE_TO_APPLY_LIGER_FN,
+    )
 
     return architecture in MODEL_TYPE_TO_APPLY_LIGER_FN
