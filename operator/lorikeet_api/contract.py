@@ -273,6 +273,20 @@ class Metrics(Model):
     """Tokens per second of training, padding not counted."""
     train_seconds: Figure | None = None
     """Seconds of training."""
+    fetch_seconds: Figure | None = None
+    """Seconds of fetching model and data and checking them, in the last attempt, as the next two."""
+    tokenize_seconds: Figure | None = None
+    """Seconds of making tokens of the examples."""
+    load_seconds: Figure | None = None
+    """Seconds of loading the model and setting training up."""
+    step_seconds: Figure | None = None
+    """Seconds of optimiser steps, over all attempts, as the next two."""
+    checkpoint_seconds: Figure | None = None
+    """Seconds in which training waited for a checkpoint or the result to be written; they are uploaded beside it."""
+    evaluate_seconds: Figure | None = None
+    """Seconds of evaluation and sampled answers, before training, on the way and after."""
+    steps_percent: Figure | None = None
+    """Share of these six in optimiser steps, in percent: in the rest of its time a GPU waited."""
     peak_memory_bytes: int | None = None
     """Peak memory: of the GPU where there is one, else of the process."""
     checkpoint_bytes: int | None = None

@@ -38,6 +38,7 @@ from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.report import Report
 from lorikeet_trainer.selection import Selection
 from lorikeet_trainer.signs import Lookout
+from lorikeet_trainer.spent import spent
 from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Standing, Trained
 from lorikeet_trainer.watchdog import Watchdog
 
@@ -372,6 +373,7 @@ def figures(
         stop_token_percent=examples.stop_percent,
         tokens_per_second=outcome.tokens_per_second,
         train_seconds=outcome.seconds,
+        **spent(session.prepared.seconds, session.seconds),
         peak_memory_bytes=_peak_memory(session.compute),
         device=session.compute.name,
         **asdict(chosen.chosen(session.hyper, session.compute, session.contract.method, trainable)),
