@@ -1,7 +1,7 @@
 """Where a run's time went, as `status.metrics` tells it; the report tells every part apart."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 _PARTS: Final = {
     "tokenize_seconds": ("render",),
@@ -16,7 +16,7 @@ _PARTS: Final = {
 """Fields of `Metrics`, and what of `MetricsFile.seconds` each adds up."""
 
 
-def spent(fetch: float, seconds: Mapping[str, float]) -> dict[str, float]:
+def spent(fetch: float, seconds: Mapping[str, float]) -> dict[str, Any]:
     """Return the fields of `Metrics` that say where the time went, and the share of it in optimiser steps.
 
     Args:
