@@ -151,9 +151,10 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     trainable.finish()
     final = exam.after(outcome.steps)
     look_at_the_end(report, questions, base, final, outcome.steps, published)
-    if session.compute.rank == 0:
+    if session.compute.rank == 0 or trainable.is_sharded:
         with session.part("save"):
             save(session, trainable, tokenizer)
+    if session.compute.rank == 0:
         metrics = figures(session, examples, trainable, outcome, base, final, selection.best).model_copy(
             update={"checkpoint_bytes": keeper.newest_bytes, "signs": report.lookout.seen or None}
         )
@@ -269,10 +270,12 @@ def load(session: Session) -> Trainable:
     # The adapters' first weights are drawn at random.
     transformers.set_seed(session.hyper.seed)
     attention = chosen.attention(session.hyper.attention, compute)
-    base = model.load(session.layout.model, contract.method, contract.objective, compute, attention)
-    layout = session.layout
+    layout, shards = session.layout, methods.shards(contract, compute)
+    base = model.load(layout.model, contract.method, contract.objective, compute, attention, sharded=shards)
     start = None if contract.start is None else layout.start
-    trainable = methods.make_trainable(base, contract.method, compute, layout.model, layout.scratch, start)
+    trainable = methods.make_trainable(
+        base, contract.method, compute, layout.model, layout.scratch, start, is_sharded=shards
+    )
     log.event(
         "model",
         method=contract.method.name,
@@ -280,6 +283,8 @@ def load(session: Session) -> Trainable:
         **asdict(chosen.chosen(session.hyper, compute, trainable)),
         trained_parameters=trainable.trained,
         parameters=trainable.total,
+        sharded=trainable.is_sharded,
+        held_parameters=trainable.held,
         quantized_layers=trainable.quantized and trainable.quantized.layers,
     )
     return trainable
@@ -295,6 +300,7 @@ def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokeniz
             optim=chosen.OPTIMIZERS[chosen.chosen(session.hyper, session.compute, trainable).optimizer],
             steps=session.hyper.steps(rows),
             scratch=session.layout.scratch,
+            sharded=trainable.is_sharded,
         )
 
     return Setting(trainable, tokenizer, arguments)
