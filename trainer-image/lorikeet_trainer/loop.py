@@ -101,11 +101,12 @@ class TrainingOutcome:
 
 
 def arguments(
-    hyper: Hyperparameters, compute: Compute, *, optim: str, steps: int, scratch: Path, sharded: bool
+    hyper: Hyperparameters, compute: Compute, *, optim: str, steps: int, scratch: Path, sharded: bool = False
 ) -> dict[str, Any]:
     """Return transformers' part of a trainer's configuration.
 
-    Everything that decides the result is set here, nothing left to the libraries' defaults.
+    Everything that decides the result is set here, nothing left to the libraries' defaults. `sharded` weights have
+    gradients that are.
     """
     checkpointing = hyper.activation_checkpointing
     warms_up = hyper.scheduler == "constant" and hyper.warmup_ratio > 0
@@ -141,7 +142,7 @@ def arguments(
         "dataloader_pin_memory": compute.on_gpu,
         "ddp_backend": ("nccl" if compute.on_gpu else "gloo") if compute.ranks > 1 else None,
         "ddp_find_unused_parameters": False if compute.ranks > 1 else None,
-        # Where weights are sharded, so are their gradients, of each micro batch: not held whole until the last one.
+        # Else the gradients of a step's micro batches would be held whole until the last one.
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},
     }
 
