@@ -224,6 +224,7 @@ def test_two_ranks_train_every_weight_by_one_reference(lab: Lab, objective: str)
     )  # fmt: skip
     code, record, log = lab.start(contract).end()
     assert (code, record["reason"]) == (0, "Published"), log
+    assert "sharded=True" in log
     first = json.loads(lab.fetch(contract, "metrics.json"))["curve"][0]
     assert first["figures"]["margin"] == pytest.approx(0, abs=0.05)
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from lorikeet_run.batches import batched
 from lorikeet_run.tokens import IGNORED, Tokens
@@ -73,23 +74,28 @@ def each(
 ) -> Tensor:
     """Return one number for each row, in order: float64, (rows,).
 
-    Each rank takes every n-th row, and all ranks get all numbers. The model is left in the mode, training or not, in
-    which it was. Raises Interrupted if a run of one rank is asked to stop meanwhile; of several, each must do its part.
+    Each rank takes every n-th row, and all ranks get all numbers. Where weights are sharded all take part in each pass,
+    so a rank that is a row short takes the longest one too, for nothing. The model is left in the mode, training or
+    not, in which it was. Raises Interrupted if a run of one rank is asked to stop meanwhile; of several, each must do
+    its part.
     """
     device = next(model.parameters()).device
     rank, world = ranks()
     # Rows of like length together: less padding.
-    mine = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))[rank::world]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    short = -len(rows) % world
+    mine = [*order, *[len(rows)] * short][rank::world]
+    rows = [*rows, rows[order[-1]]]
     found = torch.zeros(len(rows), dtype=torch.float64, device=device)
     autocast: Any = torch.autocast(device.type, passes.autocast, enabled=passes.autocast is not None)
-    with evaluation_mode(model), torch.inference_mode(), autocast:
+    with evaluation_mode(model), torch.no_grad(), autocast:
         for some in batched(mine, passes.batch_size):
             if world == 1 and STOP.requested:
                 raise Interrupted
             found[list(some)] = read(pad([rows[index] for index in some], passes.pad_id, device)).double()
     if world > 1:
         dist.all_reduce(found)
-    return found
+    return found[:-1]
 
 
 @contextmanager
@@ -109,3 +115,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # training does it in its backward pass

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer
+from transformers.trainer import SCHEDULER_NAME
 
 from lorikeet_run.errors import RunError, not_finite, preempted
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_trainer.checkpoints import Keeper
 from lorikeet_trainer.device import Compute
 from lorikeet_trainer.methods import Trainable
+from lorikeet_trainer.methods.sharded import Sharded, local
 from lorikeet_trainer.methods.trainable import cast_trained, trained_parameters
 from lorikeet_trainer.selection import EndedEarly
 from lorikeet_trainer.stop import STOP
@@ -59,9 +63,23 @@ class Guarded(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save the weights alone: the base's folder has the tokenizer, and nobody reads a pickle of the arguments."""
-        if not self.args.should_save or output_dir is None:
+        if output_dir is not None and (self.args.should_save or self.trainable.is_sharded):
+            self.trainable.save_checkpoint(Path(output_dir))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not isinstance(self.trainable, Sharded):
+            super()._save_optimizer_and_scheduler(output_dir)
             return
-        self.trainable.save_checkpoint(Path(output_dir))
+        self.trainable.save_optimizer(cast(Optimizer, self.optimizer), Path(output_dir))
+        if self.args.should_save:
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not isinstance(self.trainable, Sharded):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        self.trainable.load_optimizer(cast(Optimizer, self.optimizer), Path(checkpoint))
+        cast(Any, self.lr_scheduler).load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.trainable.load_checkpoint(Path(resume_from_checkpoint))
@@ -82,10 +100,13 @@ class TrainingOutcome:
     tokens_per_second: float
 
 
-def arguments(hyper: Hyperparameters, compute: Compute, *, optim: str, steps: int, scratch: Path) -> dict[str, Any]:
+def arguments(
+    hyper: Hyperparameters, compute: Compute, *, optim: str, steps: int, scratch: Path, sharded: bool = False
+) -> dict[str, Any]:
     """Return transformers' part of a trainer's configuration.
 
-    Everything that decides the result is set here, nothing left to the libraries' defaults.
+    Everything that decides the result is set here, nothing left to the libraries' defaults. `sharded` weights have
+    gradients that are.
     """
     checkpointing = hyper.activation_checkpointing
     warms_up = hyper.scheduler == "constant" and hyper.warmup_ratio > 0
@@ -121,6 +142,8 @@ def arguments(hyper: Hyperparameters, compute: Compute, *, optim: str, steps: in
         "dataloader_pin_memory": compute.on_gpu,
         "ddp_backend": ("nccl" if compute.on_gpu else "gloo") if compute.ranks > 1 else None,
         "ddp_find_unused_parameters": False if compute.ranks > 1 else None,
+        # Else the gradients of a step's micro batches would be held whole until the last one.
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},
     }
 
 
@@ -144,13 +167,21 @@ def assert_sound(trainer: Guarded, trainable: Trainable, ranks: int) -> None:
     types = {parameter.dtype for parameter in trained}
     if types != {trainable.dtype}:
         raise RunError("InternalError", f"parameters of {types} would be trained, not of {trainable.dtype}")
+    whole = sum(not isinstance(parameter, DTensor) for parameter in trained)
+    if trainable.is_sharded and whole:
+        raise RunError("InternalError", f"{whole} of {len(trained)} weights would be held whole by every rank")
     if (found := sum(parameter.numel() for parameter in trained)) != trainable.trained:
         raise RunError("InternalError", f"{found} parameters would be trained, not {trainable.trained}")
 
 
 def is_finite(model: nn.Module) -> bool:
-    """Return whether every trained weight is a number."""
-    return all(bool(torch.isfinite(parameter).all()) for parameter in trained_parameters(model))
+    """Return whether every trained weight is a number; where they are sharded, of all ranks' parts."""
+    trained = trained_parameters(model)
+    bad = sum(not torch.isfinite(local(parameter)).all() for parameter in trained)
+    everywhere = torch.tensor(bad, device=trained[0].device)
+    if dist.is_initialized():
+        dist.all_reduce(everywhere)
+    return not everywhere
 
 
 def fit(trainer: Guarded, trainable: Trainable, keeper: Keeper, ranks: int) -> TrainingOutcome:

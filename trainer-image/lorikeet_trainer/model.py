@@ -14,6 +14,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
 )
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.pytorch_utils import Conv1D
 
 from lorikeet_api.objectives import Objective
@@ -83,12 +84,13 @@ def load(
     attention: str | None = None,
     *,
     frozen: bool = False,
+    sharded: bool = False,
 ) -> PreTrainedModel:
     """Return the base model on its device; `attention` as transformers calls it. Raises RunError (ModelInvalid).
 
     A full fine-tune keeps its weights in float32 (and computes in `compute.dtype` by autocast): steps of 1e-5 vanish
     in bfloat16's eight bits. Frozen weights need no more than `compute.dtype`: `frozen` is a whole model that is not
-    trained, but read as what it has become.
+    trained, but read as what it has become. `sharded` has each rank read and hold a part of each weight alone.
     """
     whole = method.full is not None
     wanted: dict[str, Any] = {"dtype": torch.float32 if whole and not frozen else compute.dtype}
@@ -96,12 +98,15 @@ def load(
         wanted["attn_implementation"] = attention
     if method.qlora is not None:
         wanted["quantization_config"] = _four_bits(method.qlora, objective, compute)
+    if sharded:
+        wanted["distributed_config"] = DistributedConfig(fsdp_size=compute.ranks)
+    else:
+        wanted["device_map"] = {"": compute.device}
     kind, settings = _kind(objective)
     try:
         loaded: Any = kind.from_pretrained(
             folder,
             use_safetensors=True,
-            device_map={"": compute.device},
             output_loading_info=True,
             **wanted,
             **settings,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lorikeet_run import log
@@ -61,7 +62,8 @@ def answers(
     """Return what the model says to each question until one of `stop_ids`; nothing if it cannot.
 
     Neither weights nor random state nor the mode, training or not, are changed. A model that trains and cannot
-    answer, or has no memory left for it, is worth more than its samples: the log has why.
+    answer, or has no memory left for it, is worth more than its samples: the log has why. Raises OutOfMemoryError where
+    the weights are sharded.
     """
     device = next(model.parameters()).device
     pad_id = int(tokenizer.pad_token_id or 0)
@@ -76,7 +78,9 @@ def answers(
         with evaluation_mode(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
             batch = pad_left([question.prompt.tolist() for question in asked], pad_id, device)
             made: Tensor = cast(Any, model).generate(**batch, **_quiet(model), generation_config=config)
-    except Exception as error:  # noqa: BLE001 - whatever it was, what is trained is not lost for it
+    except Exception as error:  # whatever it was, what is trained is not lost for it
+        if isinstance(model, FSDPModule) and isinstance(error, torch.OutOfMemoryError):
+            raise  # others may have the memory, and wait for this rank's part of the weights
         log.event("samples_left_out", error=type(error).__name__, message=str(error))
         return []
     said = made[:, batch["input_ids"].shape[1] :].tolist()

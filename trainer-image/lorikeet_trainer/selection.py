@@ -63,6 +63,7 @@ class Selection:
         self.best = point
         if self.is_first:
             shutil.rmtree(self.folder, ignore_errors=True)
+        if self.is_first or self.trainable.is_sharded:
             self.trainable.save_checkpoint(self.folder)
         if dist.is_initialized():
             dist.barrier()  # else the others wait for the first rank in their next step, which is watched

@@ -152,9 +152,10 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     trainable.finish()
     final = exam.after(outcome.steps)
     look_at_the_end(report, questions, base, final, outcome.steps, published)
-    if session.compute.rank == 0:
+    if session.compute.rank == 0 or trainable.is_sharded:
         with session.part("save"):
             save(session, trainable, tokenizer)
+    if session.compute.rank == 0:
         metrics = figures(session, examples, trainable, outcome, base, final, selection.best).model_copy(
             update={"checkpoint_bytes": keeper.newest_bytes, "signs": report.lookout.seen or None}
         )
@@ -270,12 +271,14 @@ def load(session: Session) -> Trainable:
     # The adapters' first weights are drawn at random.
     transformers.set_seed(session.hyper.seed)
     attention = chosen.attention(session.hyper.attention, compute)
-    base = model.load(session.layout.model, contract.method, contract.objective, compute, attention)
+    layout, shards = session.layout, methods.shards(contract, compute)
+    base = model.load(layout.model, contract.method, contract.objective, compute, attention, sharded=shards)
     if chosen.kernels(session.hyper.kernels, compute, contract.method, base.config.model_type) == "liger":
         chosen.fuse(base)
-    layout = session.layout
     start = None if contract.start is None else layout.start
-    trainable = methods.make_trainable(base, contract.method, compute, layout.model, layout.scratch, start)
+    trainable = methods.make_trainable(
+        base, contract.method, compute, layout.model, layout.scratch, start, is_sharded=shards
+    )
     log.event(
         "model",
         method=contract.method.name,
@@ -283,6 +286,8 @@ def load(session: Session) -> Trainable:
         **asdict(chosen.chosen(session.hyper, compute, contract.method, trainable)),
         trained_parameters=trainable.trained,
         parameters=trainable.total,
+        sharded=trainable.is_sharded,
+        held_parameters=trainable.held,
         quantized_layers=trainable.quantized and trainable.quantized.layers,
     )
     return trainable
@@ -300,6 +305,7 @@ def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokeniz
             ],
             steps=session.hyper.steps(rows),
             scratch=session.layout.scratch,
+            sharded=trainable.is_sharded,
         )
 
     return Setting(trainable, tokenizer, arguments)

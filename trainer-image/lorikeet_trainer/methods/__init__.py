@@ -6,10 +6,11 @@ from transformers import PreTrainedModel
 
 from lorikeet_api.training import Method
 from lorikeet_trainer.device import Compute
-from lorikeet_trainer.methods import bottleneck, full, lora
+from lorikeet_trainer.methods import bottleneck, full, lora, sharded
+from lorikeet_trainer.methods.sharded import shards
 from lorikeet_trainer.methods.trainable import Trainable
 
-__all__ = ["Trainable", "check", "make_trainable"]
+__all__ = ["Trainable", "check", "make_trainable", "shards"]
 
 
 def check(model: PreTrainedModel, method: Method) -> None:
@@ -21,7 +22,14 @@ def check(model: PreTrainedModel, method: Method) -> None:
 
 
 def make_trainable(
-    model: PreTrainedModel, method: Method, compute: Compute, folder: Path, scratch: Path, start: Path | None = None
+    model: PreTrainedModel,
+    method: Method,
+    compute: Compute,
+    folder: Path,
+    scratch: Path,
+    start: Path | None = None,
+    *,
+    is_sharded: bool = False,
 ) -> Trainable:
     """Return the base model with what is trained of it. Raises RunError (MethodNotApplicable, ModelInvalid).
 
@@ -32,9 +40,10 @@ def make_trainable(
         folder: where the base model came from.
         scratch: for files that are of use until the run has ended.
         start: folder of the LoRA adapter that the run begins with, if it is not a new one.
+        is_sharded: whether the base model's weights are shared out over the ranks.
     """
     if method.bottleneck is not None:
         return bottleneck.Bottlenecked(model, method.bottleneck)
     if method.adapter is not None:
         return lora.make_trainable(model, method, compute, scratch, start)
-    return full.Full(model, folder)
+    return sharded.Sharded(model, folder) if is_sharded else full.Full(model, folder)

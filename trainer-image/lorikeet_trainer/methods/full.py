@@ -10,7 +10,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrain
 from lorikeet_api.contract import SourceDigest
 from lorikeet_trainer.methods.trainable import Trainable, cast_trained
 
-_WEIGHTS: Final = "model.safetensors"
+WEIGHTS: Final = "model.safetensors"
 
 
 class Full(Trainable):
@@ -31,11 +31,11 @@ class Full(Trainable):
         nobody trains.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(self.model, str(folder / _WEIGHTS))
+        save_model(self.model, str(folder / WEIGHTS))
 
     def load_checkpoint(self, folder: Path) -> None:
         """Read them back."""
-        load_model(self.model, folder / _WEIGHTS, strict=True)
+        load_model(self.model, folder / WEIGHTS, strict=True)
 
     def finish(self) -> None:
         """Cast to the type in which the base was saved: the parameters alone.

@@ -3,6 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from peft import PeftModel
@@ -17,6 +18,9 @@ from lorikeet_trainer.model import Quantized, count
 class Trainable(ABC):
     """A model ready to be trained; how what is trained of it is kept on the way, and published."""
 
+    is_sharded: ClassVar[bool] = False
+    """Whether each rank holds only a part of each weight: then all of them take part where any are written."""
+
     def __init__(
         self, model: PreTrainedModel | PeftModel, dtype: torch.dtype, quantized: Quantized | None = None
     ) -> None:
@@ -30,6 +34,11 @@ class Trainable(ABC):
         """Trained parameters."""
         self.total = count(model)
         """All parameters."""
+
+    @property
+    def held(self) -> int:
+        """Parameters that this rank holds."""
+        return self.total
 
     def tune(self, optimizer: Optimizer) -> None:  # noqa: B027 - most methods have one learning rate
         """Give trained parameters learning rates of their own, in the optimiser as it is before the first step."""
@@ -64,7 +73,8 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
 def cast_trained(model: nn.Module, dtype: torch.dtype) -> None:
     """Bring all trained parameters into one type."""
     for parameter in trained_parameters(model):
-        parameter.data = parameter.data.to(dtype)
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
 
 
 def tensor_names(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ from datasets import Dataset  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase
+from trl.trainer import dpo_trainer, kto_trainer
 
 from lorikeet_run.tokens import Judged, Pair, Prompted, Tokens
 from lorikeet_trainer.evaluate import Passes, log_probabilities
@@ -18,6 +19,11 @@ from lorikeet_trainer.methods import Trainable
 from lorikeet_trainer.state import Evaluation
 
 R = TypeVar("R", Tokens, Pair, Judged, Prompted)
+
+for _module in (dpo_trainer, kto_trainer):
+    # By a hash of all weights trl finds the reference's log-probabilities again, in a file of its own: see
+    # `reference_of`. It would take minutes of a large model, and knows no sharded weights.
+    cast(Any, _module).hash_module = lambda model: ""
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def check_apart(trainer: SftRun, rows: Sequence[Tokens]) -> None:
         return found.float()
 
     autocast = torch.autocast(device.type, trainer.autocast, enabled=trainer.autocast is not None)
-    with evaluation_mode(model), torch.inference_mode(), autocast:
+    with evaluation_mode(model), torch.no_grad(), autocast:
         as_it_is, changed = logits_of_the_second(first), logits_of_the_second([second[-1]] * len(first))
     if float((as_it_is - changed).abs().max()) > SEEN * float(as_it_is.std()):
         raise RunError(

@@ -1,0 +1,90 @@
+"""A full fine-tune on several ranks, each of which holds a part of the model."""
+
+import json
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from lorikeet_api.contract import RunContract
+from lorikeet_run.errors import RunError
+from lorikeet_run.log import parse
+from lorikeet_trainer import loop
+from tests.s3 import S3Server
+from tests.trainer import tiny
+from tests.trainer.lab import Lab, open_lab
+from tests.trainer.test_resume import steps_stored
+
+pytestmark = pytest.mark.trainer
+
+TRAINING = {
+    "epochs": 99.0,
+    "maxSteps": 40,
+    "microBatchSize": 2,
+    "precision": "fp32",
+    "loggingSteps": 1,
+    "evalSteps": 20,
+    "checkpoints": {"afterSuccess": "keepBest"},
+}
+"""Several micro batches a step, a rank that is a row short in each evaluation, and best weights to keep, in float32."""
+
+
+@pytest.fixture(scope="module")
+def lab(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A model with random weights, some of which go by two names, and the data."""
+    with open_lab(s3_server, tmp_path_factory.mktemp("lab")) as made:
+        made.put_folder(tiny.write_model(made.root / "small", tie_word_embeddings=True), "small")
+        made.put_rows("odd.jsonl", tiny.rows()[1][:5])
+        yield made
+
+
+def contract(lab: Lab, **changes: Any) -> RunContract:
+    held_out = {"eval": {"uri": "s3://datasets/odd.jsonl"}}
+    train = "s3://datasets/train.jsonl"
+    return lab.contract("full", "s3://models/small", train, training=TRAINING, dataset=held_out, **changes)
+
+
+def test_sharded_weights_are_those_of_one_rank_also_if_the_run_was_stopped_on_the_way(lab: Lab) -> None:
+    """At the same effective batch."""
+    sharded, alone = contract(lab, gpus=2, allow_cpu=True), contract(lab)
+    first = lab.start(sharded)
+    model = parse(first.await_line("event=model"))
+    assert model["sharded"] == "True"
+    assert int(model["held_parameters"]) == pytest.approx(int(model["parameters"]) / 2, rel=0.01)
+    first.await_line("event=step step=2 ")
+    first.process.send_signal(signal.SIGTERM)
+    code, record, log = first.end()
+    assert (code, record["reason"]) == (75, "Preempted"), log
+    (step,) = steps_stored(lab, sharded)
+    code, record, log = lab.start(sharded).end()
+    assert (code, record["metrics"]["resumedFromStep"]) == (0, step), log
+
+    assert lab.run(alone).exit_code == 0
+    assert lab.published(sharded) == lab.published(alone)
+    for name in ("config.json", "generation_config.json"):
+        assert lab.fetch(sharded, f"model/{name}") == lab.fetch(alone, f"model/{name}")
+    # The best ones as they were trained, the last ones as they are published.
+    for name, dtype, tolerance in (("checkpoints/best", torch.float32, 1e-4), ("model", torch.bfloat16, 5e-3)):
+        ours, theirs = (load(lab.fetch(each, f"{name}/model.safetensors")) for each in (sharded, alone))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+        assert {tensor.dtype for tensor in ours.values()} == {dtype}
+    assert losses(lab, sharded) == pytest.approx(losses(lab, alone), abs=1e-3)
+
+
+def test_no_rank_trains_weights_that_were_to_be_shared_out_and_are_not() -> None:
+    model = torch.nn.Linear(2, 3)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2), args=SimpleNamespace(n_gpu=0))
+    trainable = SimpleNamespace(model=model, dtype=torch.float32, trained=9, is_sharded=True)
+    with pytest.raises(RunError, match="2 of 2 weights would be held whole by every rank"):
+        loop.assert_sound(cast(Any, trainer), cast(Any, trainable), 2)
+
+
+def losses(lab: Lab, contract: RunContract) -> dict[str, float]:
+    """Return training and evaluation losses of each step, with the norms of their gradients."""
+    points = json.loads(lab.fetch(contract, "metrics.json"))["curve"]
+    kinds = ("loss", "evalLoss", "gradNorm")
+    return {f"{kind} {point['step']}": point[kind] for point in points for kind in kinds if kind in point}
