@@ -12,7 +12,7 @@ import pytest
 from lorikeet_api.training import Dataset
 from lorikeet_run.batches import ahead
 from lorikeet_run.data import Source
-from lorikeet_run.examples import Example
+from lorikeet_run.examples import Example, Instances
 from lorikeet_run.mixture import mix, split
 from lorikeet_run.rows import Epoch, Rows
 from lorikeet_run.tokens import IGNORED, Judged, Pair, Prompted, TokenRow, Tokens
@@ -93,7 +93,7 @@ def test_neither_a_source_nor_its_split_holds_its_rows(tmp_path: Path) -> None:
     source = Source([(path, path.name)], dataset, "sft", (), 1000)
     before = alive()
     parts = split([source], 0.1, seed=1)
-    sides = [source, *parts.train, parts.held_out]
+    sides: list[Instances] = [source, *parts.train, parts.held_out]
     assert [len(side) for side in sides] == [1000, 900, 100]
     for side in sides:
         (held,) = [alive() - before for number, _ in enumerate(side) if number == 99]
