@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/.cluster/bin:$(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help demo test check lint unit integration trainer-test e2e generate lock ready images cluster cluster-down \
         deploy faults crashes bench-operator bench-router bench-router-shares bench-serving \
-        bench-checkpoints bench-training host tools clean
+        bench-checkpoints bench-training bench-data host tools clean
 
 help: ## show what there is
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -91,6 +91,9 @@ bench-checkpoints: tools ## measure what checkpoints cost a run, with a slow sto
 
 bench-training: tools ## measure training beside trl's own script (a quarter of an hour; on a GPU BENCH=--gpu)
 	$(PYTHON) -m bench.training $(BENCH)
+
+bench-data: tools ## measure what becomes of a million rows beside datasets.map (half an hour; fewer: BENCH="--rows 100000")
+	$(PYTHON) -m bench.data $(BENCH)
 
 cluster-down: host ## end the cluster; its image store stays
 	$(PYTHON) -m e2e.cluster down

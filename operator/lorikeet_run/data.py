@@ -1,6 +1,7 @@
 """Examples out of rows, by format; checked before anything heavy is loaded."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -43,6 +44,24 @@ def read_source(
     """
     rows = (placed for path, name in files for placed in read_rows(path, name))
     return _examples(rows, dataset, objective, columns)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of one source, as `read_source` reads them, anew each time."""
+
+    files: Sequence[tuple[Path, str]]
+    dataset: Dataset
+    objective: ObjectiveName
+    columns: Sequence[str]
+    rows: int
+    """How many there are."""
+
+    def __iter__(self) -> Iterator[Instance]:
+        return read_source(self.files, self.dataset, self.objective, self.columns)
+
+    def __len__(self) -> int:
+        return self.rows
 
 
 def _examples(

@@ -1,8 +1,8 @@
 """Rows as objectives take them: one text or conversation, or two that belong together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -155,3 +155,16 @@ class Prompt:
 
 Instance: TypeAlias = Example | Preference | Feedback | Prompt
 """What a row of the data is, by objective: sft's, that of dpo, orpo and reward, kto's, rlhf's."""
+
+
+class Instances(Protocol):
+    """Rows that can be gone through any number of times; many are read anew each time, as they may not fit into memory.
+
+    A list of them is one.
+    """
+
+    def __iter__(self) -> Iterator[Instance]:
+        """Return the rows in order."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""

@@ -1,19 +1,42 @@
 """Which examples are held out, and in which proportions the rest is seen."""
 
+import hashlib
 import random
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lorikeet_run.errors import RunError
-from lorikeet_run.examples import Instance
+from lorikeet_run.examples import Instance, Instances
+
+
+@dataclass(frozen=True)
+class Side:
+    """The rows of some sources that are held out, or those that are not."""
+
+    sources: Sequence[Instances]
+    held_out: frozenset[bytes]
+    """The contents that are, by their digests."""
+    is_held_out: bool
+    rows: int
+    """How many there are."""
+
+    def __iter__(self) -> Iterator[Instance]:
+        for source in self.sources:
+            for example in source:
+                if (_digest(example) in self.held_out) == self.is_held_out:
+                    yield example
+
+    def __len__(self) -> int:
+        return self.rows
 
 
 @dataclass(frozen=True)
 class Split:
     """Training sources without what is held out, and that."""
 
-    train: list[list[Instance]]
-    held_out: list[Instance]
+    train: list[Side]
+    held_out: Side
 
 
 def check_split(examples: Iterable[Instance]) -> None:
@@ -26,31 +49,42 @@ def check_split(examples: Iterable[Instance]) -> None:
         )
 
 
-def split(sources: Sequence[Sequence[Instance]], fraction: float, seed: int) -> Split:
+def split(sources: Sequence[Instances], fraction: float, seed: int) -> Split:
     """Hold out `fraction` of all examples, at least one, chosen by `seed`.
 
     Equal examples stay on one side together, in whatever source they stand: what is held out was never trained
     on. Raises RunError (DataInvalid) if there are not two different examples.
     """
     check_split(example for source in sources for example in source)
-    contents = list(dict.fromkeys(example.content for source in sources for example in source))
-    counts = dict.fromkeys(contents, 0)
-    for source in sources:
-        for example in source:
-            counts[example.content] += 1
+    counts = [Counter(map(_digest, source)) for source in sources]
+    total = Counter[bytes]()
+    for one in counts:
+        total.update(one)
+    contents = list(total)
     random.Random(seed).shuffle(contents)  # noqa: S311 - reproducible, not secret
-    wanted = max(1, round(fraction * sum(counts.values())))
-    held_out = set()
+    wanted = max(1, round(fraction * total.total()))
+    chosen = set()
     held = 0
     for content in contents[:-1]:
         if held >= wanted:
             break
-        held_out.add(content)
-        held += counts[content]
-    return Split(
-        [[example for example in source if example.content not in held_out] for source in sources],
-        [example for source in sources for example in source if example.content in held_out],
-    )
+        chosen.add(content)
+        held += total[content]
+    held_out = frozenset(chosen)
+
+    def side(of: Sequence[int], *, is_held_out: bool) -> Side:
+        rows = sum(
+            count for number in of for content, count in counts[number].items() if (content in held_out) == is_held_out
+        )
+        return Side([sources[number] for number in of], held_out, is_held_out, rows)
+
+    numbers = range(len(sources))
+    return Split([side([number], is_held_out=False) for number in numbers], side(numbers, is_held_out=True))
+
+
+def _digest(example: Instance) -> bytes:
+    """Return what stands for an example's content: of a million of them the texts would take as much as the data."""
+    return hashlib.blake2b(repr(example.content).encode(), digest_size=16).digest()
 
 
 def mix(sizes: Sequence[int], weights: Sequence[float] | None, seed: int) -> list[tuple[int, int]]:

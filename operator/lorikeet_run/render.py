@@ -1,9 +1,10 @@
 """Token ids and labels out of examples: the chat template, which tokens count, what is too long."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self, cast
@@ -15,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lorikeet_api.contract import RunContract, Template, Use, read_as
 from lorikeet_api.training import Overlong
-from lorikeet_run.batches import batched
+from lorikeet_run.batches import ahead, batched
 from lorikeet_run.conversation import tool_variants
 from lorikeet_run.errors import RunError
-from lorikeet_run.examples import Example, Instance
+from lorikeet_run.examples import Example, Instance, Instances
 from lorikeet_run.files import invalid
+from lorikeet_run.rows import Rows
 from lorikeet_run.tokenizer import load_tokenizer, stop_ids
 from lorikeet_run.tokens import IGNORED, TokenRow, Tokens
 
@@ -44,7 +46,7 @@ _BATCH: Final = 512
 class Rendered:
     """The rendered rows of one source, and what became of the others."""
 
-    rows: list[TokenRow] = field(default_factory=list)
+    rows: Rows[TokenRow] = field(default_factory=Rows)
     dropped: int = 0
     """Rows left out: too long, or a pair that maxLength or the template has made the same."""
     answers: int = 0
@@ -64,7 +66,8 @@ class _Piece:
 
     example: Example
     text: str
-    turns: tuple[tuple[str, str], ...] = ()
+    turns: tuple[tuple[str, str | None], ...] = ()
+    """None: the whole text ends there."""
 
 
 class Renderer:
@@ -89,6 +92,8 @@ class Renderer:
         self._clock = _clock_macro(datetime.strptime(date, "%Y-%m-%d"))
         self._max_length = max_length
         self._overlong = overlong
+        # Asked for every answer, mostly about the same line break.
+        self._is_blank = lru_cache(1024)(lambda ids: not str(tokenizer.decode(list(ids))).strip())
 
     @classmethod
     def of(cls, contract: RunContract, model: Path, tokenizer: PreTrainedTokenizerBase) -> Self:
@@ -101,11 +106,12 @@ class Renderer:
             overlong=contract.dataset.overlong,
         )
 
-    def render(self, rows: Sequence[Instance]) -> Rendered:
+    def render(self, rows: Instances) -> Rendered:
         """Return the rows as tokens. Raises RunError (DataInvalid, MethodNotApplicable)."""
         rendered = Rendered()
-        for some in batched(rows, _BATCH):
-            tokens = iter(self._render([example for row in some for example in row.parts]))
+        # The tokenizer's threads leave Python alone, which goes on to the next batch.
+        for some, pieces in ahead(self._pieces(rows)):
+            tokens = iter(self._render(pieces))
             for row in some:
                 parts = [next(tokens) for _ in row.parts]
                 whole = [part for part in parts if part is not None]
@@ -121,29 +127,36 @@ class Renderer:
                     self._count_stop(example, part, rendered)
         return rendered
 
-    def _render(self, examples: Sequence[Example]) -> list[Tokens | None]:
-        """Return the tokens of each example, None for one that is left out."""
-        pieces = [self._piece(example) for example in examples]
-        ids = self._tokenize([piece.text for piece in pieces], plain=[not piece.example.messages for piece in pieces])
-        borders = iter(self._tokenize([text for piece in pieces for turn in piece.turns for text in turn]))
-        return [
-            self._label(piece.example, whole, [self._span(whole, next(borders), next(borders)) for _ in piece.turns])
-            for piece, whole in zip(pieces, ids, strict=True)
-        ]
+    def _pieces(self, rows: Instances) -> Iterator[tuple[list[Instance], list[_Piece]]]:
+        """Yield some rows at a time, and their examples as text."""
+        for some in batched(rows, _BATCH):
+            yield some, [self._piece(example) for row in some for example in row.parts]
 
-    def _tokenize(self, texts: list[str], plain: list[bool] | None = None) -> list[list[int]]:
-        """Return the ids of each text; a plain one gets the tokenizer's own beginning and a stop token at its end."""
+    def _render(self, pieces: Sequence[_Piece]) -> list[Tokens | None]:
+        """Return the tokens of each example, None for one that is left out."""
+        plain = iter(self._tokenize([piece.text for piece in pieces if not piece.example.messages], plain=True))
+        talks = iter(self._tokenize([piece.text for piece in pieces if piece.example.messages]))
+        ends = (text for piece in pieces for turn in piece.turns for text in turn)
+        borders = iter(self._tokenize([text for text in ends if text is not None]))
+        found = []
+        for piece in pieces:
+            whole = next(talks if piece.example.messages else plain)
+            spans = [
+                self._span(whole, next(borders), whole if after is None else next(borders)) for _, after in piece.turns
+            ]
+            found.append(self._label(piece.example, whole, spans))
+        return found
+
+    def _tokenize(self, texts: list[str], *, plain: bool = False) -> list[list[int]]:
+        """Return the ids of each text; plain ones get the tokenizer's own beginning and a stop token at their ends."""
         if not texts:
             return []
-        if plain is None or not any(plain):
-            return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-        special = cast("list[list[int]]", self._tokenizer(texts, verbose=False)["input_ids"])
-        bare = self._tokenize(texts)
+        found = self._tokenizer(texts, add_special_tokens=plain, return_attention_mask=False, verbose=False)
+        ids = cast("list[list[int]]", found["input_ids"])
         end = self._tokenizer.eos_token_id
-        return [
-            (a if end is None or a[-1:] == [end] else [*a, end]) if is_plain else b
-            for a, b, is_plain in zip(special, bare, plain, strict=True)
-        ]
+        if not plain or end is None:
+            return ids
+        return [one if one[-1:] == [end] else [*one, end] for one in ids]
 
     def _piece(self, example: Example) -> _Piece:
         if not example.messages:
@@ -162,7 +175,8 @@ class Renderer:
         turns = []
         for number in answers:
             before = self._apply(messages[:number], tools, example.where, answer_next=True)
-            after = whole if number == len(messages) - 1 else self._apply(messages[: number + 1], tools, example.where)
+            is_last = number == len(messages) - 1
+            after = None if is_last else self._apply(messages[: number + 1], tools, example.where)
             if number == answers[-1] and not whole.startswith(before):
                 raise RunError(
                     "MethodNotApplicable",
@@ -170,7 +184,7 @@ class Renderer:
                     f" one, so trainOn {example.train_on} cannot tell the answer's tokens: choose trainOn all;"
                     " a general set has none but plain texts then",
                 )
-            if not (whole.startswith(before) and whole.startswith(after)):
+            if not (whole.startswith(before) and whole.startswith(after or "")):
                 raise RunError(
                     "MethodNotApplicable",
                     f"{example.where}: the base model's chat template writes earlier turns differently once the"
@@ -215,9 +229,9 @@ class Renderer:
         that the template writes after the stop token does not: no engine goes on to it.
         """
         begin, end = _common(whole, before), _common(whole, after)
-        stops = [index for index in range(begin, end) if whole[index] in self._stop_ids]
-        if stops and not str(self._tokenizer.decode(whole[stops[-1] + 1 : end])).strip():
-            end = stops[-1] + 1
+        stop = next((index for index in reversed(range(begin, end)) if whole[index] in self._stop_ids), None)
+        if stop is not None and self._is_blank(tuple(whole[stop + 1 : end])):
+            end = stop + 1
         return begin, end
 
     def _label(self, example: Example, whole: list[int], spans: list[tuple[int, int]]) -> Tokens | None:
@@ -254,7 +268,7 @@ class Renderer:
         for token in trained[::-1]:
             if int(token) in self._stop_ids:
                 return True
-            if str(self._tokenizer.decode([int(token)])).strip():
+            if not self._is_blank((int(token),)):
                 return False
         return False
 
@@ -281,13 +295,16 @@ def _clock_macro(day: datetime) -> str:
 
 def _common(left: list[int], right: list[int]) -> int:
     """Return the length of the common beginning."""
+    shorter = min(len(left), len(right))
+    if left[:shorter] == right[:shorter]:
+        return shorter
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return index
-    return min(len(left), len(right))
+    return shorter
 
 
-def choose_template(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Instance]) -> Template:
+def choose_template(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Instance]) -> Template:
     """Return the chat template of the run, and set ours where conversations meet a base without one.
 
     Raises RunError (ModelInvalid) if such a base has no stop token either: it could not learn to stop.
@@ -311,14 +328,14 @@ def renderers(
     contract: RunContract,
     model: Path,
     tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[tuple[Use, Sequence[Instance]]],
+    sources: Sequence[tuple[Use, Instances]],
 ) -> tuple[Template, dict[Use, Renderer]]:
     """Return a run's chat template, and what renders its sources, by what they are for.
 
     A general set has a tokenizer of its own: where it alone needs a chat template that the base lacks, the result gets
     none. Raises RunError (ModelInvalid).
     """
-    template = choose_template(tokenizer, [row for use, rows in sources if use != "general" for row in rows])
+    template = choose_template(tokenizer, (row for use, rows in sources if use != "general" for row in rows))
     found: dict[Use, Renderer] = {}
     for use, rows in sources:
         by = tokenizer

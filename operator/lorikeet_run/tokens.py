@@ -1,6 +1,6 @@
 """Rendered rows: what objectives learn from, as token ids."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -35,6 +35,11 @@ class Tokens:
         """The sequences that it is made of."""
         return (self,)
 
+    def of(self, parts: Sequence["Tokens"]) -> "Tokens":
+        """Return the same row of other parts."""
+        (tokens,) = parts
+        return tokens
+
     def answered_from(self, begin: int) -> "Tokens":
         """Return the prompt with the answer alone behind it, each token of which counts; it begins at `begin`."""
         end = int((self.labels != IGNORED).nonzero()[0][-1]) + 1
@@ -66,6 +71,10 @@ class Pair:
         """The sequences that it is made of."""
         return (self.chosen, self.rejected)
 
+    def of(self, parts: Sequence[Tokens]) -> "Pair":
+        """Return the same row of other parts."""
+        return Pair(*parts)
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -83,6 +92,11 @@ class Judged:
     def parts(self) -> tuple[Tokens, ...]:
         """The sequences that it is made of."""
         return (self.tokens,)
+
+    def of(self, parts: Sequence[Tokens]) -> "Judged":
+        """Return the same row of other parts."""
+        (tokens,) = parts
+        return Judged(tokens, self.good)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +117,11 @@ class Prompted:
     def parts(self) -> tuple[Tokens, ...]:
         """The sequences that it is made of."""
         return (self.tokens,)
+
+    def of(self, parts: Sequence[Tokens]) -> "Prompted":
+        """Return the same row of other parts."""
+        (tokens,) = parts
+        return Prompted(tokens, self.columns)
 
 
 TokenRow: TypeAlias = Tokens | Pair | Judged | Prompted

@@ -1,5 +1,7 @@
 """Tokens and labels: against trl's own masks, at the borders, and in numbers; the loss on them."""
 
+import gc
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from lorikeet_api.contract import StorageAccess, Use
 from lorikeet_api.training import Overlong, TrainOn
 from lorikeet_run.conversation import Message, Role
 from lorikeet_run.errors import RunError
-from lorikeet_run.examples import Example, Prompt
+from lorikeet_run.examples import Example, Instance, Prompt
 from lorikeet_run.render import Rendered, Renderer, check_stops, choose_template, renderers
 from lorikeet_run.tokenizer import load_tokenizer
 from lorikeet_run.tokens import IGNORED, Prompted, Tokens
@@ -165,7 +167,7 @@ def test_a_prompt_ends_where_an_answer_begins(llama: PreTrainedTokenizerFast) ->
     assert row.tokens.input_ids.tolist() == expected
     assert (row.trained, row.tokens.answer, row.columns) == (0, len(expected), {"answer": "four"})
     dropped = renderer(llama, max_length=len(expected) - 1).render([Prompt(asked, {})])
-    assert (dropped.rows, dropped.dropped) == ([], 1)
+    assert (len(dropped.rows), dropped.dropped) == (0, 1)
 
 
 def test_a_template_that_refuses_names_the_row() -> None:
@@ -224,13 +226,33 @@ def test_overlong_rows_are_truncated_and_lose_their_stop_token(chatml: PreTraine
 
 def test_a_prompt_that_fills_all_of_a_truncated_row_is_dropped(chatml: PreTrainedTokenizerFast) -> None:
     rendered = renderer(chatml, "truncate", max_length=10).render([conversation("question " * 20, "word")])
-    assert (rendered.rows, rendered.dropped) == ([], 1)
+    assert (len(rendered.rows), rendered.dropped) == (0, 1)
 
 
 def test_overlong_rows_fail_by_name(chatml: PreTrainedTokenizerFast) -> None:
     with pytest.raises(RunError, match=r"row 1: .* tokens, more than maxLength 40") as caught:
         renderer(chatml, "fail", max_length=40).render([LONG])
     assert caught.value.exit_code == 65
+
+
+def test_rows_are_rendered_as_they_are_read(chatml: PreTrainedTokenizerFast) -> None:
+    """Held are those of the batches at work."""
+    count, held = 3000, []
+
+    class Read:
+        def __iter__(self) -> Iterator[Instance]:
+            for number in range(count):
+                yield conversation("question", f"word {number}")
+                if number in (0, count - 1):
+                    held.append(sum(type(each) is Example for each in gc.get_objects()))
+
+        def __len__(self) -> int:
+            return count
+
+    rendered = renderer(chatml).render(Read())
+    assert (len(rendered.rows), rendered.answers, rendered.stopped) == (count, count, count)
+    assert [trained(row, chatml) for row in tokens(rendered)[:2]] == ["word 0<|im_end|>", "word 1<|im_end|>"]
+    assert held[-1] - held[0] < count / 2
 
 
 def test_answers_without_a_stop_token_are_refused_above_five_percent() -> None:

@@ -5,12 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 import torch
+from datasets import Dataset  # type: ignore[import-untyped]
 from transformers import BloomConfig, BloomForCausalLM
+from trl.data_utils import pack_dataset
 
 from lorikeet_api.contract import RunContract
+from lorikeet_run.mixture import mix
+from lorikeet_run.rows import Epoch, Rows
+from lorikeet_run.tokens import IGNORED, Tokens
 from lorikeet_trainer import device
+from lorikeet_trainer.objectives.sft import examples
 from lorikeet_trainer.state import MetricsFile
 from lorikeet_trainer.upload import Uploader
 from tests.s3 import S3Server
@@ -84,6 +92,28 @@ def test_a_model_that_would_mix_packed_examples_is_refused(lab: Lab, tmp_path: P
     assert packed.record is not None
     assert packed.record.reason == "MethodNotApplicable"
     assert packed.record.message.endswith("packed into one sequence: remove dataset.packing")
+
+
+def tokens(number: int) -> Tokens:
+    ids = np.arange(1 + 7 * number % 90, dtype=np.int32) + number
+    return Tokens(ids, np.where(np.arange(len(ids)) < len(ids) // 2, IGNORED, ids).astype(np.int32))
+
+
+def test_examples_are_trained_on_from_the_memory_where_they_lie_and_packed_into_a_file(tmp_path: Path) -> None:
+    sources, path = [Rows[Tokens](), Rows[Tokens]()], tmp_path / "scratch" / "packed.arrow"
+    for number in range(3000):
+        sources[number % 3 == 0].append(tokens(number))
+    epoch = Epoch.of(sources, mix([2000, 1000], [1.0, 1.0], seed=1))
+    listed = Dataset.from_dict(
+        {"input_ids": [row.input_ids.tolist() for row in epoch], "labels": [row.labels.tolist() for row in epoch]}
+    )
+    before = pa.total_allocated_bytes()
+    alone = examples(epoch, None, path)
+    packed = examples(epoch, 128, path)
+    assert pa.total_allocated_bytes() - before < sum(rows.input_ids.nbytes for rows in sources)
+    assert [file["filename"] for file in packed.cache_files] == [str(path)]
+    assert alone.to_list() == listed.to_list()
+    assert packed.to_list() == pack_dataset(listed, 128, "bfd").to_list()
 
 
 @pytest.mark.usefixtures("float32")

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,19 @@ ASKED = (
 Row = dict[str, Any]
 
 
-def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer; every text can be written in it."""
+def tokenizer(
+    template: str | None, corpus: Iterable[str] | None = None, vocabulary: int = 480
+) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer made for texts, by default those below; every other can be written in it."""
     special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    corpus = [asked.format(noun) + " " + colour for noun, colour in COLOURS.items() for asked in ASKED]
+    if corpus is None:
+        corpus = [asked.format(noun) + " " + colour for noun, colour in COLOURS.items() for asked in ASKED]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=480, special_tokens=special, initial_alphabet=alphabet)
+        corpus, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet)
     )
     end = "<|im_end|>" if template else "</s>"
     made = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]

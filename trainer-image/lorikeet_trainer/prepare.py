@@ -1,17 +1,16 @@
 """The first stage: everything that can be found wrong without torch, and the files of the run."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from time import monotonic
 
 from lorikeet_api.contract import RunContract, RunRecord, SourceDigest, Use, data_sources, data_uses, read_as
 from lorikeet_api.training import DataSource
 from lorikeet_run import log
-from lorikeet_run.data import read_source
-from lorikeet_run.examples import Instance
+from lorikeet_run.data import Source
+from lorikeet_run.examples import Instances
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import check_split, split
 from lorikeet_run.output import adopt_or_take
@@ -34,7 +33,7 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
     data = [_fetch(source, index, read_as(contract, use), layout) for index, (source, use) in enumerate(sources)]
     if contract.dataset.eval_fraction is not None:
         trained = [index for index, use in enumerate(data_uses(contract)) if use == "training"]
-        check_split(example for index in trained for example in _read(data[index], index, contract, layout))
+        check_split(example for index in trained for example in _source(data[index], index, contract, layout))
     with log.timed("fetch", what="model", uri=contract.model.uri) as told:
         pin = contract.pins[0] if contract.pins else None
         model = patiently(lambda: fetch_model(contract.model, layout.model, contract.storage, pin), FETCH_SECONDS)
@@ -75,56 +74,54 @@ def _fetch(source: DataSource, index: int, contract: RunContract, layout: Layout
         fetched = patiently(lambda: fetch_data(source, layout.source(index), contract.storage, pin), FETCH_SECONDS)
         told["bytes"] = sum(file.size for file in fetched.digest.files)
     with log.timed("check", what="data", uri=source.uri) as told:
-        told["rows"] = rows = sum(1 for _ in _read(fetched.digest, index, contract, layout))
+        told["rows"] = rows = sum(1 for _ in _source(fetched.digest, index, contract, layout))
     return fetched.digest.model_copy(update={"rows": rows})
 
 
 @dataclass(frozen=True)
 class Data:
-    """The run's examples."""
+    """The run's examples, which are read whenever they are gone through."""
 
-    train: list[list[Instance]]
+    train: Sequence[Instances]
     """Those of each training source."""
-    held_out: list[Instance]
-    test: list[Instance]
-    general: list[Instance]
+    held_out: Instances
+    test: Instances
+    general: Instances
 
     @property
-    def by_use(self) -> list[tuple[Use, list[Instance]]]:
+    def by_use(self) -> list[tuple[Use, Instances]]:
         """All of them, by what they are for; what is not there is left out."""
-        others: list[tuple[Use, list[Instance]]] = [
+        others: list[tuple[Use, Instances]] = [
             ("evaluation", self.held_out),
             ("test", self.test),
             ("general", self.general),
         ]
-        trained: list[tuple[Use, list[Instance]]] = [("training", rows) for rows in self.train]
+        trained: list[tuple[Use, Instances]] = [("training", rows) for rows in self.train]
         return [*trained, *((use, rows) for use, rows in others if rows)]
 
 
 def read_data(contract: RunContract, layout: Layout, digests: list[SourceDigest]) -> Data:
     """Return the run's examples, from the files in the work folder."""
     uses = data_uses(contract)
-    read = [
-        list(_read(digest, index, read_as(contract, use), layout))
+    sources = [
+        _source(digest, index, read_as(contract, use), layout)
         for index, (use, digest) in enumerate(zip(uses, digests, strict=True))
     ]
-
-    def read_for(wanted: Use) -> list[list[Instance]]:
-        return [rows for use, rows in zip(uses, read, strict=True) if use == wanted]
-
-    train = read_for("training")
-    held_out = list(chain(*read_for("evaluation")))
+    train: Sequence[Instances] = [source for use, source in zip(uses, sources, strict=True) if use == "training"]
+    by_use: dict[Use, Instances] = dict(zip(uses, sources, strict=True))
+    held_out = by_use.get("evaluation", [])
     if contract.dataset.eval_fraction is not None:
         parts = split(train, contract.dataset.eval_fraction, Hyperparameters.of(contract).seed)
         train, held_out = parts.train, parts.held_out
-    return Data(train, held_out, list(chain(*read_for("test"))), list(chain(*read_for("general"))))
+    return Data(train, held_out, by_use.get("test", []), by_use.get("general", []))
 
 
-def _read(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> Iterator[Instance]:
+def _source(digest: SourceDigest, index: int, contract: RunContract, layout: Layout) -> Source:
     folder = layout.source(index)
-    return read_source(
+    return Source(
         [(folder / file.path, file.path) for file in digest.files],
         contract.dataset,
         contract.objective.name,
         contract.objective.columns,
+        digest.rows or 0,
     )

@@ -39,8 +39,8 @@ def profile(
         test_examples=len(test.rows),
         general_examples=len(general.rows),
         dropped=sum(one.dropped for one in [*rendered, held, test, general]),
-        trained_tokens=sum(row.trained for one in rendered for row in one.rows),
-        lengths=bins([max(len(part.input_ids) for part in row.parts) for one in rendered for row in one.rows]),
+        trained_tokens=sum(int(one.rows.trained.sum()) for one in rendered),
+        lengths=bins([length for one in rendered for length in one.rows.lengths.tolist()]),
     )
 
 

@@ -246,6 +246,10 @@ class Layout:
         """Return the folder of the data source `index`, as `data_sources` has them."""
         return self.data / str(index)
 
+    def packed(self, rank: int) -> Path:
+        """Return the file in which a rank has the sequences that it has packed."""
+        return self.scratch / f"packed-{rank}.arrow"
+
     def result(self, stage: str, rank: int) -> Path:
         """Return the file in which a rank of a stage says how it ended."""
         return self.results / f"{stage}-{rank}.json"

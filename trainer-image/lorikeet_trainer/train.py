@@ -23,6 +23,7 @@ from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import mix
 from lorikeet_run.render import Rendered, check_left, check_stops, renderers
 from lorikeet_run.report import Answer, DataProfile, Sample
+from lorikeet_run.rows import Epoch, Rows
 from lorikeet_run.tokenizer import limits, load_tokenizer, stop_ids
 from lorikeet_run.tokens import TokenRow, Tokens
 from lorikeet_trainer import chosen, device, loop, methods, model, samples, signs
@@ -49,11 +50,10 @@ _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "ac
 class Examples:
     """The run's data as tokens."""
 
-    train: list[TokenRow]
-    """An epoch's."""
-    held_out: list[TokenRow]
-    test: list[TokenRow]
-    general: list[Tokens]
+    train: Epoch[TokenRow]
+    held_out: Rows[TokenRow]
+    test: Rows[TokenRow]
+    general: Rows[Tokens]
     template: Template
     dropped: int
     stop_percent: float | None
@@ -227,10 +227,10 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
         stop_token_percent=stop_percent,
     )
     return Examples(
-        [rendered[source].rows[index] for source, index in chosen],
+        Epoch.of([one.rows for one in rendered], chosen),
         held.rows,
         judging.rows,
-        cast("list[Tokens]", general.rows),
+        cast("Rows[Tokens]", general.rows),
         template,
         sum(one.dropped for one in [*own, general]),
         stop_percent,
@@ -243,8 +243,9 @@ def _check_limits(rendered: list[Rendered], positions: int | None, vocabulary: i
 
     `answer` is how many tokens the model may write to each example.
     """
-    rows = [part.input_ids for one in rendered for row in one.rows for part in row.parts]
-    longest, largest = max(map(len, rows)), max(int(ids.max()) for ids in rows)
+    some = [one.rows for one in rendered if one.rows]
+    longest = max(int(rows.lengths.max()) for rows in some)
+    largest = max(int(rows.input_ids.max()) for rows in some)
     if positions is not None and answer and longest + answer > positions:
         raise RunError(
             "MethodNotApplicable",
@@ -308,7 +309,7 @@ def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokeniz
             sharded=trainable.is_sharded,
         )
 
-    return Setting(trainable, tokenizer, arguments)
+    return Setting(trainable, tokenizer, arguments, session.layout.packed(session.compute.rank))
 
 
 def select(session: Session, trainable: Trainable, examples: Examples) -> Selection:
@@ -371,7 +372,7 @@ def figures(
         eval_examples=len(examples.held_out),
         test_examples=len(examples.test) or None,
         dropped_examples=examples.dropped,
-        trained_tokens=sum(row.trained for row in examples.train),
+        trained_tokens=examples.train.trained,
         trainable_parameters=trainable.trained,
         trainable_percent=100.0 * trainable.trained / trainable.total,
         quantized_layers=quantized.layers if quantized else None,

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase
 from trl.trainer import dpo_trainer, kto_trainer
 
+from lorikeet_run.rows import Epoch
 from lorikeet_run.tokens import Judged, Pair, Prompted, Tokens
 from lorikeet_trainer.evaluate import Passes, log_probabilities
 from lorikeet_trainer.loop import Guarded
@@ -34,6 +36,8 @@ class Setting:
     tokenizer: PreTrainedTokenizerBase
     arguments: Callable[[int], dict[str, Any]]
     """Transformers' part of the configuration, by how many rows an epoch has."""
+    packed: Path
+    """Where packed sequences may lie, which are as much as the rows once more."""
 
 
 class Objective(ABC, Generic[R]):
@@ -43,7 +47,7 @@ class Objective(ABC, Generic[R]):
     """What trl logs beside the loss, by its names: how the loss curve calls it."""
 
     @abstractmethod
-    def trainer(self, setting: Setting, rows: Sequence[R]) -> Guarded:
+    def trainer(self, setting: Setting, rows: Epoch[R]) -> Guarded:
         """Return trl's trainer on an epoch's rows."""
 
     def reference(self, model: nn.Module, held_out: Sequence[R], passes: Passes) -> Tensor | None:

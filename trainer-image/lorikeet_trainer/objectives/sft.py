@@ -1,8 +1,10 @@
 """Supervised fine-tuning by trl, on rows that we tokenised and labelled ourselves."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, cast
 
+import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from lorikeet_api import objectives as api
 from lorikeet_run.errors import RunError
+from lorikeet_run.rows import Epoch, Rows
 from lorikeet_run.tokens import Tokens
 from lorikeet_trainer.evaluate import Passes, evaluation_mode, log_probabilities
 from lorikeet_trainer.loop import Guarded
@@ -25,6 +28,10 @@ TRIED: Final = 64
 """Tokens of an example that are enough to see it: all logits of a long one could take more memory than training."""
 
 
+BLOCK: Final = 8192
+"""Rows that are one block for Arrow."""
+
+
 class SftRun(Guarded, SFTTrainer):
     """trl's trainer, guarded."""
 
@@ -36,14 +43,10 @@ class Sft(Objective[Tokens]):
     def __init__(self, settings: api.Sft, packed_to: int | None = None) -> None:
         self._settings, self._packed_to = settings, packed_to
 
-    def trainer(self, setting: Setting, rows: Sequence[Tokens]) -> Guarded:
+    def trainer(self, setting: Setting, rows: Epoch[Tokens]) -> Guarded:
         """Return trl's trainer on an epoch's rows. Raises RunError where they cannot be packed."""
-        dataset = Dataset.from_dict(
-            {"input_ids": [ids(row, 0) for row in rows], "labels": [row.labels.tolist() for row in rows]}
-        )
         packing = self._packed_to is not None
-        if self._packed_to is not None:
-            dataset = pack_dataset(dataset, self._packed_to, "bfd")
+        dataset = examples(rows, self._packed_to, setting.packed)
         arguments = setting.arguments(len(dataset))
         if packing:
             # There is no padding, and without a mask tokens would be told from it by their ids.
@@ -70,6 +73,31 @@ class Sft(Objective[Tokens]):
         """Return the mean negative log-likelihood of a counted token, in nats."""
         found = log_probabilities(model, held_out, passes)
         return Evaluation(loss=-float(found.sum()) / sum(row.trained for row in held_out))
+
+
+def examples(rows: Epoch[Tokens], packed_to: int | None, packed: Path) -> Dataset:
+    """Return an epoch's rows as trl's collator takes them: on the memory where they lie, or packed into a file."""
+    table = pa.concat_tables([_table(source) for source in rows.sources])
+    # Without a name of its own it would get one by its content, for which all of it would be written once more.
+    dataset = Dataset(table, fingerprint="rows").select(rows.places)
+    if packed_to is None:
+        return dataset
+    packed.parent.mkdir(parents=True, exist_ok=True)
+    arguments = {"cache_file_name": str(packed), "load_from_cache_file": False}
+    return pack_dataset(dataset, packed_to, "bfd", arguments)
+
+
+def _table(rows: Rows[Tokens]) -> pa.Table:
+    """Return rows for Arrow, which counts the tokens of a block of lists in 32 bits."""
+    columns = {"input_ids": rows.input_ids, "labels": rows.labels}
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in columns])
+    blocks = []
+    for begin in range(0, len(rows), BLOCK):
+        ends = rows.ends[begin : begin + BLOCK + 1]
+        offsets = pa.array(ends - ends[0], pa.int32())
+        lists = [pa.ListArray.from_arrays(offsets, pa.array(one[ends[0] : ends[-1]])) for one in columns.values()]
+        blocks.append(pa.RecordBatch.from_arrays(lists, schema=schema))
+    return pa.Table.from_batches(blocks, schema)
 
 
 def check_apart(trainer: SftRun, rows: Sequence[Tokens]) -> None:
