@@ -9,6 +9,8 @@ PYTHON := $(BIN)/python
 CODE := operator trainer-image e2e tests examples scripts bench
 CRD_FOLDERS := crds charts/lorikeet/files/crds
 export PATH := $(CURDIR)/.cluster/bin:$(CURDIR)/.venv/bin:$(PATH)
+# Whoever forbids byte code has every process that a test starts compile torch and all around it anew: ten seconds each.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test check lint unit integration trainer-test e2e generate lock ready images cluster cluster-down \
         deploy faults crashes bench-operator bench-router bench-router-shares bench-serving \

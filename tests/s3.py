@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -55,6 +56,10 @@ class S3Server:
 
     def client(self) -> "S3Client":
         """Return a plain boto3 client, so that tests look at the store past Lorikeet's code."""
+        return self._client
+
+    @cached_property
+    def _client(self) -> "S3Client":
         return Session(self.access_key, self.secret_key).client(
             "s3",
             endpoint_url=self.endpoint,

@@ -1,8 +1,10 @@
 """What a trained model says to one prompt: in the trainer's memory, and as a stranger reads it from the store."""
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,28 +57,6 @@ def run_and_probe(lab: Lab, contract: RunContract) -> Run:
     return Run(contract, result, found[0] if found else torch.empty(0))
 
 
-READ_BACK = """
-import sys, torch
-from pathlib import Path
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-base, published, method, out, dtype = sys.argv[1:]
-four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                          bnb_4bit_compute_dtype=torch.bfloat16)
-if method == "full":
-    model = AutoModelForCausalLM.from_pretrained(published + "/model")
-else:
-    more = {"quantization_config": four} if method == "qlora" else {}
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), **more)
-    model = PeftModel.from_pretrained(model, published + "/adapter", autocast_adapter_dtype=False)
-model.eval()
-# accelerate wraps the forward pass so.
-with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-    logits = model(input_ids=torch.tensor(%r)).logits.float()
-torch.save(logits, out)
-"""
-
-
 def read_back(
     lab: Lab, contract: RunContract, base: Path, folder: Path, dtype: Literal["bfloat16", "float32"] = "bfloat16"
 ) -> torch.Tensor:
@@ -86,7 +66,26 @@ def read_back(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(lab.fetch(contract, name))
     out = folder / "logits.pt"
-    arguments = [str(base), str(folder / "published"), contract.method.name, str(out), dtype]
-    subprocess.run([sys.executable, "-c", READ_BACK % PROBE.tolist(), *arguments], check=True, timeout=120)
+    _stranger().read(str(base), str(folder / "published"), contract.method.name, str(out), dtype, PROBE.tolist())
     read: torch.Tensor = torch.load(out)
     return read
+
+
+@cache
+def _stranger() -> "_Stranger":
+    return _Stranger()
+
+
+class _Stranger:
+    """The process that reads back: it ends with this one, whose end it reads from its stdin."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-P", str(Path(__file__).with_name("stranger.py"))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def read(self, *arguments: object) -> None:
+        asked, answers = self._process.stdin, self._process.stdout
+        assert asked is not None
+        assert answers is not None
+        print(json.dumps(arguments), file=asked, flush=True)
+        assert answers.readline() == "read\n", "it has told why on stderr"

@@ -86,19 +86,31 @@ def run_until(lab: Lab, contract: RunContract, step: int, patch: pytest.MonkeyPa
     return result
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+def contract_of(lab: Lab, method: str) -> RunContract:
+    model = "s3://models/experts" if method == "experts" else MODEL
+    judge = {"test": HELD_OUT["eval"]} if method == "lora" else {}
+    return lab.contract(METHODS[method], model, TRAIN, training=STEPS, dataset=HELD_OUT | judge)
+
+
+@pytest.fixture(scope="module", params=list(METHODS))
+def method(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def whole(lab: Lab, method: str) -> RunContract:
+    """A run that nothing has stopped."""
+    contract = contract_of(lab, method)
+    assert lab.run(contract).exit_code == 0
+    return contract
+
+
 @pytest.mark.parametrize("where", [5, 8], ids=["in an epoch", "after an epoch"])
 def test_a_stopped_run_ends_as_if_nothing_had_been(
-    lab: Lab, method: str, where: int, monkeypatch: pytest.MonkeyPatch, stop: None
+    lab: Lab, method: str, whole: RunContract, where: int, monkeypatch: pytest.MonkeyPatch, stop: None
 ) -> None:
-    model = "s3://models/experts" if method == "experts" else MODEL
-
-    def contract() -> RunContract:
-        judge = {"test": HELD_OUT["eval"]} if method == "lora" else {}
-        return lab.contract(METHODS[method], model, TRAIN, training=STEPS, dataset=HELD_OUT | judge)
-
-    whole, stopped = contract(), contract()
-    assert lab.run(whole).exit_code == 0
+    stopped = contract_of(lab, method)
     first = run_until(lab, stopped, where, monkeypatch)
     assert (first.exit_code, first.record and first.record.reason) == (75, "Preempted")
     Uploader(lab.checkpoints(stopped), lab.layout(stopped), keep=2).run(lambda seconds: True)

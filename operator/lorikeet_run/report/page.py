@@ -1,9 +1,10 @@
 """The page itself: what a report shows, put into the template, which escapes all of it."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lorikeet_api.contract import FileDigest, SourceDigest
 from lorikeet_api.objectives import ObjectiveName
@@ -70,6 +71,11 @@ class Source:
 
 def render(report: RunReport) -> str:
     """Return the report as one HTML document. Pure: an equal report gives equal bytes."""
+    return _template().render(_content(report))
+
+
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("lorikeet_run.report"),
         autoescape=True,
@@ -78,7 +84,7 @@ def render(report: RunReport) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": text.percent, "size": text.size}
-    return environment.get_template("report.html.j2").render(_content(report))
+    return environment.get_template("report.html.j2")
 
 
 def _content(report: RunReport) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The chart as `helm` renders it, for the tests of this folder and those against the API server."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from shutil import which
@@ -61,7 +63,12 @@ def render(values: dict[str, Any] | None = None, *, chart: Path = CHART) -> str:
 
 def documents(text: str) -> list[dict[str, Any]]:
     """Return the objects in rendered YAML."""
-    return [each for each in YAML(typ="safe", pure=True).load_all(text) if each]
+    return [deepcopy(each) for part in re.split("^---$", text, flags=re.MULTILINE) if (each := _document(part))]
+
+
+@cache  # what values do not change, as the long definitions, is read once
+def _document(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def objects(values: dict[str, Any] | None = None) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, Final
 
 import pytest
@@ -379,10 +380,14 @@ def _canonical(amount: Any) -> str:
     return text.removesuffix("000m") if text.endswith("000m") else text
 
 
+@cache
+def _roles() -> dict[str, Any]:
+    return {name: rules for each in load_all(RIGHTS) for name, rules in each.items()}
+
+
 def beyond_its_rights(seen: Sequence[Seen]) -> set[str]:
     """Return which requests the chart gives the operator no right to."""
-    roles: dict[str, Any] = {name: rules for each in load_all(RIGHTS) for name, rules in each.items()}
-    verbs = {"POST": "create", "PATCH": "patch"}
+    roles, verbs = _roles(), {"POST": "create", "PATCH": "patch"}
     asked: set[tuple[str, str]] = set()
     for request in seen:
         kind = next(each for each in KINDS if f"/{each.plural}" in request.path)
