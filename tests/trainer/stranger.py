@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import sys
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 def read(base: str, published: str, method: str, out: str, dtype: str, ids: list[list[int]]) -> None:
     """Write to `out` the logits of a model on `ids`."""
+    model: Any
     if method == "full":
         model = AutoModelForCausalLM.from_pretrained(f"{published}/model")
     else:
