@@ -453,8 +453,8 @@ class Training(Model):
     `eager`."""
     kernels: Kernels | None = None
     """What computes norms, rotary positions and gated feed-forward parts (TRL: `use_liger_kernel`): `torch`; `liger`,
-    Liger's fused kernels, on a GPU alone, for the architectures that it knows. Absent: `liger` for lora on a GPU where
-    it knows the architecture, else `torch`."""
+    Liger's fused kernels, on a GPU alone, for models of type llama, mistral, qwen2 and qwen3, and objectives other than
+    reward and rlhf. Absent: `liger` for lora where it can be, else `torch`."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Gradients are clipped to this norm (TRL: `max_grad_norm`)."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] | None = None

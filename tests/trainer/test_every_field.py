@@ -119,7 +119,7 @@ ELSEWHERE: dict[str, str] = {
     "training.activationCheckpointing": "trainer/test_train.py::"
     "test_activation_checkpointing_computes_again_and_changes_no_loss",
     "training.attention": "trainer/test_pace.py::test_a_run_computes_with_what_it_names",
-    "training.kernels": "trainer/test_pace.py::test_liger_takes_the_place_of_norms_and_feed_forward_parts",
+    "training.kernels": "trainer/test_pace.py::test_a_run_fuses_what_it_is_to_compute_with_liger",
     "training.earlyStopping.patience": "trainer/test_selection.py::"
     "test_a_run_ends_once_the_held_out_loss_falls_no_longer",
     "training.earlyStopping.minDelta": "trainer/test_selection.py::"

@@ -1,5 +1,7 @@
 """What a run computes with, by its request and by choice: seen on what it computes, and named in its figures."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load
 from torch.nn import functional
+from transformers import GPT2Config, LlamaConfig
 
 from lorikeet_api.objectives import Objective
 from lorikeet_api.training import Method
@@ -136,24 +139,51 @@ def test_a_precision_that_the_hardware_does_not_have_is_refused(lab: Lab, monkey
     assert device._dtype(None, GPU, has_bf16=False) == torch.float32, "float16 is chosen for nobody"
 
 
-def test_liger_is_chosen_for_lora_on_a_gpu_where_it_knows_the_architecture() -> None:
+def test_liger_is_chosen_for_lora_on_a_gpu_where_it_computes_what_the_model_does() -> None:
     lora, qlora = (Method.model_validate(METHODS[name]) for name in ("lora", "qlora"))
     gpu, cpu = Compute(GPU, torch.bfloat16, 0, 1), Compute(CPU, torch.bfloat16, 0, 1)
-    assert chosen.kernels(None, gpu, lora, "llama") == chosen.kernels("liger", gpu, qlora, "llama") == "liger"
-    assert chosen.kernels("torch", gpu, lora, "llama") == "torch"
-    assert chosen.kernels(None, gpu, qlora, "llama") == "torch", "where it was not measured"
-    assert chosen.kernels(None, gpu, lora, "gpt2") == chosen.kernels(None, cpu, lora, "llama") == "torch"
-    with pytest.raises(RunError, match="does not know the base model's architecture gpt2; choose torch"):
-        chosen.kernels("liger", gpu, lora, "gpt2")
+    sft, reward = (Objective.model_validate({name: {}}) for name in ("sft", "reward"))
+    llama = LlamaConfig()
+    assert chosen.kernels(None, gpu, lora, sft, llama) == "liger"
+    assert chosen.kernels("liger", gpu, qlora, sft, llama) == "liger"
+    assert chosen.kernels("torch", gpu, lora, sft, llama) == "torch"
+    assert chosen.kernels(None, gpu, qlora, sft, llama) == "torch", "where it was not measured"
+    assert chosen.kernels(None, cpu, lora, sft, llama) == "torch"
+    for objective, config, why in (
+        (sft, GPT2Config(), "Lorikeet uses it for llama, .*, and the base model's architecture is gpt2; choose torch"),
+        (sft, LlamaConfig(hidden_act="relu"), "the base model's activation is relu, its is silu; choose torch"),
+        (reward, llama, "it is not for objective reward; choose torch"),
+    ):
+        assert chosen.kernels(None, gpu, lora, objective, config) == "torch"
+        with pytest.raises(RunError, match=why):
+            chosen.kernels("liger", gpu, lora, objective, config)
+
+
+def test_a_run_fuses_what_it_is_to_compute_with_liger(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused: list[Any] = []
+    monkeypatch.setattr(chosen, "kernels", lambda asked, *_: asked or "torch")
+    monkeypatch.setattr(chosen, "fuse", fused.append)
+    for asked in ({"kernels": "liger"}, {}):
+        result = lab.run(lab.contract("lora", MODEL, TRAIN, training={"maxSteps": 1, **asked}))
+        assert result.exit_code == 0
+    assert [type(each).__name__ for each in fused] == ["LlamaForCausalLM"]
+
+
+FUSE = """
+import sys
+from transformers import AutoModelForCausalLM
+from lorikeet_trainer import chosen
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+chosen.fuse(model)
+print(*(name for name, part in model.named_modules() if "liger" in part.forward.__func__.__module__))
+"""
 
 
 def test_liger_takes_the_place_of_norms_and_feed_forward_parts(lab: Lab) -> None:
-    method = Method.model_validate(METHODS["lora"])
-    compute = Compute(CPU, torch.float32, 0, 1)
-    base = model.load(lab.root / "small", method, Objective.model_validate({"sft": {}}), compute)
-    chosen.fuse(base)
-    fused = {name for name, part in base.named_modules() if "liger" in part.forward.__func__.__module__}
-    assert fused >= {"model.norm", "model.layers.0.mlp", "model.layers.1.input_layernorm"}
+    """In a process of its own: it changes transformers' classes, too."""
+    command = [sys.executable, "-c", FUSE, str(lab.root / "small")]
+    fused = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.split()
+    assert {*fused} >= {"model.norm", "model.layers.0.mlp", "model.layers.1.input_layernorm"}
 
 
 @pytest.mark.skipif(GPUS == 0, reason="its kernels need a GPU")

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 from safetensors.torch import load
+from transformers import PhiConfig, PhiForCausalLM
 
 from lorikeet_api.contract import RunContract
 from lorikeet_run.errors import RunError
@@ -73,6 +74,30 @@ def test_sharded_weights_are_those_of_one_rank_also_if_the_run_was_stopped_on_th
         torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
         assert {tensor.dtype for tensor in ours.values()} == {dtype}
     assert losses(lab, sharded) == pytest.approx(losses(lab, alone), abs=1e-3)
+
+
+def test_weights_of_an_output_that_is_put_together_by_itself_are_those_of_one_rank(lab: Lab) -> None:
+    """Phi's last norm is not called as others' are, so that its output layer is not put together with it."""
+    tokenizer, folder = tiny.tokenizer(tiny.CHATML), lab.root / "phi"
+    torch.manual_seed(0)
+    PhiForCausalLM(
+        PhiConfig(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1,
+            num_attention_heads=4, eos_token_id=tokenizer.eos_token_id,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    model, train = lab.put_folder(folder, "phi"), "s3://datasets/train.jsonl"
+    training = {"maxSteps": 3, "precision": "fp32", "microBatchSize": 4}
+    sharded, alone = (
+        lab.contract("full", model, train, training=training, **ranks)
+        for ranks in ({"gpus": 2, "allow_cpu": True}, {"gpus": 0})
+    )
+    code, _, log = lab.start(sharded).end()
+    assert (code, "sharded=True" in log) == (0, True), log
+    assert lab.run(alone).exit_code == 0
+    ours, theirs = (load(lab.fetch(each, "model/model.safetensors")) for each in (sharded, alone))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def test_no_rank_trains_weights_that_were_to_be_shared_out_and_are_not() -> None:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from lorikeet_api.objectives import Objective
 from lorikeet_api.training import Attention, Kernels, Method, Optimizer, Precision
 from lorikeet_run.errors import RunError
 from lorikeet_run.hyperparameters import Hyperparameters
@@ -19,6 +20,8 @@ OPTIMIZERS: Final[dict[Optimizer, str]] = {
     "pagedAdamw8bit": "paged_adamw_8bit",
 }
 """How transformers calls them."""
+_FUSED: Final = ("llama", "mistral", "qwen2", "qwen3")
+"""Architectures alike in their parts, by their names in a model's config, whose parts Liger's kernels take over."""
 ATTENTION: Final[dict[Attention, str]] = {"eager": "eager", "sdpa": "sdpa", "flash": "flash_attention_2"}
 """How transformers calls them."""
 
@@ -33,14 +36,16 @@ class Chosen:
     kernels: Kernels
 
 
-def chosen(hyper: Hyperparameters, compute: Compute, method: Method, trainable: Trainable) -> Chosen:
+def chosen(
+    hyper: Hyperparameters, compute: Compute, method: Method, objective: Objective, trainable: Trainable
+) -> Chosen:
     """Return what a run computes with, once its model is loaded."""
     own = str(trainable.model.config._attn_implementation)
     return Chosen(
         optimizer=_optimizer(hyper.optimizer, compute, quantised=trainable.quantized is not None),
         precision=compute.precision,
         attention=next((name for name, theirs in ATTENTION.items() if theirs == own), own),
-        kernels=kernels(hyper.kernels, compute, method, trainable.model.config.model_type),
+        kernels=kernels(hyper.kernels, compute, method, objective, trainable.model.config),
     )
 
 
@@ -68,33 +73,41 @@ def attention(asked: Attention | None, compute: Compute) -> str | None:
     return ATTENTION[asked]
 
 
-def kernels(asked: Kernels | None, compute: Compute, method: Method, architecture: str) -> Kernels:
-    """Return what computes the parts between the linear layers; `architecture` as a model's config names it.
+def kernels(
+    asked: Kernels | None, compute: Compute, method: Method, objective: Objective, config: PreTrainedConfig
+) -> Kernels:
+    """Return what computes the parts between the linear layers of a model with this configuration.
 
     Chosen is Liger where it was measured (bench/README.md). Raises RunError (InvalidContract, MethodNotApplicable) for
     it where it is not to be had.
     """
+    if asked == "torch":
+        return asked
+    why = _no_liger(objective, config)
     if asked is None:
-        return "liger" if compute.on_gpu and method.lora is not None and _liger_knows(architecture) else "torch"
-    if asked == "liger" and not compute.on_gpu:
+        return "liger" if compute.on_gpu and method.lora is not None and why is None else "torch"
+    if not compute.on_gpu:
         raise RunError("InvalidContract", "training.kernels liger: it needs a GPU, and the run has none; choose torch")
-    if asked == "liger" and not _liger_knows(architecture):
-        raise RunError(
-            "MethodNotApplicable",
-            f"training.kernels liger: it does not know the base model's architecture {architecture}; choose torch",
-        )
+    if why is not None:
+        raise RunError("MethodNotApplicable", f"training.kernels liger: {why}; choose torch")
     return asked
+
+
+def _no_liger(objective: Objective, config: PreTrainedConfig) -> str | None:
+    """Return why Liger's kernels are not for a model; None if they are.
+
+    It would put its feed-forward part, which is one with SiLU, into models with another; and it changes transformers'
+    classes, too, of which the reward models beside a run of rlhf are made.
+    """
+    if config.model_type not in _FUSED:
+        return f"Lorikeet uses it for {', '.join(_FUSED)}, and the base model's architecture is {config.model_type}"
+    if config.hidden_act != "silu":
+        return f"the base model's activation is {config.hidden_act}, its is silu"
+    if objective.reward is not None or objective.rlhf is not None:
+        return f"it is not for objective {objective.name}"
+    return None
 
 
 def fuse(model: PreTrainedModel) -> None:
     """Have Liger's kernels compute what they can of a model; the loss is computed by each objective's own trainer."""
-    apply_liger_kernel(model, {"fused_linear_cross_entropy": False})  # type: ignore[no-untyped-call]
-
-
-def _liger_knows(architecture: str) -> bool:
-    # Not on a CPU: it asks for a GPU as it is imported.
-    from liger_kernel.transformers.monkey_patch import (  # type: ignore[import-untyped]
-        MODEL_TYPE_TO_APPLY_LIGER_FN,
-    )
-
-    return architecture in MODEL_TYPE_TO_APPLY_LIGER_FN
+    apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+import torch.distributed as dist
 
 from lorikeet_api.contract import RunContract
 from lorikeet_api.training import Precision
@@ -50,6 +51,14 @@ class Compute:
         if self.on_gpu:
             return int(torch.cuda.memory_reserved(self.device))
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def join(compute: Compute) -> None:
+    """Bring the ranks together, before a library does it in the midst of something else."""
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if compute.on_gpu else "gloo", device_id=compute.device if compute.on_gpu else None
+        )
 
 
 def choose(contract: RunContract) -> Compute:

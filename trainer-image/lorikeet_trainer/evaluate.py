@@ -87,7 +87,13 @@ def each(
     mine = [*order, *[len(rows)] * short][rank::world]
     rows = [*rows, rows[order[-1]]]
     found = torch.zeros(len(rows), dtype=torch.float64, device=device)
-    autocast: Any = torch.autocast(device.type, passes.autocast, enabled=passes.autocast is not None)
+    autocast: Any = torch.autocast(
+        device.type,
+        passes.autocast,
+        enabled=passes.autocast is not None,
+        # It would hold the weights of all blocks until the end.
+        cache_enabled=not isinstance(model, FSDPModule),
+    )
     with evaluation_mode(model), torch.no_grad(), autocast:
         for some in batched(mine, passes.batch_size):
             if world == 1 and STOP.requested:

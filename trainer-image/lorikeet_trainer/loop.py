@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from accelerate import AutocastKwargs  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -153,6 +154,9 @@ def adopt(trainer: Guarded, trainable: Trainable) -> None:
     trainer.remove_callback(PrinterCallback)
     # trl casts the adapters of a quantised base to bfloat16, also where the hardware computes in float32.
     cast_trained(trainable.model, trainable.dtype)
+    if trainable.is_sharded:
+        # Its cache would hold the weights of all blocks in 16 bits, which FSDP puts together one after the other.
+        trainer.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
 
 
 def assert_sound(trainer: Guarded, trainable: Trainable, ranks: int) -> None:

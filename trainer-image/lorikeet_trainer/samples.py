@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lorikeet_run import log
+from lorikeet_run.errors import explain
 from lorikeet_run.report import Answer, Sample
 from lorikeet_run.tokens import IGNORED, Tokens
 from lorikeet_trainer.evaluate import evaluation_mode
@@ -62,8 +63,8 @@ def answers(
     """Return what the model says to each question until one of `stop_ids`; nothing if it cannot.
 
     Neither weights nor random state nor the mode, training or not, are changed. A model that trains and cannot
-    answer, or has no memory left for it, is worth more than its samples: the log has why. Raises OutOfMemoryError where
-    the weights are sharded.
+    answer, or has no memory left for it, is worth more than its samples: the log has why. Raises the latter's error
+    where the weights are sharded.
     """
     device = next(model.parameters()).device
     pad_id = int(tokenizer.pad_token_id or 0)
@@ -75,11 +76,14 @@ def answers(
         use_cache=True,
     )
     try:
-        with evaluation_mode(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
+        computing = torch.autocast(
+            device.type, autocast, enabled=autocast is not None, cache_enabled=not isinstance(model, FSDPModule)
+        )
+        with evaluation_mode(model), computing:
             batch = pad_left([question.prompt.tolist() for question in asked], pad_id, device)
             made: Tensor = cast(Any, model).generate(**batch, **_quiet(model), generation_config=config)
     except Exception as error:  # whatever it was, what is trained is not lost for it
-        if isinstance(model, FSDPModule) and isinstance(error, torch.OutOfMemoryError):
+        if isinstance(model, FSDPModule) and explain(error).reason == "OutOfMemory":
             raise  # others may have the memory, and wait for this rank's part of the weights
         log.event("samples_left_out", error=type(error).__name__, message=str(error))
         return []

@@ -273,8 +273,11 @@ def load(session: Session) -> Trainable:
     transformers.set_seed(session.hyper.seed)
     attention = chosen.attention(session.hyper.attention, compute)
     layout, shards = session.layout, methods.shards(contract, compute)
+    if shards:
+        device.join(compute)
     base = model.load(layout.model, contract.method, contract.objective, compute, attention, sharded=shards)
-    if chosen.kernels(session.hyper.kernels, compute, contract.method, base.config.model_type) == "liger":
+    kernels = chosen.kernels(session.hyper.kernels, compute, contract.method, contract.objective, base.config)
+    if kernels == "liger":
         chosen.fuse(base)
     start = None if contract.start is None else layout.start
     trainable = methods.make_trainable(
@@ -284,7 +287,7 @@ def load(session: Session) -> Trainable:
         "model",
         method=contract.method.name,
         device=compute.name,
-        **asdict(chosen.chosen(session.hyper, compute, contract.method, trainable)),
+        **asdict(named(session, trainable)),
         trained_parameters=trainable.trained,
         parameters=trainable.total,
         sharded=trainable.is_sharded,
@@ -294,6 +297,11 @@ def load(session: Session) -> Trainable:
     return trainable
 
 
+def named(session: Session, trainable: Trainable) -> chosen.Chosen:
+    """Return what the run computes with."""
+    return chosen.chosen(session.hyper, session.compute, session.contract.method, session.contract.objective, trainable)
+
+
 def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokenizerBase) -> Setting:
     """Return what the objective's trainer is made of."""
 
@@ -301,9 +309,7 @@ def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokeniz
         return loop.arguments(
             session.hyper,
             session.compute,
-            optim=chosen.OPTIMIZERS[
-                chosen.chosen(session.hyper, session.compute, session.contract.method, trainable).optimizer
-            ],
+            optim=chosen.OPTIMIZERS[named(session, trainable).optimizer],
             steps=session.hyper.steps(rows),
             scratch=session.layout.scratch,
             sharded=trainable.is_sharded,
@@ -383,7 +389,7 @@ def figures(
         **spent(session.prepared.seconds, session.seconds),
         peak_memory_bytes=_peak_memory(session.compute),
         device=session.compute.name,
-        **asdict(chosen.chosen(session.hyper, session.compute, session.contract.method, trainable)),
+        **asdict(named(session, trainable)),
     )
 
 
@@ -401,7 +407,8 @@ def _peak_memory(compute: device.Compute) -> int:
 def leave(session: Session, examples: Examples, metrics: MetricsFile, shown: list[Sample]) -> None:
     """Write what the next stage publishes and reads."""
     metrics.write(session.layout.output / "metrics.json")
-    libraries = {name: version(name) for name in _LIBRARIES}
+    names = (*_LIBRARIES, "liger-kernel") if metrics.metrics.kernels == "liger" else _LIBRARIES
+    libraries = {name: version(name) for name in names}
     Trained(
         metrics=metrics.metrics,
         template=examples.template,

@@ -12,14 +12,16 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorikeet_api.contract import RunContract, SourceDigest
 from lorikeet_trainer.device import Compute
 from lorikeet_trainer.methods.full import WEIGHTS, Full, published_dtype
 from lorikeet_trainer.methods.trainable import trained_parameters
+from lorikeet_trainer.model import head
 
 _OPTIMIZER: Final = "optimizer.pt"
 """As transformers calls it."""
@@ -44,6 +46,14 @@ class Sharded(Full):
     """A model all of whose weights are trained, in float32, each rank's part by that rank."""
 
     is_sharded = True
+
+    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
+        """Take a model whose weights are shared out, from the folder in which it lies."""
+        super().__init__(model, folder)
+        last: Any = head(model)
+        if isinstance(last, FSDPModule):
+            # Where it is not put together with the last norm: trl computes with its weight, without calling it.
+            model.register_forward_pre_hook(lambda *_: last.unshard())
 
     @property
     def held(self) -> int:
@@ -78,7 +88,11 @@ class Sharded(Full):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for number, kept in state["state"].items():
             like = parameters[number]
-            kept |= {name: _part(value, like).clone() for name, value in kept.items() if value.shape == like.shape}
+            # Nothing of the file stays in use, which is removed once training goes on.
+            kept |= {
+                name: (_part(value, like) if value.shape == like.shape else value).clone()
+                for name, value in kept.items()
+            }
         optimizer.load_state_dict(state)
 
     def finish(self) -> None:
