@@ -4,7 +4,7 @@ trl's `eval_loss` is a mean of batch means, so it moves with the batch size; her
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,14 +87,7 @@ def each(
     mine = [*order, *[len(rows)] * short][rank::world]
     rows = [*rows, rows[order[-1]]]
     found = torch.zeros(len(rows), dtype=torch.float64, device=device)
-    autocast: Any = torch.autocast(
-        device.type,
-        passes.autocast,
-        enabled=passes.autocast is not None,
-        # It would hold the weights of all blocks until the end.
-        cache_enabled=not isinstance(model, FSDPModule),
-    )
-    with evaluation_mode(model), torch.no_grad(), autocast:
+    with evaluation_mode(model), torch.no_grad(), computing(model, passes.autocast):
         for some in batched(mine, passes.batch_size):
             if world == 1 and STOP.requested:
                 raise Interrupted
@@ -102,6 +95,14 @@ def each(
     if world > 1:
         dist.all_reduce(found)
     return found[:-1]
+
+
+def computing(model: nn.Module, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Return what has a model compute in `dtype` where its weights lie in another type; None: in theirs."""
+    # The cache would hold the weights of all of a sharded model's blocks until the end.
+    cached = not isinstance(model, FSDPModule)
+    device = next(model.parameters()).device
+    return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=cached)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from lorikeet_run import log
 from lorikeet_run.errors import explain
 from lorikeet_run.report import Answer, Sample
 from lorikeet_run.tokens import IGNORED, Tokens
-from lorikeet_trainer.evaluate import evaluation_mode
+from lorikeet_trainer.evaluate import computing, evaluation_mode
 
 QUESTIONS: Final = 4
 ANSWER_TOKENS: Final = 64
@@ -76,10 +76,7 @@ def answers(
         use_cache=True,
     )
     try:
-        computing = torch.autocast(
-            device.type, autocast, enabled=autocast is not None, cache_enabled=not isinstance(model, FSDPModule)
-        )
-        with evaluation_mode(model), computing:
+        with evaluation_mode(model), computing(model, autocast):
             batch = pad_left([question.prompt.tolist() for question in asked], pad_id, device)
             made: Tensor = cast(Any, model).generate(**batch, **_quiet(model), generation_config=config)
     except Exception as error:  # whatever it was, what is trained is not lost for it

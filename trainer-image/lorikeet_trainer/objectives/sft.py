@@ -16,7 +16,7 @@ from lorikeet_api import objectives as api
 from lorikeet_run.errors import RunError
 from lorikeet_run.rows import Epoch, Rows
 from lorikeet_run.tokens import Tokens
-from lorikeet_trainer.evaluate import Passes, evaluation_mode, log_probabilities
+from lorikeet_trainer.evaluate import Passes, computing, evaluation_mode, log_probabilities
 from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.objectives.objective import Objective, Setting, ids
 from lorikeet_trainer.state import Evaluation
@@ -118,8 +118,7 @@ def check_apart(trainer: SftRun, rows: Sequence[Tokens]) -> None:
         found: Tensor = model(**batch, use_cache=False).logits[0, len(before) :]
         return found.float()
 
-    autocast = torch.autocast(device.type, trainer.autocast, enabled=trainer.autocast is not None)
-    with evaluation_mode(model), torch.no_grad(), autocast:
+    with evaluation_mode(model), torch.no_grad(), computing(model, trainer.autocast):
         as_it_is, changed = logits_of_the_second(first), logits_of_the_second([second[-1]] * len(first))
     if float((as_it_is - changed).abs().max()) > SEEN * float(as_it_is.std()):
         raise RunError(
