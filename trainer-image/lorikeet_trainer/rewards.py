@@ -20,7 +20,7 @@ from lorikeet_run.tokens import Tokens
 from lorikeet_storage.publish import MANIFEST
 from lorikeet_trainer import model
 from lorikeet_trainer.device import Compute
-from lorikeet_trainer.evaluate import Passes, joined, pad
+from lorikeet_trainer.evaluate import Passes, computing, joined, pad
 from lorikeet_trainer.state import Layout
 
 Reward = Callable[..., list[float]]
@@ -69,8 +69,7 @@ def _by_model(scorer: nn.Module, passes: Passes) -> Reward:
 def _score(scorer: nn.Module, rows: Sequence[Tokens], passes: Passes) -> list[float]:
     device = next(scorer.parameters()).device
     batch = pad(rows, passes.pad_id, device)
-    autocast: Any = torch.autocast(device.type, passes.autocast, enabled=passes.autocast is not None)
-    with torch.inference_mode(), autocast:
+    with torch.inference_mode(), computing(scorer, passes.autocast):
         found = scorer(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     if not torch.isfinite(found).all():
         # trl would leave such an answer out.

@@ -22,7 +22,7 @@ from lorikeet_api.rlhf import Rlhf as Settings
 from lorikeet_run.batches import batched
 from lorikeet_run.errors import RunError
 from lorikeet_run.tokens import Prompted, Tokens
-from lorikeet_trainer.evaluate import Interrupted, Passes, evaluation_mode, joined, log_probabilities, ranks
+from lorikeet_trainer.evaluate import Interrupted, Passes, computing, evaluation_mode, joined, log_probabilities, ranks
 from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.objectives.objective import Objective, Setting, ids
 from lorikeet_trainer.rewards import Reward
@@ -193,9 +193,9 @@ class Rlhf(Objective[Prompted]):
         mine = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))[rank::world]
         at_once = run.args.per_device_train_batch_size * run.args.steps_per_generation
         found = torch.zeros(len(prompts), self._settings.max_completion_length, dtype=torch.long, device=device)
-        autocast: Any = torch.autocast(device.type, passes.autocast, enabled=passes.autocast is not None)
         devices = [device] if device.type == "cuda" else []
-        with evaluation_mode(model), torch.no_grad(), autocast, torch.random.fork_rng(devices=devices):
+        computes = computing(model, passes.autocast)
+        with evaluation_mode(model), torch.no_grad(), computes, torch.random.fork_rng(devices=devices):
             for some in batched(mine, at_once):
                 if world == 1 and STOP.requested:
                     raise Interrupted
