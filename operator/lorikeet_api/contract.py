@@ -6,7 +6,7 @@ message; the manifest lies in S3 beside the adapter and is written last.
 
 import hashlib
 import json
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field
 
@@ -285,8 +285,10 @@ class Metrics(Model):
     """Seconds in which training waited for a checkpoint or the result to be written; they are uploaded beside it."""
     evaluate_seconds: Figure | None = None
     """Seconds of evaluation and sampled answers, before training, on the way and after."""
+    publish_seconds: Figure | None = None
+    """Seconds of uploading the result."""
     steps_percent: Figure | None = None
-    """Share of these six in optimiser steps, in percent: in the rest of its time a GPU waited."""
+    """Share of these seven in optimiser steps, in percent: in the rest of its time a GPU waited."""
     peak_memory_bytes: int | None = None
     """Peak memory: of the GPU where there is one, else of the process."""
     checkpoint_bytes: int | None = None
@@ -304,6 +306,21 @@ class Metrics(Model):
     """What computed norms, rotary positions and gated feed-forward parts: `training.kernels`, or what was chosen."""
     signs: SignList | None = None
     """Signs that the run went wrong; absent: none was seen."""
+
+    def published_in(self, seconds: float) -> Self:
+        """Return the same of a run whose result took so many seconds to upload."""
+        return self.model_copy(update={"publish_seconds": seconds}).with_steps_percent()
+
+    def with_steps_percent(self) -> Self:
+        """Return the same with the share of optimiser steps, if it is known how long any took."""
+        if not self.step_seconds:
+            return self
+        others = (
+            *(self.fetch_seconds, self.tokenize_seconds, self.load_seconds),
+            *(self.checkpoint_seconds, self.evaluate_seconds, self.publish_seconds),
+        )
+        total = self.step_seconds + sum(other or 0.0 for other in others)
+        return self.model_copy(update={"steps_percent": 100.0 * self.step_seconds / total})
 
 
 REPORT: Final = "report/index.html"

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 from pydantic import ValidationError
@@ -141,9 +142,9 @@ def _marker(contract: RunContract) -> bytes:
 def publish(folder: Path, draft: Manifest) -> Published:
     """Publish all files of `folder` under the run of `draft.contract`, the manifest last, and point `latest` at it.
 
-    `draft.files` is filled in here. If another pod of the same run was first, its result stands and is returned.
-    Raises StorageError: OutputConflict if an attempt on other data was committed and never published. A retry of the
-    same call is safe.
+    `draft.files` is filled in here, and how long it took. If another pod of the same run was first, its result stands
+    and is returned. Raises StorageError: OutputConflict if an attempt on other data was committed and never published.
+    A retry of the same call is safe.
     """
     contract = draft.contract
     found = find_published(contract.output_uri, contract.run_id, contract.storage)
@@ -152,11 +153,10 @@ def publish(folder: Path, draft: Manifest) -> Published:
     digests = [file_digest(path, name) for name, path in _published_files(folder)]
     if not digests:
         raise StorageError("InternalError", f"{folder} holds no file to publish")
-    manifest = draft.model_copy(update={"files": digests})
     store = open_output(contract.output_uri, contract.storage)
     run = run_folder(contract.output_uri, contract.run_id)
     attempt = uuid.uuid4().hex[:12]
-    _stage(store, folder, manifest, run.child(f"{STAGING}/{attempt}"))
+    _stage(store, folder, draft.model_copy(update={"files": digests}), run.child(f"{STAGING}/{attempt}"))
     try:
         return _commit(store, run, draft, attempt)
     finally:
@@ -210,9 +210,12 @@ def remove_run(contract: RunContract) -> str:
 
 
 def _stage(store: Store, folder: Path, manifest: Manifest, staging: S3Location) -> None:
+    """Upload an attempt's files, and the manifest with how long that took."""
+    began = monotonic()
     for file in manifest.files:
         store.upload(folder / file.path, staging.child(file.path))
-    store.put(staging.child(MANIFEST), manifest.to_bytes())
+    metrics = manifest.metrics.published_in(round(monotonic() - began, 3))
+    store.put(staging.child(MANIFEST), manifest.model_copy(update={"metrics": metrics}).to_bytes())
 
 
 def _commit(store: Store, run: S3Location, draft: Manifest, attempt: str) -> Published:

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lorikeet_api.signs import Sign, SignName
 from lorikeet_run import log
 from lorikeet_run.errors import failed_by, not_finite
+from lorikeet_run.report import Answer
 from lorikeet_trainer.evaluate import Interrupted
 from lorikeet_trainer.points import Feed
 from lorikeet_trainer.progress import Reporter
@@ -24,6 +25,8 @@ class Report(TrainerCallback):
     """Writes a log line for each logged step, keeps the loss curve, tells progress, and evaluates on the way."""
 
     evaluate: Callable[[], Evaluation] | None
+    answer: Callable[[], list[Answer]] | None
+    """Samples answers, at evaluations on the way."""
     eval_steps: int | None
     reporter: Reporter
     memory: Callable[[], int]
@@ -160,9 +163,10 @@ class Report(TrainerCallback):
         except Interrupted:
             control.should_save = control.should_training_stop = True
             return
+        repeated = [answer.repeated for answer in self.answer()] if self.answer is not None else None
         seconds = monotonic() - start
         self.eval_seconds += seconds
-        self._note(state.global_step, found)
+        self._note(state.global_step, found, repeated)
         self._figures["eval_loss"] = found.loss
         self._tell(state)
         log.event(
@@ -185,10 +189,10 @@ class Report(TrainerCallback):
         if self.evaluate is not None and not self.has_evaluated(step):
             self._note(step, self.evaluate())
 
-    def _note(self, step: int, found: Evaluation) -> None:
+    def _note(self, step: int, found: Evaluation, repeated: list[float] | None = None) -> None:
         if not found.is_finite:
             raise not_finite("the evaluation loss", step)
-        self.curve.append(LossPoint(step=step, eval_loss=found.loss))
+        self.curve.append(LossPoint(step=step, eval_loss=found.loss, repeated=repeated))
         self.selection.consider(self.curve[-1])
 
     def _end_early(self, state: TrainerState) -> None:

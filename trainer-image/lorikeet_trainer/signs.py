@@ -1,4 +1,4 @@
-"""Signs that a run goes wrong, read off its loss curve, and at its end off its answers and a general set (pure).
+"""Signs that a run goes wrong, read off its loss curve, sampled answers, and at its end a general set (pure).
 
 What is usual is told by the points before, so that no number fits one model alone. Losses of single examples vary by
 more than half: of runs of 1,000 points that vary so and are well, about one in a hundred shows a spike. What is logged
@@ -55,12 +55,35 @@ class Lookout:
     max_grad_norm: float
     compares_losses: bool = True
     """Whether the training loss measures what the held-out one does: else neither tells of overfitting."""
+    repeated: Sequence[float] = ()
+    """The repeated shares of the sampled answers before training; empty where there are none."""
+    meant: Sequence[float] = ()
+    """Those of the answers that the data have to the same prompts."""
     seen: list[Sign] = field(default_factory=list)
 
     def look(self, curve: Sequence[LossPoint]) -> list[Sign]:
         """Return the signs, not seen before, that the newest point of a curve shows."""
-        found = of_newest(curve, self.max_grad_norm)
+        found = [*of_newest(curve, self.max_grad_norm), self._lasting_repetition(curve)]
         return self.add(sign for sign in found if sign is not None and self._counts(sign))
+
+    def look_at_answers(self, step: int, repeated: Sequence[float]) -> list[Sign]:
+        """Return the sign, not seen before, that the trained model's answers show, after `step` steps."""
+        return self.add([repetition(step, self.repeated, repeated, self.meant)])
+
+    def _lasting_repetition(self, curve: Sequence[LossPoint]) -> Sign | None:
+        """Find answers sampled on the way that repeat themselves, two evaluations in a row.
+
+        And more of them than before training: a model that has not learnt to stop yet goes on as it began.
+        """
+        if curve[-1].repeated is None:
+            return None
+        sampled = (point for point in reversed(curve) if point.repeated is not None)
+        newest = [(point.step, point.repeated or ()) for point in islice(sampled, 2)]
+        counts = [len(_repeating(shares, self.meant)) for _, shares in newest]
+        if len(newest) < 2 or min(counts) <= sum(share >= _REPEATING for share in self.repeated):
+            return None
+        step, shares = newest[-1]
+        return repetition(step, self.repeated, shares, self.meant)
 
     def _counts(self, sign: Sign) -> bool:
         return self.compares_losses or sign.name != "Overfitting"
@@ -179,9 +202,8 @@ def repetition(step: int, before: Sequence[float], after: Sequence[float], expec
         after: of those after it.
         expected: of what the data say.
     """
-    meant = [share >= _REPEATING for share in expected]
-    repeating = [share for share, is_meant in zip(after, meant, strict=False) if share >= _REPEATING and not is_meant]
-    if not repeating or 2 * len(repeating) < len(after):
+    repeating = _repeating(after, expected)
+    if not repeating:
         return None
     then = sum(share >= _REPEATING for share in before)
     return Sign(
@@ -190,6 +212,13 @@ def repetition(step: int, before: Sequence[float], after: Sequence[float], expec
         message=f"{len(repeating)} of {len(after)} sampled answers repeat themselves, {fmean(repeating):.0%} of their"
         f" 4-grams; {then} did before training",
     )
+
+
+def _repeating(after: Sequence[float], expected: Sequence[float]) -> list[float]:
+    """Return the shares of the answers that repeat themselves and are not meant to; none where fewer than half do."""
+    meant = [share >= _REPEATING for share in expected]
+    found = [share for share, is_meant in zip(after, meant, strict=False) if share >= _REPEATING and not is_meant]
+    return found if 2 * len(found) >= len(after) else []
 
 
 def forgetting(step: int, before: float, after: float) -> Sign | None:

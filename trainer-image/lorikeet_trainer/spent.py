@@ -17,12 +17,11 @@ _PARTS: Final = {
 
 
 def spent(fetch: float, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Return the fields of `Metrics` that say where the time went, and the share of it in optimiser steps.
+    """Return the fields of `Metrics` that say where the time went until the result is published.
 
     Args:
         fetch: seconds of fetching and checking.
         seconds: how long the other parts took, as `MetricsFile.seconds` has them.
     """
-    found = {"fetch_seconds": fetch}
-    found |= {name: sum(seconds.get(part, 0.0) for part in parts) for name, parts in _PARTS.items()}
-    return {**found, "steps_percent": 100.0 * found["step_seconds"] / sum(found.values())}
+    found = {name: sum(seconds.get(part, 0.0) for part in parts) for name, parts in _PARTS.items()}
+    return {"fetch_seconds": fetch, **found}

@@ -119,6 +119,8 @@ class LossPoint(Model):
     """Training loss, mean since the point before."""
     eval_loss: float | None = None
     """Loss on the held-out examples."""
+    repeated: list[float] | None = None
+    """Of each answer sampled then, the share of it that repeats what stands before; absent where none is sampled."""
     learning_rate: float | None = None
     """Learning rate of the step."""
     grad_norm: float | None = None

@@ -115,20 +115,26 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     reporter = Reporter(Endpoint.of() if session.compute.rank == 0 else None)
     feed = Feed(layout.points if contract.tracking is not None and session.compute.rank == 0 else None)
     selection = select(session, trainable, examples)
+    resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
+    base = resumed.base if resumed else exam.before()
     report = Report(
         exam.held_out,
+        exam.answer,
         session.hyper.eval_steps,
         reporter,
         session.compute.held_memory,
         selection,
         feed,
         objective.figures,
-        # What rlhf minimises says nothing of how good the answers are.
-        Lookout(session.hyper.max_grad_norm, compares_losses=contract.objective.rlhf is None),
+        Lookout(
+            session.hyper.max_grad_norm,
+            # What rlhf minimises says nothing of how good the answers are.
+            compares_losses=contract.objective.rlhf is None,
+            repeated=[answer.repeated for answer in base.answers],
+            meant=[samples.repeated(question.expected.tolist()) for question in questions],
+        ),
         contract.training.fails_on,
     )
-    resumed = Course.read(layout.resume / COURSE) if session.prepared.checkpoint is not None else None
-    base = resumed.base if resumed else exam.before()
     keeper = Keeper(trainer, report, layout, session.hyper.checkpoints.every_steps, base, resumed)
     trainer.add_callback(keeper)
     trainer.add_callback(report)
@@ -151,7 +157,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
             published = selection.restore(outcome.steps)
     trainable.finish()
     final = exam.after(outcome.steps)
-    look_at_the_end(report, questions, base, final, outcome.steps, published)
+    look_at_the_end(report, base, final, outcome.steps, published)
     if session.compute.rank == 0 or trainable.is_sharded:
         with session.part("save"):
             save(session, trainable, tokenizer)
@@ -165,9 +171,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     return None
 
 
-def look_at_the_end(
-    report: Report, questions: list[samples.Question], base: Standing, final: Standing, steps: int, published: int
-) -> None:
+def look_at_the_end(report: Report, base: Standing, final: Standing, steps: int, published: int) -> None:
     """Look for the signs that only the trained model shows. Raises RunError by the name of one that ends the run.
 
     The answers are those of the weights after the step `published`.
@@ -175,14 +179,9 @@ def look_at_the_end(
     if final.held_out and not report.has_evaluated(steps):
         report.curve.append(LossPoint(step=steps, eval_loss=final.held_out.loss))
     report.heed(report.lookout.look(report.curve), steps)
-    found = signs.repetition(
-        published,
-        [answer.repeated for answer in base.answers],
-        [answer.repeated for answer in final.answers],
-        [samples.repeated(question.expected.tolist()) for question in questions],
-    )
     lost = signs.forgetting(steps, base.general.loss, final.general.loss) if base.general and final.general else None
-    report.heed(report.lookout.add([found, lost]), steps)
+    found = report.lookout.look_at_answers(published, [answer.repeated for answer in final.answers])
+    report.heed([*found, *report.lookout.add([lost])], steps)
 
 
 def answers(
@@ -390,7 +389,7 @@ def figures(
         peak_memory_bytes=_peak_memory(session.compute),
         device=session.compute.name,
         **asdict(named(session, trainable)),
-    )
+    ).with_steps_percent()
 
 
 def perplexity(loss: float) -> float | None:

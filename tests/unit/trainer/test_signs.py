@@ -128,6 +128,24 @@ def test_answers_of_which_half_repeat_themselves_are_a_sign_unless_they_are_mean
     assert repetition(60, [], [], []) is None
 
 
+@pytest.mark.parametrize(
+    ("before", "sampled", "found"),
+    [
+        pytest.param([0.0, 0.0], [[0.1, 0.0], [0.9, 0.8], [0.9, 0.7]], [("Repetition", 20)], id="twice in a row"),
+        pytest.param([0.0, 0.0], [[0.9, 0.9], [0.0, 0.1], [0.9, 0.7]], [], id="not in a row"),
+        pytest.param([0.9, 0.0], [[0.9, 0.0], [0.9, 0.0], [0.9, 0.0]], [], id="as before training"),
+        pytest.param([0.9, 0.0], [[0.9, 0.0], [0.9, 0.9], [0.9, 0.9]], [("Repetition", 20)], id="more than before"),
+        pytest.param([0.0, 0.0], [[], [], []], [], id="none could be sampled"),
+    ],
+)
+def test_answers_on_the_way_are_a_sign_where_more_repeat_themselves_at_two_evaluations_than_before_training(
+    before: list[float], sampled: list[list[float]], found: list[tuple[str, int]]
+) -> None:
+    curve = [LossPoint(step=10 * number, eval_loss=1.0, repeated=each) for number, each in enumerate(sampled, 1)]
+    lookout = Lookout(1.0, repeated=before, meant=[0.0, 0.0])
+    assert [(each.name, each.step) for each in lookout.look_back(curve)] == found
+
+
 def test_a_loss_on_the_general_set_that_rose_by_a_tenth_of_a_nat_and_a_twentieth_is_forgetting() -> None:
     assert sign(forgetting(60, 1.0, 1.11)) == ("Forgetting", 60)
     assert forgetting(60, 1.0, 1.09) is None
