@@ -4,13 +4,16 @@
 
 The same model, data and settings in pairs of runs one after the other: `lorikeet-train` with a real S3 server, and
 `trl/scripts/sft.py` on the same files. Both are timed by the lines that they log of each step, from a quarter of the
-steps on, so that nothing of their start counts. On the CPU two threads train a small model, unpacked and packed. With
-`--gpu` one GPU trains a model of random weights in the shape of Llama 2 7B, on examples of 2,048 tokens: by qlora as
-it is, and by lora without activation checkpointing. Prints one JSON object, for each of them:
+steps on, so that nothing of their start counts. On the CPU two threads train a small model, unpacked and packed; and
+`whole`, where nothing is drawn, neither first weights nor an order of rows: each step trains the whole model on all
+rows, so that the losses of both have to be equal. With `--gpu` one GPU trains a model of random weights in the shape of
+Llama 2 7B, on examples of 2,048 tokens: by qlora as it is, and by lora without activation checkpointing. Prints one
+JSON object, for each of them:
 
 - `lorikeet`, `trl`: tokens a second of each pair, without padding.
 - `ratio`: the median of the pairs' ratios, above 1 where Lorikeet is faster.
 - `loss`: the training loss of the last quarter of the steps, of both.
+- `apart`: the largest difference of their losses at a step, of the pair that differs most.
 - `peak_mib`: the largest peak memory of both: what torch has reserved of the GPU, else that of the process.
 - `tflops`: what Lorikeet's tokens a second are worth with `--gpu`: 4 FLOP for each parameter and token, forward and
   backward through weights that are frozen; what is computed twice for activation checkpointing does not count.
@@ -83,29 +86,41 @@ class Case:
     length: int = 256
     gpu: bool = False
     checkpointing: bool = False
+    learning_rate: float = 1e-3
 
-    def contract(self, lab: Lab, steps: int) -> RunContract:
+    @property
+    def draws(self) -> bool:
+        """Whether first weights and the order of rows are drawn at random."""
+        return self.method != "full"
+
+    def contract(self, lab: Lab, data: str, steps: int) -> RunContract:
         """Return the run of Lorikeet."""
         training = {
             "epochs": 999.0,
             "maxSteps": steps,
             "loggingSteps": 1,
-            "learningRate": 1e-4 if self.gpu else 1e-3,
+            "learningRate": self.learning_rate,
             "batchSize": self.batch,
             "microBatchSize": self.micro,
             "scheduler": "constant",
+            "warmupRatio": 0.0,
             "precision": "bf16" if self.gpu else "fp32",
             "activationCheckpointing": self.checkpointing,
         }
         dataset = {"maxLength": self.length, "packing": self.packing, "overlong": "truncate"}
-        sources = ("s3://models/bench", "s3://datasets/bench.jsonl")
-        return lab.contract(
-            {self.method: ADAPTER}, *sources, dataset=dataset, training=training, gpus=1 if self.gpu else 0
-        )
+        sources = ("s3://models/bench", f"s3://datasets/{data}")
+        method = {self.method: ADAPTER if self.draws else {}}
+        return lab.contract(method, *sources, dataset=dataset, training=training, gpus=1 if self.gpu else 0)
 
     def peers_command(self, model: Path, data: Path, output: Path, steps: int) -> list[str]:
         """Return trl's command for the same."""
         four_bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
+        adapter = {
+            "use_peft": True,
+            "lora_r": ADAPTER["rank"],
+            "lora_alpha": ADAPTER["alpha"],
+            "lora_dropout": ADAPTER["dropout"],
+        }
         settings = {
             "model_name_or_path": model,
             "dataset_name": data,
@@ -114,7 +129,7 @@ class Case:
             "logging_steps": 1,
             "per_device_train_batch_size": self.micro,
             "gradient_accumulation_steps": self.batch // self.micro,
-            "learning_rate": 1e-4 if self.gpu else 1e-3,
+            "learning_rate": self.learning_rate,
             "lr_scheduler_type": "constant",
             "optim": "paged_adamw_8bit" if self.method == "qlora" and self.gpu else "adamw_torch",
             "max_length": self.length,
@@ -128,21 +143,19 @@ class Case:
             "disable_tqdm": True,
             "save_strategy": "no",
             "report_to": "none",
-            "use_peft": True,
-            "lora_r": ADAPTER["rank"],
-            "lora_alpha": ADAPTER["alpha"],
-            "lora_dropout": ADAPTER["dropout"],
+            **(adapter if self.draws else {}),
             **(four_bits if self.method == "qlora" else {}),
         }
         words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        words += ["--lora_target_modules", *ADAPTER["targetModules"]] if self.draws else []
         started = ["-c", _PEER] if self.gpu else ["-m", "trl.scripts.sft"]
-        return [sys.executable, "-u", *started, *words, "--lora_target_modules", *ADAPTER["targetModules"]]
+        return [sys.executable, "-u", *started, *words]
 
 
-ON_CPU = {"unpacked": Case(), "packed": Case(packing=True)}
+ON_CPU = {"unpacked": Case(), "packed": Case(packing=True), "whole": Case("full", batch=16)}
 ON_GPU = {
-    "qlora": Case("qlora", batch=8, micro=1, length=2048, gpu=True, checkpointing=True),
-    "lora": Case("lora", batch=8, micro=4, length=2048, gpu=True),
+    "qlora": Case("qlora", micro=1, length=2048, gpu=True, checkpointing=True, learning_rate=1e-4),
+    "lora": Case("lora", length=2048, gpu=True, learning_rate=1e-4),
 }
 
 
@@ -151,14 +164,22 @@ class Figures:
     """What one run came to."""
 
     tokens_per_second: float
-    loss: float
+    losses: list[float]
+    """Of each step."""
     peak_bytes: int
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """Mean of the last quarter of the steps."""
+        return statistics.fmean(self.losses[-max(1, len(self.losses) // 4) :])
 
 
 def rows(case: Case) -> list[tiny.Row]:
     """Return examples: on the CPU of lengths that differ much, as those of real data do; on the GPU all of them too
-    long, and cut."""
+    long, and cut. Where nothing is drawn they are the texts of one batch."""
+    if not case.draws:
+        return [{"text": f"{row['prompt']} {row['completion']}"} for row in tiny.rows()[0][: case.batch]]
     if not case.gpu:
         return [
             {**row, "completion": " ".join([row["completion"]] * (1 + (7 * number) % 60))}
@@ -166,6 +187,16 @@ def rows(case: Case) -> list[tiny.Row]:
         ]
     draw, words = random.Random(1), [*tiny.COLOURS, *tiny.COLOURS.values()]
     return [{**row, "completion": " ".join(draw.choices(words, k=case.length))} for row in tiny.rows()[0]]
+
+
+def as_peers(row: tiny.Row) -> dict[str, Any]:
+    """Return a row as trl takes it."""
+    if "text" in row:
+        return row
+    return {
+        "prompt": [{"role": "user", "content": row["prompt"]}],
+        "completion": [{"role": "assistant", "content": row["completion"]}],
+    }
 
 
 @dataclass(frozen=True)
@@ -194,14 +225,14 @@ def steady(steps: list[tuple[Line, float]], tokens: float, peak: int | None, sec
     """Return the figures of logged steps, each with its loss, that see `tokens` each in the mean."""
     first = max(1, len(steps) // 4)
     passed = steps[-1][0].when - steps[first][0].when
-    losses = [loss for _, loss in steps[-first:]]
     held = max(line.held_bytes for line, _ in steps)
-    return Figures(tokens * (len(steps) - 1 - first) / passed, statistics.fmean(losses), peak or held, seconds)
+    speed = tokens * (len(steps) - 1 - first) / passed
+    return Figures(speed, [loss for _, loss in steps], peak or held, seconds)
 
 
-def ours(lab: Lab, case: Case, steps: int) -> Figures:
+def ours(lab: Lab, data: str, case: Case, steps: int) -> Figures:
     """Run Lorikeet's trainer."""
-    made = case.contract(lab, steps)
+    made = case.contract(lab, data, steps)
     started = lab.start(made)
     told = [
         (line, float(match.group(1)))
@@ -244,6 +275,7 @@ def compared(case: Case, both: Sequence[tuple[Figures, Figures]]) -> dict[str, A
         "trl": [round(other.tokens_per_second) for _, other in both],
         "ratio": round(statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in both), 3),
         "loss": [round(statistics.median(each.loss for each in side), 4) for side in zip(*both, strict=True)],
+        "apart": max(abs(a - b) for one, other in both for a, b in zip(one.losses, other.losses, strict=True)),
         "peak_mib": [max(each.peak_bytes for each in side) >> 20 for side in zip(*both, strict=True)],
         **work,
         "seconds": both[-1][0].seconds,
@@ -267,24 +299,14 @@ def measure(lab: Lab, cases: dict[str, Case], pairs: int, steps: int) -> Iterato
     some = next(iter(cases.values()))
     model = write_model(lab.root / "bench", gpu=some.gpu)
     use_folders({"s3://models/bench": model})
-    lab.put_rows("bench.jsonl", rows(some))
-    data = lab.root / "data"
-    data.mkdir()
-    (data / "train.jsonl").write_bytes(
-        tiny.jsonl(
-            [
-                {
-                    "prompt": [{"role": "user", "content": row["prompt"]}],
-                    "completion": [{"role": "assistant", "content": row["completion"]}],
-                }
-                for row in rows(some)
-            ]
-        )
-    )
     if not some.gpu:
         os.environ["OMP_NUM_THREADS"] = THREADS
     for name, case in cases.items():
-        both = [(ours(lab, case, steps), peers(model, data, lab.root / "trl", case, steps)) for _ in range(pairs)]
+        file, data = f"{name}.jsonl", lab.root / name
+        lab.put_rows(file, rows(case))
+        data.mkdir()
+        (data / "train.jsonl").write_bytes(tiny.jsonl([as_peers(row) for row in rows(case)]))
+        both = [(ours(lab, file, case, steps), peers(model, data, lab.root / "trl", case, steps)) for _ in range(pairs)]
         yield {name: compared(case, both)}
 
 

@@ -8,6 +8,7 @@ import pytest
 from lorikeet_api.contract import REPORT
 from lorikeet_trainer import summary
 from lorikeet_trainer.profile import bins
+from lorikeet_trainer.spent import PARTS
 from lorikeet_trainer.state import MetricsFile, Prepared, Trained
 from tests.trainer import tiny
 from tests.trainer.lab import Lab
@@ -72,11 +73,11 @@ def test_the_time_is_told_apart(lab: Lab, trained: Run, page: str) -> None:
     assert seconds["train"] >= seconds["steps"] + seconds["checkpoints"] + seconds["evals"] - 0.01
     assert min(seconds[part] for part in ("steps", "checkpoints", "evals", "base_samples", "samples")) > 0
     assert Prepared.read(layout.prepared).seconds > 0
-    parts = summary._PARTS.keys() & seconds.keys()
-    assert parts == summary._PARTS.keys() - {"base_test", "test", "base_general", "general", "last_eval"}, (
+    parts = PARTS.keys() & seconds.keys()
+    assert parts == PARTS.keys() - {"base_test", "test", "base_general", "general", "last_eval"}, (
         "there is neither a test set nor a general one, and the last weights are published"
     )
-    assert all(summary._PARTS[part] in page for part in parts)
+    assert all(PARTS[part].title in page for part in parts)
     total = Prepared.read(layout.prepared).seconds + sum(seconds[part] for part in parts)
     told = trained.metrics.to_wire()
     six = ("fetch", "tokenize", "load", "step", "checkpoint", "evaluate")

@@ -9,28 +9,8 @@ from lorikeet_api.contract import REPORT, RunContract
 from lorikeet_api.objectives import Objective
 from lorikeet_run import log
 from lorikeet_run.report import Chart, RunReport, Series, Span, TrackerState, Unit, render
+from lorikeet_trainer.spent import PARTS
 from lorikeet_trainer.state import Layout, LossPoint, MetricsFile, PacePoint, Prepared, Tracked, Trained
-
-_PARTS: Final = {
-    "render": "Examples to tokens",
-    "load": "Loading the model",
-    "reference": "Setting up, the reference with it",
-    "base_eval": "Evaluation before training",
-    "base_test": "Test set before training",
-    "base_general": "General set before training",
-    "base_samples": "Answers before training",
-    "steps": "Optimiser steps",
-    "checkpoints": "Checkpoints",
-    "evals": "Evaluations on the way",
-    "last_eval": "Evaluation after the last step",
-    "eval": "Evaluation after training",
-    "test": "Test set after training",
-    "general": "General set after training",
-    "samples": "Answers after training",
-    "save": "Saving the result",
-}
-"""The parts of a run after it has fetched, in order, by their names in `MetricsFile.seconds`."""
-
 
 _ORDER: Final = "negative log-likelihood of a pair's order, by the rewards"
 _HELD_OUT: Final = {"dpo": _ORDER, "reward": _ORDER, "orpo": "the same", "kto": "the same", "rlhf": "minus the reward"}
@@ -168,8 +148,8 @@ def _spans(fetch: float, seconds: Mapping[str, float]) -> list[Span]:
     return [
         Span(name="Fetching and checking", seconds=fetch),
         *(
-            Span(name=title, seconds=seconds[part], is_steps=part == "steps")
-            for part, title in _PARTS.items()
-            if part in seconds
+            Span(name=part.title, seconds=seconds[name], is_steps=name == "steps")
+            for name, part in PARTS.items()
+            if name in seconds
         ),
     ]
