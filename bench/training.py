@@ -84,13 +84,18 @@ class Case:
     gpu: bool = False
     checkpointing: bool = False
 
+    @property
+    def rate(self) -> float:
+        """Learning rate."""
+        return 1e-4 if self.gpu else 1e-3
+
     def contract(self, lab: Lab, steps: int) -> RunContract:
         """Return the run of Lorikeet."""
         training = {
             "epochs": 999.0,
             "maxSteps": steps,
             "loggingSteps": 1,
-            "learningRate": 1e-4 if self.gpu else 1e-3,
+            "learningRate": self.rate,
             "batchSize": self.batch,
             "microBatchSize": self.micro,
             "scheduler": "constant",
@@ -114,7 +119,7 @@ class Case:
             "logging_steps": 1,
             "per_device_train_batch_size": self.micro,
             "gradient_accumulation_steps": self.batch // self.micro,
-            "learning_rate": 1e-4 if self.gpu else 1e-3,
+            "learning_rate": self.rate,
             "lr_scheduler_type": "constant",
             "optim": "paged_adamw_8bit" if self.method == "qlora" and self.gpu else "adamw_torch",
             "max_length": self.length,
