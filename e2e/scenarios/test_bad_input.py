@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from e2e.target import Target
 from e2e.workspace import SECRET, Workspace, condition, profile
+from tests.bad_input import BAD_ROWS, BadRows
 from tests.trainer import tiny
 
 pytestmark = pytest.mark.e2e
@@ -84,6 +86,16 @@ def model_with_broken_tokenizer(workspace: Workspace) -> dict[str, Any]:
     return request("no-tokenizer", model=f"s3://models/{prefix}")
 
 
+def bad_rows(bad: BadRows, workspace: Workspace) -> dict[str, Any]:
+    prefix = f"{workspace.namespace}/tiny"
+    with tempfile.TemporaryDirectory() as name:
+        workspace.upload_folder(tiny.write_model(Path(name) / "model", bad.template), "models", prefix)
+    data = put(workspace, "rows.jsonl", tiny.jsonl(bad.rows))
+    body = request("bad-rows", data, f"s3://models/{prefix}", **bad.spec)
+    body["spec"]["dataset"] = {"train": [{"uri": data}], **bad.spec.get("dataset", {})}
+    return body
+
+
 def wrong_credentials(workspace: Workspace) -> dict[str, Any]:
     wrong = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "wrong-secret"}
     workspace.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": wrong})
@@ -147,6 +159,7 @@ CASES = {
         r"nonesuch.*q_proj",
         by_trainer=True,
     ),
+    **{what: Case(partial(bad_rows, bad), "DataInvalid", bad.message) for what, bad in BAD_ROWS.items()},
 }
 
 

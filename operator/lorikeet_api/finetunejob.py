@@ -116,7 +116,8 @@ class Output(Model):
 
 _BY_EVALUATION: Final = {
     "evalSteps": "has(self.training.evalSteps)",
-    "earlyStopping": "has(self.training.earlyStopping)",
+    "earlyStopping": "has(self.training.earlyStopping)"
+    " && (!has(self.training.earlyStopping.patience) || self.training.earlyStopping.patience > 0)",
     "publish best": "has(self.training.publish) && self.training.publish == 'best'",
     "checkpoints.afterSuccess keepBest": "has(self.training.checkpoints)"
     " && has(self.training.checkpoints.afterSuccess) && self.training.checkpoints.afterSuccess == 'keepBest'",

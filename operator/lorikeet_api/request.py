@@ -112,6 +112,8 @@ def hyperparameters(job: FineTuneJob, method: Method, profile: TuningProfile, ra
             f" {error.errors()[0]['msg'] if hasattr(error, 'errors') else error};"
             " set both training.batchSize and training.microBatchSize",
         ) from error
+    if training.early_stopping is not None and training.early_stopping.patience == 0:
+        training = training.model_copy(update={"early_stopping": None})  # the job's word against the profile's
     if spec.dataset.eval is None and spec.dataset.eval_fraction is None:
         training = training.without_evaluation()  # the profile's; a job's own would have been refused
     if (why := unshared(spec.objective, training.batch_size)) is not None:

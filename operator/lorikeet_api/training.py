@@ -410,9 +410,9 @@ class Checkpoints(Model):
 class EarlyStopping(Model):
     """Ends a run whose loss on the held-out examples no longer falls."""
 
-    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    patience: Annotated[int, Field(ge=0, le=1000)] = 3
     """Evaluations in a row without a lower loss after which the run ends (transformers:
-    `early_stopping_patience`)."""
+    `early_stopping_patience`). 0: it is not ended, whatever the profile says."""
     min_delta: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """By how much a loss must be lower to count, than it was when one counted last."""
 
@@ -467,7 +467,7 @@ class Training(Model):
     """Steps between two evaluations. Absent: once an epoch."""
     early_stopping: EarlyStopping | None = None
     """Ends the run, before its epochs do, once the loss on the held-out examples no longer falls (every `evalSteps`).
-    Needs `dataset.eval` or `evalFraction`. Absent: it makes all its steps."""
+    Needs `dataset.eval` or `evalFraction`. Absent: the profile's, else it makes all its steps."""
     publish: Literal["last", "best"] | None = None
     """Which weights are published: `last`, those after the last step; `best`, those with the lowest loss on the
     held-out examples, of all evaluations on the way and after the last step (TRL: `load_best_model_at_end`); it needs
@@ -513,7 +513,7 @@ class Training(Model):
         """What of it asks for a loss on held-out examples."""
         asks = {
             "evalSteps": self.eval_steps is not None,
-            "earlyStopping": self.early_stopping is not None,
+            "earlyStopping": self.early_stopping is not None and self.early_stopping.patience > 0,
             "publish best": self.publish == "best",
             "checkpoints.afterSuccess keepBest": self.checkpoints is not None
             and self.checkpoints.after_success == "keepBest",

@@ -1,7 +1,11 @@
 """A row's columns by the roles that they play."""
 
+from typing import Final
+
 from lorikeet_api.training import FORMAT_COLUMNS, Dataset
 from lorikeet_run.files import Placed, invalid, kind
+
+_WRITE: Final = "write a text there, or leave the row out"
 
 
 def column(role: str, dataset: Dataset) -> str:
@@ -17,7 +21,8 @@ def value(placed: Placed, role: str, data_format: str, dataset: Dataset) -> obje
         wanted = ", ".join(FORMAT_COLUMNS[data_format])
         raise invalid(
             placed.where,
-            f"no column {name}; found: {', '.join(placed.row) or 'none'} (format {data_format}: {wanted})",
+            f"no column {name}; found: {', '.join(placed.row) or 'none'} (format {data_format}: {wanted}): add it, give"
+            f" its other name as dataset.columns.{role}, or leave the row out",
         )
     return placed.row[name]
 
@@ -26,9 +31,9 @@ def text(placed: Placed, role: str, data_format: str, dataset: Dataset) -> str:
     """Return the text of a column that there must be. Raises RunError (DataInvalid)."""
     name, found = column(role, dataset), value(placed, role, data_format, dataset)
     if not isinstance(found, str):
-        raise invalid(placed.where, f"column {name} is {kind(found)}, not text")
+        raise invalid(placed.where, f"column {name} is {kind(found)}, not text: {_WRITE}")
     if not found.strip():
-        raise invalid(placed.where, f"column {name} is empty")
+        raise invalid(placed.where, f"column {name} is empty: {_WRITE}")
     return found
 
 
@@ -39,5 +44,5 @@ def optional(placed: Placed, role: str, dataset: Dataset) -> str:
     if found is None:
         return ""
     if not isinstance(found, str):
-        raise invalid(placed.where, f"column {name} is {kind(found)}, not text")
+        raise invalid(placed.where, f"column {name} is {kind(found)}, not text: {_WRITE}")
     return found if found.strip() else ""

@@ -104,7 +104,11 @@ def read_conversation(placed: Placed, name: str, system: str) -> tuple[Message, 
     is refused: raises RunError (DataInvalid).
     """
     if name not in placed.row:
-        raise invalid(placed.where, f"no column {name}; found: {', '.join(placed.row) or 'none'} (format chat)")
+        raise invalid(
+            placed.where,
+            f"no column {name}; found: {', '.join(placed.row) or 'none'} (format chat): add it, give its other name as"
+            " dataset.columns.messages, or leave the row out",
+        )
     messages = read_turns(placed.row[name], name, placed.where)
     if system:
         if messages[0].role == "system":
@@ -130,9 +134,13 @@ def check_order(messages: Sequence[Message], where: str, *, calls_in_text: bool 
     `calls_in_text`: an assistant's text may be a call, as in ShareGPT.
     """
     if any(message.role == "system" for message in messages[1:]):
-        raise invalid(where, "a system message stands only at the beginning")
+        raise invalid(where, "a system message stands only at the beginning: move it there, or leave it out")
     if next((message.role for message in messages if message.role != "system"), None) != "user":
-        raise invalid(where, "the conversation must begin with a user's turn, after an optional system message")
+        raise invalid(
+            where,
+            "the conversation must begin with a user's turn, after an optional system message: put one there, or leave"
+            " the row out",
+        )
     _check_results(messages, where, calls_in_text=calls_in_text)
 
 
@@ -192,7 +200,7 @@ def _sharegpt(turn: Row, number: int, where: str) -> Message:
 
 def _content(value: Any, role: str, number: int, where: str, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
-        raise invalid(where, f"message {number} has {kind(value)} as content, not text")
+        raise invalid(where, f"message {number} has {kind(value)} as content, not text: write it as one text")
     if not value.strip() and not may_be_empty and role not in ("tool", "observation"):
         raise invalid(where, f"message {number} ({role}) is empty: leave out the turn, or the row")
     return value

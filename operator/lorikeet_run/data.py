@@ -113,7 +113,7 @@ def _example(placed: Placed, data_format: Format, dataset: Dataset) -> Example:
     else:
         messages = tuple(_turns(placed, data_format, dataset))
     if train_on != "all" and not any(message.role == "assistant" for message in messages):
-        raise invalid(placed.where, "no assistant turn to train on")
+        raise invalid(placed.where, "no assistant turn to train on: add one, leave the row out, or set trainOn to all")
     return Example(placed.where, train_on, messages=messages, tools=tools)
 
 

@@ -23,7 +23,7 @@ class Placed:
 
 
 def invalid(where: str, cause: str) -> RunError:
-    """Return the error for bad data at `where`."""
+    """Return the error for bad data at `where`; `cause` says what to do, too."""
     return RunError("DataInvalid", f"{where}: {cause}")
 
 
@@ -115,7 +115,9 @@ def _csv(path: Path, name: str) -> Iterator[Placed]:
             if not cells:
                 continue
             if len(cells) != len(header):
-                raise invalid(where, f"{len(cells)} cells, but the header names {len(header)} columns")
+                raise invalid(
+                    where, f"{len(cells)} cells, but the header names {len(header)} columns: correct the line"
+                )
             yield Placed(dict(zip(header, cells, strict=True)), where)
     except csv.Error as error:
         raise invalid(f"{name}, line {reader.line_num}", f"not CSV ({error})") from error

@@ -8,7 +8,6 @@ from lorikeet_api.batch import micro_batch
 from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.objectives import unmeasured, unshared
-from lorikeet_api.signs import Signs
 from lorikeet_api.training import Attention, Checkpoints, EarlyStopping, Kernels, Optimizer, Precision, Scheduler
 from lorikeet_run.errors import RunError
 
@@ -45,7 +44,6 @@ class Hyperparameters:
     """None: all steps are made."""
     publish: Literal["last", "best"]
     checkpoints: Checkpoints
-    signs: Signs | None
     stall_timeout_seconds: int | None
     """None: by what steps take."""
     generations: int = 1
@@ -59,6 +57,7 @@ class Hyperparameters:
         """
         usual = DEFAULTS[contract.method.name, contract.objective.name]
         values: dict[str, Any] = dict(usual) | {name: value for name, value in contract.training if value is not None}
+        del values["signs"]  # nothing that a step is made by
         values["publish"] = values["publish"] or ("last" if values["early_stopping"] is None else "best")
         ranks, batch_size = contract.ranks, values.pop("batch_size")
         try:

@@ -76,16 +76,28 @@ def _answered(
         if not prompt or prompt[-1].role != "user":
             missing = column("prompt", dataset)
             raise invalid(
-                placed.where, f"no column {missing}, which the answer in {name} is to; found: {_found(placed)}"
+                placed.where,
+                f"no column {missing}, which the answer in {name} is to; found: {_found(placed)}: add it, or give its"
+                " other name as dataset.columns.prompt",
             )
         whole = (*prompt, Message("assistant", text(placed, role, data_format, dataset)))
     else:
-        raise invalid(placed.where, f"column {name} is {kind(found)}, neither text nor a list of {{role, content}}")
+        raise invalid(
+            placed.where,
+            f"column {name} is {kind(found)}, neither text nor a list of {{role, content}}: write one of these, or"
+            " leave the row out",
+        )
     check_order(whole, placed.where)
     if whole[-1].role != "assistant":
-        raise invalid(placed.where, f"column {name} ends with a turn of the {whole[-1].role}, not with an answer")
+        raise invalid(
+            placed.where,
+            f"column {name} ends with a turn of the {whole[-1].role}, not with an answer: end it with an assistant's",
+        )
     if prompt and any(message.role == "user" for message in prompt) and len(whole) != len(prompt) + 1:
-        raise invalid(placed.where, f"column {name} has several turns after the prompt; one answer is compared")
+        raise invalid(
+            placed.where,
+            f"column {name} has several turns after the prompt; one answer is compared: move the others to the prompt",
+        )
     return whole
 
 

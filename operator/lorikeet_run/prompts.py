@@ -25,7 +25,11 @@ def _matched(placed: Placed, name: str) -> str:
     """Return what an answer is to be, as a text."""
     if name not in placed.row:
         found = ", ".join(placed.row) or "none"
-        raise invalid(placed.where, f"no column {name}, which a match of objective.rlhf.rewards reads; found: {found}")
+        raise invalid(
+            placed.where,
+            f"no column {name}, which a match of objective.rlhf.rewards reads; found: {found}: add it,"
+            " or correct the name in the match",
+        )
     found = placed.row[name]
     if isinstance(found, str):
         return found

@@ -1,8 +1,8 @@
 """Rendered rows: what objectives learn from, as token ids."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Final, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,15 +77,14 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """An answer with what somebody thought of it."""
+class _Alone:
+    """One sequence with what is known of it."""
 
     tokens: Tokens
-    good: bool
 
     @property
     def trained(self) -> int:
-        """Tokens of the answer."""
+        """Tokens that the loss counts."""
         return self.tokens.trained
 
     @property
@@ -93,35 +92,25 @@ class Judged:
         """The sequences that it is made of."""
         return (self.tokens,)
 
-    def of(self, parts: Sequence[Tokens]) -> "Judged":
+    def of(self, parts: Sequence[Tokens]) -> Self:
         """Return the same row of other parts."""
         (tokens,) = parts
-        return Judged(tokens, self.good)
+        return replace(self, tokens=tokens)
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted:
-    """A prompt that the model answers itself, with what its answers are rewarded by."""
+class Judged(_Alone):
+    """An answer with what somebody thought of it."""
 
-    tokens: Tokens
-    """No token of it counts."""
+    good: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted(_Alone):
+    """A prompt that the model answers itself, no token of which counts, with what its answers are rewarded by."""
+
     columns: Mapping[str, str]
     """The row's columns that rewards read."""
-
-    @property
-    def trained(self) -> int:
-        """Nothing: what is trained on is not written yet."""
-        return self.tokens.trained
-
-    @property
-    def parts(self) -> tuple[Tokens, ...]:
-        """The sequences that it is made of."""
-        return (self.tokens,)
-
-    def of(self, parts: Sequence[Tokens]) -> "Prompted":
-        """Return the same row of other parts."""
-        (tokens,) = parts
-        return Prompted(tokens, self.columns)
 
 
 TokenRow: TypeAlias = Tokens | Pair | Judged | Prompted

@@ -1,10 +1,12 @@
 """What an interruption costs: a run that was killed or stopped ends as if nothing had been."""
 
 import json
+import logging
 import random
 import signal
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from tests.trainer import tiny
 from tests.trainer.lab import ADAPTER, Lab, open_lab
 
 pytestmark = pytest.mark.trainer
+_log = logging.getLogger(__name__)
 
 MODEL, TRAIN = "s3://models/small", "s3://datasets/train.jsonl"
 HELD_OUT = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
@@ -138,45 +141,44 @@ def test_a_run_that_is_told_to_stop_in_its_last_step_is_published(
 
 
 def test_a_killed_run_ends_as_if_nothing_had_been(lab: Lab) -> None:
-    """Killed at random steps, once in the middle of an upload; each time a new pod goes on."""
-    slowly = {
+    """Killed at five random steps, once in the middle of an upload; each time a pod with an empty disk goes on."""
+    often = {
         **STEPS,
         "epochs": 99.0,
-        "maxSteps": 250,
+        "maxSteps": 100,
         "loggingSteps": 1,
-        "evalSteps": 50,
-        "checkpoints": {"everySteps": 10},
+        "evalSteps": 40,
+        "checkpoints": {"everySteps": 4},
     }
-    whole = lab.contract(METHODS["lora"], MODEL, TRAIN, training=slowly, dataset=HELD_OUT)
+    whole = lab.contract(METHODS["lora"], MODEL, TRAIN, training=often, dataset=HELD_OUT)
     code, record, log = lab.start(whole).end()
     assert code == 0, log
     seed = random.randrange(1000)
     chance = random.Random(seed)
+    steps = list(accumulate(chance.randint(8, 18) for _ in range(5)))
+    drawn = f"seed {seed}: killed at steps {steps}"
+    _log.warning(drawn)
     with slow_store(lab.server, None) as store:
-        killed = lab.contract(METHODS["lora"], MODEL, TRAIN, training=slowly, dataset=HELD_OUT, storage=store.access)
+        killed = lab.contract(METHODS["lora"], MODEL, TRAIN, training=often, dataset=HELD_OUT, storage=store.access)
         reached = 0
-        for number in range(3):
+        for number, step in enumerate(steps):
+            cuts_an_upload = number == 2
+            store.rate = 50_000 if cuts_an_upload else None
             run = lab.start(killed)
-            if number == 1:
-                store.rate = 50_000
-                run.await_line("event=checkpoint ")
-                before = store.received
-                while store.received < before + 20_000:
-                    run.await_line("event=step")
-            else:
-                run.await_line("event=checkpoint_stored")
-                for _ in range(chance.randint(0, 15)):
-                    run.await_line("event=step")
+            run.await_line("event=checkpoint ")
+            before = store.received
+            run.await_line(f"event=step step={step} ")
+            while cuts_an_upload and store.received < before + 20_000:
+                run.await_line("event=step")
             run.kill()
             store.rate = None
-            stored = steps_stored(lab, killed)
-            assert stored
-            assert (stored[0] == reached) == (number == 1), f"seed {seed}: step {reached}, then {stored}"
-            reached = stored[0]
+            newest = max(steps_stored(lab, killed), default=0)
+            assert newest == reached if cuts_an_upload else newest >= reached, drawn
+            reached = newest
         code, record, log = lab.start(killed).end()
     assert code == 0, log
-    assert record["metrics"]["resumedFromStep"] == reached
-    assert outcome(lab, killed) == outcome(lab, whole), f"seed {seed}"
+    assert record["metrics"]["resumedFromStep"] == reached > 0, drawn
+    assert outcome(lab, killed) == outcome(lab, whole), drawn
 
 
 def test_sigterm_saves_what_two_ranks_have_trained_and_publishes_nothing(lab: Lab) -> None:

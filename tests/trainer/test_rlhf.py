@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lorikeet_api.contract import REPORT, RunContract
 from lorikeet_run.tokenizer import load_tokenizer
 from lorikeet_trainer.device import Compute
+from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.rewards import make_rewards
 from tests.s3 import S3Server
 from tests.trainer import tiny
@@ -159,7 +160,8 @@ def _a_stranger_gives_the_same_numbers(
 ) -> None:
     layout, tokenizer = lab.layout(contract), load_tokenizer(lab.root / "pretrained")
     compute = Compute(torch.device("cpu"), torch.bfloat16, 0, 1)
-    ours, _ = make_rewards(contract, layout, tokenizer, compute)
+    passes = Passes(4, int(tokenizer.pad_token_id or 0), compute.autocast)
+    ours, _ = make_rewards(contract, layout, tokenizer, compute, passes)
     adapter = published(lab, judge, folder) / "adapter"
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(lab.root / "pretrained")

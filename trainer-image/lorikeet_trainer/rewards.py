@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from lorikeet_api.contract import Manifest, RunContract
 from lorikeet_run.batches import batched
 from lorikeet_run.errors import RunError
-from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.reward_models import BASE, PUBLISHED, is_whole
 from lorikeet_run.rewards import Rule, rules
 from lorikeet_run.tokens import Tokens
@@ -28,16 +27,14 @@ Reward = Callable[..., list[float]]
 
 
 def make_rewards(
-    contract: RunContract, layout: Layout, tokenizer: PreTrainedTokenizerBase, compute: Compute
+    contract: RunContract, layout: Layout, tokenizer: PreTrainedTokenizerBase, compute: Compute, passes: Passes
 ) -> list[Reward]:
-    """Return the rewards of an rlhf run, in the contract's order. Raises RunError."""
-    batch_size = Hyperparameters.of(contract).micro_batch_size
+    """Return the rewards of an rlhf run, in the contract's order; `passes` are those of its models. Raises RunError."""
     folders = iter(sorted(layout.rewards.iterdir(), key=lambda each: int(each.name)) if layout.rewards.exists() else [])
     made: list[Reward] = []
     for number, rule in enumerate(rules(contract.objective)):
         if rule is None:
             scorer = _load(next(folders), layout.model, tokenizer, compute)
-            passes = Passes(batch_size, int(tokenizer.pad_token_id or 0), compute.autocast)
             made.append(_named(_by_model(scorer, passes), number))
         else:
             made.append(_named(_by_rule(rule), number))

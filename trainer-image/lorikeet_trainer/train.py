@@ -94,8 +94,8 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
         examples = render(session, tokenizer)
     with session.part("load"):
         trainable = load(session)
-        objective = make_objective(contract, layout, tokenizer, session.compute)
-    passes = passes_of(session, tokenizer)
+        passes = passes_of(session, tokenizer)
+        objective = make_objective(contract, layout, tokenizer, session.compute, passes)
     # What the model before training makes of the data is part of it, where the objective measures by that.
     with session.part("reference"):
         trainer = objective.trainer(setting(session, trainable, tokenizer), examples.train)
@@ -325,7 +325,7 @@ def select(session: Session, trainable: Trainable, examples: Examples) -> Select
 
 
 def passes_of(session: Session, tokenizer: PreTrainedTokenizerBase) -> Passes:
-    """Return how held-out rows are put through the model: as training does."""
+    """Return how rows are put through a model beside training: as training does."""
     return Passes(session.hyper.micro_batch_size, int(tokenizer.pad_token_id or 0), session.compute.autocast)
 
 

@@ -8,7 +8,7 @@ says so: in its log, and by an Event.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -97,7 +97,9 @@ class Deletion:
         run = _Run(key_of(body), resolved.contract, job.status.artifacts)
         users = sorted(key_of(each) for each in deployments if not is_deleted(each) and run.is_served_by(each))
         # In a namespace that goes nothing can be cleaned any more, and one of another namespace must not hold it up.
-        later = sorted(key_of(each) for each in cache.all(FINETUNEJOB) if run.is_trained_further_by(each))
+        jobs = cache.all(FINETUNEJOB)
+        bases = _bases_of_rewards(jobs)
+        later = sorted(key_of(each) for each in jobs if run.is_trained_further_by(each, bases))
         if not (users or later) or await self._namespace_goes(key_of(body).namespace):
             return False
         reason = "StillServed"
@@ -239,15 +241,19 @@ class _Run:
             for name, uri in folders.items()
         )
 
-    def is_trained_further_by(self, later: Object) -> bool:
-        """Return whether a FineTuneJob that has not ended is made of what the run has written."""
+    def is_trained_further_by(self, later: Object, bases: Mapping[str, str]) -> bool:
+        """Return whether a FineTuneJob that has not ended is made of what the run has written.
+
+        `bases` are those of `_bases_of_rewards`: who reads such a reward model reads its base, too.
+        """
         status = later.get("status") or {}
         contract = (status.get("resolved") or {}).get("contract")
         if contract is None or is_deleted(later) or status.get("phase") in FINAL:
             return False
         rewards = (contract.get("objective", {}).get("rlhf") or {}).get("rewards") or []
         sources = [contract["model"], contract.get("start"), *(reward.get("model") for reward in rewards)]
-        read = [source["uri"] for source in sources if source]
+        read = [source["uri"].rstrip("/") for source in sources if source]
+        read += [bases[uri] for uri in read if uri in bases]
         return any(f"{uri}/".startswith(f"{self.folder}/") for uri in read)
 
     def _is_named_by(self, deployment: Key, adapter: Object) -> bool:
@@ -255,6 +261,17 @@ class _Run:
         if job := (source.get("fineTuneJobRef") or {}).get("name"):
             return Key(deployment.namespace, job) == self.key
         return str(source.get("uri", "")).rstrip("/") in (self.folder, self.contract.output_uri.rstrip("/"))
+
+
+def _bases_of_rewards(jobs: Iterable[Object]) -> dict[str, str]:
+    """Return the base model of each reward adapter that a FineTuneJob has published, by the adapter's folder."""
+    found = {}
+    for job in jobs:
+        status = job.get("status") or {}
+        contract, made = (status.get("resolved") or {}).get("contract"), status.get("artifacts")
+        if contract and made and "reward" in contract["objective"] and "full" not in contract["method"]:
+            found[made["uri"]] = contract["model"]["uri"]
+    return found
 
 
 def _is_cleanup(obj: Object) -> bool:

@@ -8,10 +8,11 @@ from typing import Final
 from lorikeet_api import names
 from lorikeet_api.contract import RunRecord
 from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus
+from lorikeet_operator.finding import Finding
 from lorikeet_operator.finetune import ledger, limits
 from lorikeet_operator.finetune import status as story
 from lorikeet_operator.finetune.evidence import Evidence, unexplained
-from lorikeet_operator.finetune.observe import Finding, Observation, checking, final_condition, live, observe
+from lorikeet_operator.finetune.observe import Observation, checking, final_condition, live, observe
 from lorikeet_operator.finetune.patience import NOT_STARTED, REFUSED_AGAIN, age, look_again
 from lorikeet_operator.finetune.tasks import UNMADE, Tasks
 from lorikeet_operator.finetune.tell import Teller

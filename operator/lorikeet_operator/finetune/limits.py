@@ -4,8 +4,9 @@ from datetime import datetime
 from typing import Any
 
 from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_operator.finding import Finding
 from lorikeet_operator.finetune.ledger import active_seconds
-from lorikeet_operator.finetune.observe import Finding, has_failed, is_preempted, live, newest, record_of
+from lorikeet_operator.finetune.observe import has_failed, is_preempted, live, newest, record_of
 
 
 def exceeded(job: FineTuneJob, pods: list[dict[str, Any]], now: datetime) -> Finding | None:

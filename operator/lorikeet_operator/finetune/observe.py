@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from lorikeet_api.conditions import ADVICE_OUT_OF_MEMORY, OperatorReason, Phase
 from lorikeet_api.contract import EXIT_PREEMPTED, RunRecord
 from lorikeet_api.names import RUN_CONTAINERS, TRAINER_CONTAINER
+from lorikeet_operator.finding import Finding
 
 IMAGE_PROBLEMS: Final = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
@@ -20,15 +21,6 @@ KILLED: Final = 137
 """Exit code of a container that was killed: by the kernel for its memory, or at the end of its grace period."""
 LAST_WORDS: Final = 600
 """Characters of a log tail that a condition quotes."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One condition as it is now: its status, reason and message."""
-
-    holds: bool
-    reason: str
-    message: str
 
 
 CHECKING: Final = Finding(False, "Checking", "model, data and output are looked at, before a GPU is asked for")

@@ -13,13 +13,14 @@ from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
 from lorikeet_api.request import Refused
 from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_operator import watched
+from lorikeet_operator.finding import Finding
 from lorikeet_operator.finetune import job as build
 from lorikeet_operator.finetune import status as story
 from lorikeet_operator.finetune.agent import MEMORY
 from lorikeet_operator.finetune.deletion import Deletion, is_held
 from lorikeet_operator.finetune.evidence import Asked, Evidence
 from lorikeet_operator.finetune.follow import Follower
-from lorikeet_operator.finetune.observe import CHECKING, Finding, checking, final_condition, observe
+from lorikeet_operator.finetune.observe import CHECKING, checking, final_condition, observe
 from lorikeet_operator.finetune.patience import NOT_STARTED, REFUSED_AGAIN
 from lorikeet_operator.finetune.resolve import resolve
 from lorikeet_operator.finetune.tasks import UNMADE, Tasks

@@ -3,7 +3,8 @@
 from lorikeet_api.conditions import FINAL, Condition, ConditionStatus, ConditionType
 from lorikeet_api.contract import RunRecord
 from lorikeet_api.finetunejob import FineTuneJob, FineTuneJobStatus, Resolved
-from lorikeet_operator.finetune.observe import Finding, Observation
+from lorikeet_operator.finding import Finding
+from lorikeet_operator.finetune.observe import Observation
 
 CONDITION_ORDER: tuple[ConditionType, ...] = (
     "Validated",

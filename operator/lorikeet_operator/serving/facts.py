@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from lorikeet_api import names
 from lorikeet_api.modeldeployment import ModelDeployment, RouteStatus
 from lorikeet_api.serving import AgentState
+from lorikeet_operator.finding import Finding
 from lorikeet_operator.kube.kinds import Object
-from lorikeet_operator.serving.finding import Finding
 from lorikeet_operator.serving.plan import Plan
 from lorikeet_operator.serving.rollout import EngineReplica, RouterReplica
 from lorikeet_operator.serving.trouble import is_going, refusal, trouble

@@ -19,7 +19,7 @@ from lorikeet_api.modeldeployment import (
 from lorikeet_api.objectives import Objective
 from lorikeet_api.serving import AdapterRevision, Found, Unresolved
 from lorikeet_api.training import Method
-from lorikeet_operator.serving.finding import Finding
+from lorikeet_operator.finding import Finding
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from lorikeet_api.training import ModelSource
 from lorikeet_api.tuningprofile import TuningProfile
 from lorikeet_engines import ENGINES
 from lorikeet_operator import watched
+from lorikeet_operator.finding import Finding
 from lorikeet_operator.finetune.evidence import Ask, Evidence, unexplained
 from lorikeet_operator.finetune.observe import CHECKING, UNPREPARED, checking, newest, observe
 from lorikeet_operator.kinds import FINETUNEJOB, MODELDEPLOYMENT, TUNINGPROFILE
@@ -55,7 +56,6 @@ from lorikeet_operator.kube.times import timestamp
 from lorikeet_operator.serving import engine_pods, router_pods
 from lorikeet_operator.serving import status as story
 from lorikeet_operator.serving.facts import are_heard, gather, is_moving
-from lorikeet_operator.serving.finding import Finding
 from lorikeet_operator.serving.lookup import lookup_job, said
 from lorikeet_operator.serving.pace import STARTING, Pace
 from lorikeet_operator.serving.plan import Plan, origin, plan

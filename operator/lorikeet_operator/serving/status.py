@@ -15,8 +15,8 @@ from lorikeet_api.modeldeployment import (
     ModelDeploymentStatus,
 )
 from lorikeet_api.serving import AGENT_PORT, AgentState
+from lorikeet_operator.finding import Finding
 from lorikeet_operator.serving.facts import Facts
-from lorikeet_operator.serving.finding import Finding
 from lorikeet_operator.serving.plan import Target, routes
 from lorikeet_operator.serving.rollout import EngineReplica, RouterReplica, holds
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from lorikeet_api import names
+from lorikeet_operator.finding import Finding
 from lorikeet_operator.finetune.observe import CONFIG_PROBLEMS, IMAGE_PROBLEMS, PULLING
-from lorikeet_operator.serving.finding import Finding
 
 _MORE_MEMORY: Final = {
     names.ENGINE_CONTAINER: "raise spec.compute.resources.limits.memory",

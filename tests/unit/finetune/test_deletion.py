@@ -402,6 +402,28 @@ async def test_what_a_job_trains_further_is_not_deleted_before_that_has_ended(he
     assert held.made(JOB) == 3
 
 
+def judges(world: World, method: str, base: str) -> str:
+    """Put a FineTuneJob that has published a reward model; return where it lies."""
+    uri = "s3://adapters/judge/0a1b2c3d"
+    contract = {"model": {"uri": base}, "objective": {"reward": {}}, "method": {method: {}}}
+    status = {"phase": "Succeeded", "resolved": {"contract": contract}, "artifacts": {"uri": uri}}
+    metadata = {"name": "judge", "namespace": "team-a", "uid": "the judge"}
+    world.put(FINETUNEJOB, {"metadata": metadata, "spec": {}, "status": status})
+    return uri
+
+
+@pytest.mark.parametrize("method", ["qlora", "full"])
+async def test_nor_is_the_base_of_a_reward_adapter_that_a_job_trains_by(published: World, method: str) -> None:
+    judge = judges(published, method, its_adapter(published)["uri"] + "/model")
+    trains_further(published, "Running", objective={"rlhf": {"rewards": [{"model": {"uri": f"{judge}/"}}]}})
+    deleted(published)
+    await published.reconcile()
+    assert (CLEANUP_JOB in published.api.objects) == (method == "full"), "a whole one has no base"
+    trains_further(published, "Failed")
+    await published.reconcile()
+    assert CLEANUP_JOB in published.api.objects
+
+
 async def test_a_job_that_begins_with_something_else_holds_nothing_up(held: World) -> None:
     ends(held, TRAIN, 0, RECORD)
     await held.reconcile()

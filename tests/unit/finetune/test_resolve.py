@@ -48,6 +48,18 @@ def test_what_a_profile_asks_of_held_out_examples_is_left_out_where_there_are_no
     assert kept.fails_on == ["Overfitting", "LossSpike"]
 
 
+def test_a_patience_of_nothing_switches_off_the_early_stopping_of_a_profile() -> None:
+    by_profile = profile(defaults={"training": {"earlyStopping": {"patience": 2}}})
+    dataset = {"train": [{"uri": "s3://datasets/a"}], "evalFraction": 0.1}
+    usual = resolve(job(dataset=dataset), by_profile, IMAGE).contract
+    assert usual.training.early_stopping is not None
+    none = {"earlyStopping": {"patience": 0}}
+    off = resolve(job(dataset=dataset, training=none), by_profile, IMAGE).contract
+    assert off.training.early_stopping is None
+    assert resolve(job(training=none), by_profile, IMAGE).contract.training.early_stopping is None
+    assert off.run_id == resolve(job(dataset=dataset), profile(), IMAGE).contract.run_id
+
+
 @pytest.mark.parametrize(
     ("in_job", "in_profile", "expected"),
     [(None, None, IMAGE), (None, "profile:1", "profile:1"), ("job:1", "profile:1", "job:1")],

@@ -14,8 +14,8 @@ from lorikeet_api.modeldeployment import (
     RouteStatus,
 )
 from lorikeet_api.serving import AdapterReason, AdapterState, AgentState, RouterState
+from lorikeet_operator.finding import Finding
 from lorikeet_operator.serving.facts import Facts
-from lorikeet_operator.serving.finding import Finding
 from lorikeet_operator.serving.plan import Plan, Target
 from lorikeet_operator.serving.rollout import EngineReplica, RouterReplica, lead
 from lorikeet_operator.serving.status import WAITING, refused, told

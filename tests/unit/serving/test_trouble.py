@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lorikeet_operator.serving.finding import Finding
+from lorikeet_operator.finding import Finding
 from lorikeet_operator.serving.trouble import is_being_prepared, is_going, is_ready, refusal, trouble
 
 NO_ROOM = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "3 Insufficient gpu."}

@@ -188,8 +188,8 @@ def _check_targets(model: PreTrainedModel, adapter: Adapter) -> None:
     if unknown:
         raise RunError(
             "MethodNotApplicable",
-            f"targetModules {', '.join(unknown)}: the base model has no such linear layers; it has"
-            f" {', '.join(_last_names(linear))} (its output layer takes no adapter)",
+            f"targetModules {', '.join(unknown)}: the base model has no such linear layers: name some of those that it"
+            f" has, {', '.join(_last_names(linear))} (its output layer takes no adapter), or {ALL_LINEAR} for all",
         )
 
 

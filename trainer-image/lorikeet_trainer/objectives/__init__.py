@@ -8,6 +8,7 @@ from lorikeet_api import objectives as api
 from lorikeet_api.contract import RunContract
 from lorikeet_run.tokenizer import stop_ids
 from lorikeet_trainer.device import Compute
+from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.objectives.dpo import Dpo
 from lorikeet_trainer.objectives.kto import Kto
 from lorikeet_trainer.objectives.objective import Objective, Setting
@@ -22,9 +23,12 @@ __all__ = ["Objective", "Setting", "Sft", "make_objective"]
 
 
 def make_objective(
-    contract: RunContract, layout: Layout, tokenizer: PreTrainedTokenizerBase, compute: Compute
+    contract: RunContract, layout: Layout, tokenizer: PreTrainedTokenizerBase, compute: Compute, passes: Passes
 ) -> Objective[Any]:
-    """Return what a request asks for, with the models beside that it needs. Raises RunError."""
+    """Return what a request asks for, with the models beside that it needs, which rows go through by `passes`.
+
+    Raises RunError.
+    """
     wanted = contract.objective
     if wanted.dpo is not None:
         return Dpo(wanted.dpo)
@@ -35,7 +39,7 @@ def make_objective(
     if wanted.reward is not None:
         return Reward(wanted.reward)
     if wanted.rlhf is not None:
-        rewards = make_rewards(contract, layout, tokenizer, compute)
+        rewards = make_rewards(contract, layout, tokenizer, compute, passes)
         return Rlhf(wanted.rlhf, rewards, stop_ids(layout.model, tokenizer))
     packed_to = contract.dataset.max_length if contract.dataset.packing else None
     return Sft(wanted.sft or api.Sft(), packed_to)

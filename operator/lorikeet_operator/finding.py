@@ -1,4 +1,4 @@
-"""One thing to say of a ModelDeployment."""
+"""One thing to say of a resource: what its conditions are made of."""
 
 from dataclasses import dataclass
 
