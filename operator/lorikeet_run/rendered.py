@@ -7,6 +7,8 @@ from typing import Final
 from lorikeet_api.contract import RunContract, Template, Use
 from lorikeet_api.training import Overlong
 from lorikeet_run.errors import RunError
+from lorikeet_run.hyperparameters import Hyperparameters
+from lorikeet_run.mixture import check_weights
 from lorikeet_run.rows import Rows
 from lorikeet_run.tokens import TokenRow
 
@@ -108,6 +110,9 @@ def check(
     """
     for what in dict.fromkeys(use for use, _ in counts):
         check_left(what, [one for use, one in counts if use == what], contract.dataset.max_length)
+    kept = [one.kept for use, one in counts if use == "training"]
+    check_weights(kept, contract.dataset.weights)
+    Hyperparameters.of(contract).steps(sum(kept))
     own = sum((one for use, one in counts if use != "general"), Counts())
     general = sum((one for use, one in counts if use == "general"), Counts())
     rlhf = contract.objective.rlhf

@@ -27,8 +27,7 @@ from lorikeet_run.patience import FETCH_SECONDS, patiently
 from lorikeet_run.rendered import Rendered, RenderedData
 from lorikeet_run.rows import NOTHING, Flat, Rows
 from lorikeet_run.tokens import Judged, Pair, Prompted, TokenRow
-from lorikeet_storage import TokenSets, is_description
-from lorikeet_storage.errors import Conflict, Invalid, Missing
+from lorikeet_storage import StorageError, TokenSets, is_description
 from lorikeet_storage.tokens import INDEX
 
 _LIBRARIES: Final = ("jinja2", "tokenizers", "transformers")
@@ -159,7 +158,10 @@ def fetch(sets: TokenSets, address: str, into: Path) -> Index | None:
             files = [file for portion in index.portions for file in portion.files]
             patiently(lambda: sets.fetch(address, files, into), FETCH_SECONDS)
             told["bytes"] = sum(file.size for file in files)
-    except (ValidationError, Conflict, Invalid, Missing) as error:
+    except (ValidationError, StorageError) as error:
+        if isinstance(error, StorageError) and error.retryable:
+            raise
+        shutil.rmtree(into, ignore_errors=True)
         log.event("tokens_damaged", message=f"{error}; the data is rendered here")
         return None
     into.mkdir(exist_ok=True)

@@ -4,11 +4,12 @@ Two pods of one run may write the same set: they write the same bytes under the 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from lorikeet_api.contract import FileDigest, RunContract
-from lorikeet_storage.errors import Conflict
+from lorikeet_storage.errors import Conflict, StorageError
 from lorikeet_storage.publish import TOKENS, run_folder
 from lorikeet_storage.s3 import ObjectInfo
 from lorikeet_storage.sources import file_digest
@@ -41,7 +42,10 @@ class TokenSets:
     def finish(self, address: str, index: bytes) -> None:
         """Write the index of a set whose files are all there, and remove other sets: they are of other data."""
         self._store.put(self._folder.child(f"{address}/{INDEX}"), index)
-        self._remove([info.name for info in self._store.objects(self._folder) if not info.name.startswith(address)])
+        with suppress(StorageError):  # no right to delete, say: nobody looks for them
+            self._remove(
+                [info.name for info in self._store.objects(self._folder) if not info.name.startswith(f"{address}/")]
+            )
 
     def fetch(self, address: str, files: Sequence[FileDigest], into: Path) -> None:
         """Bring files of a set into the folder `into`. OutputConflict if they are not those that were saved."""

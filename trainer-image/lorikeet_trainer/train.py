@@ -202,8 +202,7 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
     rendered = made.of("training")
     held, judging, general = (next(iter(made.of(use)), Rendered()) for use in ("evaluation", "test", "general"))
     dropped = sum(one.dropped for _, one in made.by_use)
-    weights = [source.weight for source in contract.dataset.train if source.weight is not None]
-    chosen = mix([len(one.rows) for one in rendered], weights or None, session.hyper.seed)
+    chosen = mix([len(one.rows) for one in rendered], contract.dataset.weights, session.hyper.seed)
     log.event(
         "examples",
         train=len(chosen),
