@@ -3,14 +3,17 @@
     .venv/bin/python -m bench.data [--rows 1000000]
 
 Writes rows with a prompt and a completion, whose lengths differ as those of real data do, and a tokenizer with a chat
-template, into a temporary folder, from a seed: every run has the same. Then two processes, one after the other:
+template, into a temporary folder, from a seed: every run has the same. Then four processes, one after the other:
 
+- `preflight`: what the agent makes of them before a GPU is asked for (`lorikeet_agent.tokenise`), without torch, and
+  stores in a folder in a bucket's place.
+- `tokenised`: what the trainer does with that: fetch, read, check, profile, mix, and the examples, packed.
 - `lorikeet`: what a run does with them before its model is loaded (`lorikeet_trainer.train.render`: read, render,
   tokenise, check, profile, mix), and what objective sft makes of that: the examples, packed.
 - `datasets_map`: `datasets.load_dataset` of the same file, and one `map`, batched, in one process, which puts the same
   template and tokenizer to each row: no labels, checks, profile or packing.
 
-Prints one JSON object: of the data `rows` and `mib`, and for each of the two
+Prints one JSON object: of the data `rows` and `mib`, and for each of the four
 
 - `seconds` and `rows_per_second`: from the file to the end, without imports and without loading the tokenizer;
   `cpu_seconds`: what all threads have taken, which other work on the machine changes less.
@@ -22,7 +25,6 @@ Prints one JSON object: of the data `rows` and `mib`, and for each of the two
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -39,6 +41,7 @@ from typing import TYPE_CHECKING, Any, cast
 import psutil  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
+    from lorikeet_api.contract import RunContract, SourceDigest
     from lorikeet_run.rows import Epoch
     from lorikeet_run.tokens import Tokens
 
@@ -80,41 +83,79 @@ def write(folder: Path, count: int) -> None:
     (folder / "model" / "config.json").write_text(json.dumps(config))
 
 
-def lorikeet(folder: Path) -> Callable[[], dict[str, Any]]:
-    """Return what is measured of Lorikeet, all that it needs imported."""
+def run_of(folder: Path) -> tuple[RunContract, SourceDigest, SourceDigest]:
+    """Return a run whose sources and output lie in a folder, and what its model and its data are."""
+    from lorikeet_api.contract import SourceDigest, StorageAccess
+    from lorikeet_api.training import Dataset, WeightedDataSource
+    from lorikeet_storage.folders import use_folders
+    from lorikeet_storage.sources import file_digest
+    from tests import runs
+
+    source = WeightedDataSource(uri=f"s3://datasets/{SOURCE}")
+    dataset = Dataset(train=[source], max_length=MAX_LENGTH, packing=True)
+    contract = runs.contract("s3://out/bench", StorageAccess(), dataset=dataset)
+    use_folders({"s3://datasets": folder}, {"s3://out": folder / "out"})
+    files = [file_digest(path, path.name) for path in (folder / "model").iterdir()]
+    data = SourceDigest(uri=source.uri, files=[file_digest(folder / SOURCE, SOURCE)])
+    return contract, SourceDigest(uri=contract.model.uri, files=files), data
+
+
+def preflight(folder: Path) -> Callable[[], dict[str, Any]]:
+    """Return what is measured of the agent, all that it needs imported."""
+    sys.modules["torch"] = None  # type: ignore[assignment]  # its image has none
+    from lorikeet_agent.tokenise import tokenise
+    from lorikeet_storage import survey_data
+
+    contract, model, _ = run_of(folder)
+    (source,) = contract.dataset.train
+
+    def measured() -> dict[str, Any]:
+        began = time.monotonic()
+        pins = [survey_data(source, contract.storage).pin]
+        index = tokenise(contract, pins, folder / "model", model.files, folder / "agent")
+        stored = sum(file.size for portion in index.portions for file in portion.files)
+        return {"rows": sum(index.rows), "stored_mib": stored >> 20, "seconds": time.monotonic() - began}
+
+    return measured
+
+
+def tokenised(folder: Path) -> Callable[[], dict[str, Any]]:
+    """Return what is measured of the trainer where preflight has made the tokens."""
+    return lorikeet(folder, is_tokenised=True)
+
+
+def lorikeet(folder: Path, *, is_tokenised: bool = False) -> Callable[[], dict[str, Any]]:
+    """Return what is measured of the trainer, all that it needs imported."""
     import torch
     from datasets import disable_progress_bars  # type: ignore[import-untyped]
 
-    from lorikeet_api.contract import FileDigest, SourceDigest, StorageAccess
-    from lorikeet_api.training import Dataset, WeightedDataSource
     from lorikeet_run.hyperparameters import Hyperparameters
+    from lorikeet_run.tokenised import address, fetch
     from lorikeet_run.tokenizer import load_tokenizer
+    from lorikeet_storage import TokenSets
     from lorikeet_trainer.device import Compute
     from lorikeet_trainer.objectives.sft import examples
     from lorikeet_trainer.state import Layout, Prepared
     from lorikeet_trainer.train import Session, render
-    from tests import runs
 
     disable_progress_bars()
-    source = WeightedDataSource(uri=f"s3://datasets/{SOURCE}")
-    dataset = Dataset(train=[source], max_length=MAX_LENGTH, packing=True)
-    contract = runs.contract("s3://out/bench", StorageAccess(), dataset=dataset)
+    contract, model, data = run_of(folder)
     layout = Layout(folder)
-    layout.source(0).mkdir(parents=True)
-    os.link(folder / SOURCE, layout.source(0) / SOURCE)
-    digest = FileDigest(path=SOURCE, size=(folder / SOURCE).stat().st_size, sha256=hashlib.sha256().hexdigest())
+    if not layout.source(0).exists():
+        layout.source(0).mkdir(parents=True)
+        os.link(folder / SOURCE, layout.source(0) / SOURCE)
     with (folder / SOURCE).open("rb") as file:
         count = sum(1 for _ in file)
-    prepared = Prepared(
-        model=SourceDigest(uri=contract.model.uri, files=[]),
-        data=[SourceDigest(uri=source.uri, files=[digest], rows=count)],
-    )
+    counted = [data.model_copy(update={"rows": count})]
+    prepared = Prepared(model=model, data=counted, is_tokenised=is_tokenised)
     compute = Compute(torch.device("cpu"), torch.float32, rank=0, ranks=1)
     session = Session(contract, layout, prepared, Hyperparameters.of(contract), compute)
     tokenizer = load_tokenizer(layout.model)
 
     def measured() -> dict[str, Any]:
         began = time.monotonic()
+        if is_tokenised:
+            fetch(TokenSets(contract), address(contract, counted, model.files), layout.tokens)
         made = render(session, tokenizer)
         rendered = time.monotonic()
         packed = examples(cast("Epoch[Tokens]", made.train), MAX_LENGTH, layout.packed(0))
@@ -155,7 +196,12 @@ def datasets_map(folder: Path) -> Callable[[], dict[str, Any]]:
     return measured
 
 
-SIDES: dict[str, Callable[[Path], Callable[[], dict[str, Any]]]] = {"lorikeet": lorikeet, "datasets_map": datasets_map}
+SIDES: dict[str, Callable[[Path], Callable[[], dict[str, Any]]]] = {
+    "preflight": preflight,
+    "tokenised": tokenised,
+    "lorikeet": lorikeet,
+    "datasets_map": datasets_map,
+}
 
 
 class Memory(threading.Thread):
@@ -192,7 +238,7 @@ def _resident() -> int:
 
 
 def side(name: str, folder: Path) -> dict[str, Any]:
-    """Measure one of the two in this process."""
+    """Measure one of them in this process."""
     measured = SIDES[name](folder)
     memory = Memory()
     memory.start()

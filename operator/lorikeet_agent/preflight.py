@@ -1,9 +1,10 @@
 """Before a GPU is asked for: is everything there, can it be read, does it fit together, is the result there already?"""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from lorikeet_api.contract import RunContract, RunRecord, data_sources, data_uses, read_as
@@ -13,6 +14,7 @@ from lorikeet_run.examples import Instance
 from lorikeet_run.mixture import check_split
 from lorikeet_run.output import adopt_or_take
 from lorikeet_run.patience import patiently
+from lorikeet_run.rendered import Counts, check_left, check_stops
 from lorikeet_run.reward_models import check_reward_models
 from lorikeet_run.rewards import rules
 from lorikeet_run.start import check_start
@@ -27,7 +29,11 @@ WHOLE: Final = 16 * MIB
 HEAD: Final = MIB
 """What is read of larger JSON lines."""
 ROWS: Final = 200
-"""Rows of each source that are rendered with the base model's template."""
+"""Rows of each source that are rendered with the base model's template, before all of them are."""
+DATA: Final = 1024 * MIB
+"""Bytes of all data of which this pod makes tokens: its scratch volume holds them."""
+LARGEST: Final = {".jsonl": DATA, ".parquet": 64 * MIB, ".json": WHOLE, ".csv": WHOLE}
+"""Bytes of a file of which it does: JSON lines are read row by row, Parquet is packed, the others are held whole."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +67,41 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
         model = patiently(lambda: survey_model(contract.model, contract.storage), PATIENCE)
     if contract.start is not None:
         check_start(contract, contract.start, model, folder / "start", PATIENCE)
-    pins, samples = [model.pin], []
+    surveys, samples = list[Survey](), list[Sample]()
     for index, (source, use) in enumerate(zip(data_sources(contract), data_uses(contract), strict=True)):
         with log.timed("check", what="data", uri=source.uri) as told:
-            survey = patiently(partial(survey_data, source, contract.storage), PATIENCE)
-            samples.append(patiently(partial(sample, survey, read_as(contract, use), folder / str(index)), PATIENCE))
+            surveys.append(patiently(partial(survey_data, source, contract.storage), PATIENCE))
+            read = partial(sample, surveys[-1], read_as(contract, use), folder / str(index))
+            samples.append(patiently(read, PATIENCE))
             told["rows"] = samples[-1].rows
-        pins.append(survey.pin)
     trained = [one for use, one in zip(data_uses(contract), samples, strict=True) if use == "training"]
     if contract.dataset.eval_fraction is not None and all(one.whole and not one.differs for one in trained):
         check_split(one.examples[0] for one in trained)
-    template = _render(contract, model, samples, folder / "model")
-    pins += check_reward_models(contract, folder / "model", folder / "rewards", PATIENCE)
-    rows = sum(one.rows for one in samples)
-    extent = "every row" if all(one.whole for one in samples) else "a sample"
-    return RunRecord(
-        reason="Checked",
-        message=f"checked: model, output and {rows} rows of data ({extent}), rendered with {template}",
-        pins=pins,
-    )
+    described = patiently(lambda: fetch_description(model, folder / "model"), PATIENCE)
+    template = _render(contract, samples, folder / "model")
+    rewards = check_reward_models(contract, folder / "model", folder / "rewards", PATIENCE)
+    pins = [survey.pin for survey in surveys]
+    if (why := too_large(surveys)) is None:
+        from lorikeet_agent.tokenise import tokenise
+
+        made = tokenise(contract, pins, folder / "model", described, folder)
+        what = f"{sum(made.rows)} rows of data (every row), rendered with {TEMPLATES[made.template.source]}"
+    else:
+        extent = "every row" if all(one.whole for one in samples) else "a sample"
+        what = f"{sum(one.rows for one in samples)} rows of data ({extent}), rendered with {template}"
+        what += f"; the trainer makes all tokens, since {why}"
+    return RunRecord(reason="Checked", message=f"checked: model, output and {what}", pins=[model.pin, *pins, *rewards])
+
+
+def too_large(surveys: Sequence[Survey]) -> str | None:
+    """Return why a run's tokens are left to the trainer, or None where its data is small enough for this pod."""
+    if (size := sum(survey.size for survey in surveys)) > DATA:
+        return f"the data has {size >> 20} MiB, more than {DATA >> 20}"
+    for entry in (entry for survey in surveys for entry in survey.entries):
+        most = LARGEST[PurePath(entry.name).suffix]
+        if entry.size > most:
+            return f"{entry.name} has {entry.size >> 20} MiB, more than {most >> 20}"
+    return None
 
 
 def sample(survey: Survey, contract: RunContract, folder: Path) -> Sample:
@@ -112,22 +134,21 @@ def sample(survey: Survey, contract: RunContract, folder: Path) -> Sample:
     return Sample(kept, rows, len(small) == len(survey.entries), differs)
 
 
-def _render(contract: RunContract, model: Survey, samples: list[Sample], folder: Path) -> str:
+def _render(contract: RunContract, samples: list[Sample], model: Path) -> str:
     """Turn the samples into tokens as the trainer will; return what template that took."""
     # Here, since it takes a second: what is wrong with a URI is said before.
-    from lorikeet_run.render import check_left, check_stops, renderers
+    from lorikeet_run.render import renderers
     from lorikeet_run.tokenizer import load_tokenizer
 
-    patiently(lambda: fetch_description(model, folder), PATIENCE)
     with log.timed("check", what="template"):
         uses = data_uses(contract)
         sources = [(use, one.examples) for use, one in zip(uses, samples, strict=True)]
-        template, by = renderers(contract, folder, load_tokenizer(folder), sources)
-        rendered = [by[use].render(examples) for use, examples in sources]
-        learnt = [each for use, each in zip(uses, rendered, strict=True) if use != "general"]
-        check_stops(learnt, contract.dataset.overlong)
+        template, by = renderers(contract, model, load_tokenizer(model), sources)
+        counts = [by[use].render(examples).counts for use, examples in sources]
+        learnt = (one for use, one in zip(uses, counts, strict=True) if use != "general")
+        check_stops(sum(learnt, Counts()), contract.dataset.overlong)
     for what in dict.fromkeys(uses):
         of = [number for number, use in enumerate(uses) if use == what]
         if all(samples[number].is_all for number in of):
-            check_left(what, [rendered[number] for number in of], contract.dataset.max_length)
+            check_left(what, [counts[number] for number in of], contract.dataset.max_length)
     return TEMPLATES[template.source]

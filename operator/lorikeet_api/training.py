@@ -193,6 +193,11 @@ class Dataset(Model):
     alone, so that nothing is computed on padding (TRL: `packing`). batchSize and microBatchSize count such sequences
     then: a run has fewer steps, of more examples each. Absent: no packing."""
 
+    @property
+    def weights(self) -> list[float] | None:
+        """Those of the training sources, if they have any."""
+        return [source.weight for source in self.train if source.weight is not None] or None
+
     @model_validator(mode="after")
     def _cross_checks(self) -> Self:
         if self.eval is not None and self.eval_fraction is not None:

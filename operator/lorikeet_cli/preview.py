@@ -14,6 +14,7 @@ from lorikeet_api.training import DataSource
 from lorikeet_cli.problem import Problem
 from lorikeet_cli.request import NOWHERE, Machine, add_arguments, contract_of, instances_of, the_job
 from lorikeet_run.examples import Instance
+from lorikeet_run.rendered import Counts, Rendered, check_stops
 from lorikeet_run.templates import TEMPLATES
 from lorikeet_run.tokens import IGNORED, Tokens
 from lorikeet_storage import fetch_data, fetch_description, survey_model
@@ -21,7 +22,7 @@ from lorikeet_storage import fetch_data, fetch_description, survey_model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lorikeet_run.render import Rendered, Renderer
+    from lorikeet_run.render import Renderer
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ def show(contract: RunContract, folder: Path, rows: int, style: Style) -> Iterat
     ]
     fetch_description(survey_model(contract.model, contract.storage), folder / "model")
     # Here, since transformers takes a second: what is wrong with the data is said before.
-    from lorikeet_run.render import check_stops, renderers
+    from lorikeet_run.render import renderers
     from lorikeet_run.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder / "model")
     template, by = renderers(contract, folder / "model", tokenizer, sources)
-    learnt = []
+    learnt = Counts()
     for source, (use, examples) in zip(data_sources(contract), sources, strict=True):
         yield f"=== {source.uri}"
         for example in examples[:rows]:
@@ -85,7 +86,7 @@ def show(contract: RunContract, folder: Path, rows: int, style: Style) -> Iterat
         rendered = by[use].render(examples)
         yield _counts(len(examples), rendered)
         if use != "general":
-            learnt.append(rendered)
+            learnt += rendered.counts
     yield f"template: {_template(template)}"
     percent = check_stops(learnt, contract.dataset.overlong)
     if percent is not None:
@@ -122,7 +123,7 @@ def _runs(tokens: Tokens) -> Iterator[tuple[list[int], bool]]:
         yield [token for token, _ in run], trained
 
 
-def _counts(read: int, rendered: "Rendered") -> str:
+def _counts(read: int, rendered: Rendered) -> str:
     lengths = sorted(len(part.input_ids) for row in rendered.rows for part in row.parts)
     told = f"{read} rows, {len(rendered.rows)} kept, {rendered.dropped} dropped"
     if not lengths:

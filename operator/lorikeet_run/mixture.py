@@ -99,15 +99,20 @@ def mix(sizes: Sequence[int], weights: Sequence[float] | None, seed: int) -> lis
         return [(source, index) for source, size in enumerate(sizes) for index in range(size)]
     generator = random.Random(seed)  # noqa: S311 - reproducible, not secret
     chosen = []
+    check_weights(sizes, weights)
     for source, (size, count) in enumerate(zip(sizes, _shares(sum(sizes), weights), strict=True)):
-        if size == 0:
-            raise RunError(
-                "DataInvalid", f"training source {source + 1} has no example left, so its weight cannot be met"
-            )
         passes, rest = divmod(count, size)
         indices = [*list(range(size)) * passes, *generator.sample(range(size), rest)]
         chosen += [(source, index) for index in indices]
     return chosen
+
+
+def check_weights(sizes: Sequence[int], weights: Sequence[float] | None) -> None:
+    """Find out whether each source can have its share. Raises RunError (DataInvalid) where none of its rows is left."""
+    if weights is not None and 0 in sizes:
+        raise RunError(
+            "DataInvalid", f"training source {sizes.index(0) + 1} has no example left, so its weight cannot be met"
+        )
 
 
 def _shares(total: int, weights: Sequence[float]) -> list[int]:

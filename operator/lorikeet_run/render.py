@@ -1,8 +1,9 @@
 """Token ids and labels out of examples: the chat template, which tokens count, what is too long."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -21,12 +22,10 @@ from lorikeet_run.conversation import tool_variants
 from lorikeet_run.errors import RunError
 from lorikeet_run.examples import Example, Instance, Instances
 from lorikeet_run.files import invalid
-from lorikeet_run.rows import Rows
+from lorikeet_run.rendered import Rendered, RenderedData
+from lorikeet_run.sources import Data
 from lorikeet_run.tokenizer import load_tokenizer, stop_ids
-from lorikeet_run.tokens import IGNORED, TokenRow, Tokens
-
-STOPLESS_PERCENT: Final = 5.0
-"""More rows than this without a stop token at the end of the answer, and the run is refused."""
+from lorikeet_run.tokens import IGNORED, Tokens
 
 OWN_TEMPLATE: Final = """\
 {%- if bos_token %}{{ bos_token }}{% endif %}
@@ -40,24 +39,6 @@ OWN_TEMPLATE: Final = """\
 """For base models that have no chat template: a heading for each turn, the answer ended by the stop token."""
 
 _BATCH: Final = 512
-
-
-@dataclass
-class Rendered:
-    """The rendered rows of one source, and what became of the others."""
-
-    rows: Rows[TokenRow] = field(default_factory=Rows)
-    dropped: int = 0
-    """Rows left out: too long, or a pair that maxLength or the template has made the same."""
-    answers: int = 0
-    """Kept conversations that end in an answer."""
-    stopped: int = 0
-    """Those of them whose last trained token is a stop token."""
-
-    @property
-    def stop_percent(self) -> float | None:
-        """Share of the answers that end with a stop token, in percent; None without answers."""
-        return 100.0 * self.stopped / self.answers if self.answers else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +89,20 @@ class Renderer:
 
     def render(self, rows: Instances) -> Rendered:
         """Return the rows as tokens. Raises RunError (DataInvalid, MethodNotApplicable)."""
+        (whole,) = self.render_in_parts(rows, sys.maxsize, sys.maxsize)
+        return whole
+
+    def render_in_parts(self, rows: Instances, most_rows: int, most_tokens: int) -> Iterator[Rendered]:
+        """Yield the rows as tokens, in parts of about so many rows, or tokens, at most; one at least.
+
+        Raises RunError (DataInvalid, MethodNotApplicable).
+        """
         rendered = Rendered()
         # The tokenizer's threads leave Python alone, which goes on to the next batch.
         for some, pieces in ahead(self._pieces(rows)):
+            if len(rendered.rows) >= most_rows or len(rendered.rows.input_ids) >= most_tokens:
+                yield rendered
+                rendered = Rendered()
             tokens = iter(self._render(pieces))
             for row in some:
                 parts = [next(tokens) for _ in row.parts]
@@ -125,7 +117,7 @@ class Renderer:
                 rendered.rows.append(made)
                 for example, part in zip(row.parts, whole, strict=True):
                     self._count_stop(example, part, rendered)
-        return rendered
+        yield rendered
 
     def _pieces(self, rows: Instances) -> Iterator[tuple[list[Instance], list[_Piece]]]:
         """Yield some rows at a time, and their examples as text."""
@@ -347,30 +339,10 @@ def renderers(
     return template, found
 
 
-def check_left(what: str, rendered: Sequence[Rendered], max_length: int) -> None:
-    """Find out whether an example is left to train or evaluate on. Raises RunError (DataInvalid)."""
-    if rendered and not any(one.rows for one in rendered):
-        dropped = sum(one.dropped for one in rendered)
-        raise RunError(
-            "DataInvalid",
-            f"no {what} example is left: of all {dropped} maxLength {max_length} leaves no whole one (overlong drop) or"
-            " no token of the answer (overlong truncate): raise maxLength",
-        )
+def render_data(contract: RunContract, model: Path, tokenizer: PreTrainedTokenizerBase, data: Data) -> RenderedData:
+    """Return all rows of a run as tokens. Raises RunError.
 
-
-def check_stops(rendered: Sequence[Rendered], overlong: Overlong) -> float | None:
-    """Return the share of answers that end with a stop token, in percent. Raises RunError (ModelInvalid).
-
-    A model trained on answers without one never stops generating. Truncated answers lack it by the user's own
-    choice, so there the share is only reported; plain texts have no answers.
+    Where conversations meet a base model without a chat template, `tokenizer` has ours from then on.
     """
-    total = Rendered(answers=sum(r.answers for r in rendered), stopped=sum(r.stopped for r in rendered))
-    percent = total.stop_percent
-    if percent is not None and percent < 100 - STOPLESS_PERCENT and overlong != "truncate":
-        raise RunError(
-            "ModelInvalid",
-            f"{100 - percent:.1f} % of the answers end without a stop token, so the model would not learn to stop:"
-            " name the token that ends an answer in the base model's chat template as eos_token_id in its"
-            " generation_config.json, as engines read it",
-        )
-    return percent
+    template, by = renderers(contract, model, tokenizer, data.by_use)
+    return RenderedData(template, [(use, by[use].render(rows)) for use, rows in data.by_use])

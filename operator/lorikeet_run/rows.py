@@ -14,7 +14,8 @@ from lorikeet_run.tokens import TokenRow, Tokens
 
 R = TypeVar("R", bound=TokenRow)
 
-_NOTHING: Final = Tokens(np.empty(0, np.int32), np.empty(0, np.int32))
+NOTHING: Final = Tokens(np.empty(0, np.int32), np.empty(0, np.int32))
+"""What a row without its tokens has in their place."""
 
 
 class _Made(Sequence[R]):
@@ -31,6 +32,16 @@ class _Made(Sequence[R]):
     def __getitem__(self, place: int | slice) -> R | list[R]:
         found = range(len(self))[place]
         return self._row(found) if isinstance(found, int) else [self._row(number) for number in found]
+
+
+@dataclass(frozen=True, eq=False)
+class Flat:
+    """The arrays of many rows, as `Rows` has them."""
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    trained: NDArray[np.int64]
 
 
 class Rows(_Made[R]):
@@ -53,10 +64,29 @@ class Rows(_Made[R]):
             self._labels.frombytes(part.labels.tobytes())
             self._ends.append(len(self._ids))
         self._trained.append(row.trained)
-        self._frames.append(cast(R, row.of([_NOTHING] * len(row.parts))))
+        self._frames.append(cast(R, row.of([NOTHING] * len(row.parts))))
+
+    def extend(self, flat: "Flat", frames: Sequence[R]) -> None:
+        """Add rows that were taken apart: their arrays, and the rows without tokens."""
+        begin = len(self._ids)
+        self._ids.frombytes(flat.input_ids.tobytes())
+        self._labels.frombytes(flat.labels.tobytes())
+        self._ends.frombytes((flat.ends[1:] + begin).tobytes())
+        self._trained.frombytes(flat.trained.tobytes())
+        self._frames.extend(frames)
 
     def __len__(self) -> int:
         return len(self._frames)
+
+    @property
+    def flat(self) -> "Flat":
+        """The arrays of all rows."""
+        return Flat(self.input_ids, self.labels, self.ends, self.trained)
+
+    @property
+    def frames(self) -> Sequence[R]:
+        """The rows without their tokens."""
+        return self._frames
 
     def _row(self, number: int) -> R:
         frame, ids, labels = self._frames[number], self.input_ids, self.labels

@@ -49,9 +49,23 @@ def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]
 
 
 def limits(folder: Path) -> tuple[int | None, int | None]:
-    """Return how many positions and how many token ids the base model knows, where its config says so."""
-    config = AutoConfig.from_pretrained(folder, **SAFE).get_text_config()
+    """Return how many positions and how many token ids the base model knows, where its config says so.
+
+    Raises RunError (ModelInvalid).
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, **SAFE).get_text_config()
+    except UNREADABLE as error:
+        raise RunError("ModelInvalid", cannot_be_built(error)) from error
     return getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
+
+
+def cannot_be_built(error: BaseException) -> str:
+    """Return what is said of a base model of which the libraries make nothing."""
+    return (
+        f"the base model cannot be built: {first_line(error)}; only architectures of transformers itself are loaded, no"
+        " code out of a model's repository"
+    )
 
 
 def first_line(error: BaseException) -> str:

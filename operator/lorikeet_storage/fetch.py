@@ -116,7 +116,12 @@ def _pinned(survey: Survey, pin: str | None) -> Survey:
 def fetch_description(survey: Survey, into: Path) -> list[FileDigest]:
     """Bring what describes a model (configuration, tokenizer, chat template) into the folder `into`; no weights."""
     into.mkdir(parents=True, exist_ok=True)
-    return survey.origin.fetch([entry for entry in survey.entries if entry.name.endswith(_MODEL_ENDINGS)], into)
+    return survey.origin.fetch([entry for entry in survey.entries if is_description(entry.name)], into)
+
+
+def is_description(name: str) -> bool:
+    """Return whether a model's file is of what describes it, as `fetch_description` brings it."""
+    return name.endswith(_MODEL_ENDINGS)
 
 
 def fetch_model(source: ModelSource, into: Path, access: StorageAccess, pin: str | None = None) -> Fetched:

@@ -5,6 +5,7 @@ Two pods of one run may publish at the same time, such as one on a node that the
 successor; their files can differ by rounding. So each uploads to a staging folder of its own, `commit.json`
 (written by the first, by no second) decides whose files count, and whoever comes by copies those into place
 inside the store. Any number of writers then write the same bytes, and an end at any point leaves nothing half.
+`tokens/` has the data as tokens until the run is published (see `tokens`).
 What is left there while a run goes on lies in `live/`, of which no manifest names anything: a pod that is given up may
 write there whenever it likes.
 """
@@ -43,7 +44,8 @@ LATEST: Final = "latest.json"
 STAGING: Final = "staging"
 LIVE: Final = "live"
 CHECKPOINTS: Final = "checkpoints"
-_RESERVED: Final = {MANIFEST, RUN, COMMIT, LATEST, STAGING, LIVE, CHECKPOINTS}
+TOKENS: Final = "tokens"
+_RESERVED: Final = {MANIFEST, RUN, COMMIT, LATEST, STAGING, LIVE, CHECKPOINTS, TOKENS}
 
 
 @dataclass(frozen=True)
@@ -281,11 +283,12 @@ def _point(store: Store, run: S3Location, contract: RunContract) -> Published:
 
 
 def _sweep(store: Store, run: S3Location) -> None:
-    """Remove what all attempts have left on the way once the manifest stands; what stays behind does no harm."""
+    """Remove what all attempts have left on the way once the manifest stands, and what they have read in place of the
+    data; what stays behind does no harm."""
     try:
         if store.head(run.child(MANIFEST)) is None:
             return  # committed and not yet in place: the next attempt needs the files
-        for folder in (run.child(STAGING), run.child(LIVE)):
+        for folder in (run.child(STAGING), run.child(LIVE), run.child(TOKENS)):
             for info in list(store.objects(folder)):
                 store.delete(folder.child(info.name))
     except StorageError:

@@ -19,7 +19,8 @@ from lorikeet_api.training import Overlong, TrainOn
 from lorikeet_run.conversation import Message, Role
 from lorikeet_run.errors import RunError
 from lorikeet_run.examples import Example, Instance, Prompt
-from lorikeet_run.render import Rendered, Renderer, check_stops, choose_template, renderers
+from lorikeet_run.render import Renderer, choose_template, renderers
+from lorikeet_run.rendered import Counts, Rendered, check_stops
 from lorikeet_run.tokenizer import load_tokenizer
 from lorikeet_run.tokens import IGNORED, Prompted, Tokens
 from lorikeet_trainer.evaluate import Passes
@@ -214,14 +215,14 @@ LONG, SHORT = conversation("question", "word " * 50), conversation("question", "
 
 def test_overlong_rows_are_dropped_and_counted(chatml: PreTrainedTokenizerFast) -> None:
     rendered = renderer(chatml, max_length=40).render([LONG, SHORT])
-    assert (len(rendered.rows), rendered.dropped, rendered.stop_percent) == (1, 1, 100)
+    assert (len(rendered.rows), rendered.dropped, rendered.counts.stop_percent) == (1, 1, 100)
 
 
 def test_overlong_rows_are_truncated_and_lose_their_stop_token(chatml: PreTrainedTokenizerFast) -> None:
     rendered = renderer(chatml, "truncate", max_length=40).render([LONG, SHORT])
     assert len(tokens(rendered)[0].input_ids) == 40
-    assert (rendered.dropped, rendered.stop_percent) == (0, 50)
-    assert check_stops([rendered], "truncate") == 50
+    assert (rendered.dropped, rendered.counts.stop_percent) == (0, 50)
+    assert check_stops(rendered.counts, "truncate") == 50
 
 
 def test_a_prompt_that_fills_all_of_a_truncated_row_is_dropped(chatml: PreTrainedTokenizerFast) -> None:
@@ -256,16 +257,16 @@ def test_rows_are_rendered_as_they_are_read(chatml: PreTrainedTokenizerFast) -> 
 
 
 def test_answers_without_a_stop_token_are_refused_above_five_percent() -> None:
-    assert check_stops([Rendered(answers=100, stopped=95)], "drop") == 95
+    assert check_stops(Counts(answers=100, stopped=95), "drop") == 95
     with pytest.raises(RunError, match=r"6\.0 % of the answers end without a stop token"):
-        check_stops([Rendered(answers=60, stopped=60), Rendered(answers=40, stopped=34)], "drop")
-    assert check_stops([Rendered(answers=10, stopped=0)], "truncate") == 0
-    assert check_stops([Rendered()], "drop") is None
+        check_stops(Counts(answers=60, stopped=60) + Counts(answers=40, stopped=34), "drop")
+    assert check_stops(Counts(answers=10), "truncate") == 0
+    assert check_stops(Counts(), "drop") is None
 
 
 def test_a_template_whose_end_is_no_stop_token_is_noticed() -> None:
     made = tiny.tokenizer(tiny.CHATML.replace("<|im_end|>", "</s>"))
-    assert renderer(made).render([SHORT]).stop_percent == 0
+    assert renderer(made).render([SHORT]).counts.stop_percent == 0
 
 
 def test_a_base_without_template_gets_ours() -> None:

@@ -14,10 +14,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from lorikeet_api.contract import RunContract
 from lorikeet_run.render import OWN_TEMPLATE
+from lorikeet_run.sources import read_data
 from lorikeet_trainer import model, train
 from lorikeet_trainer.lifecycle import STAGES
 from lorikeet_trainer.objectives.sft import Sft
-from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.stage import run_stage
 from lorikeet_trainer.state import Evaluation, Prepared, StageResult, Trained
@@ -93,7 +93,7 @@ def test_a_test_set_has_no_part_in_what_is_held_out_of_the_training_set(lab: Lab
     contract = lab.contract("lora", MODEL, TRAIN, dataset={"evalFraction": 0.25, **TEST})
     layout = lab.layout(contract)
     assert run_stage("prepare", lab.write(contract), layout).exit_code == 0
-    data = read_data(contract, layout, Prepared.read(layout.prepared).data)
+    data = read_data(contract, layout.data, Prepared.read(layout.prepared).data)
     assert (len(data.train[0]), len(data.held_out), len(data.test)) == (45, 15, 12)
     twice = lab.put_rows("twice.jsonl", [{"prompt": "a", "completion": "b"}] * 4)
     code, reason, message = failure(lab.run(lab.contract("lora", MODEL, twice, dataset={"evalFraction": 0.25, **TEST})))

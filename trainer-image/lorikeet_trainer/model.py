@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from lorikeet_api.objectives import Objective
 from lorikeet_api.training import Method, QLora
 from lorikeet_run.errors import RunError
-from lorikeet_run.tokenizer import SAFE, UNREADABLE, first_line
+from lorikeet_run.tokenizer import SAFE, UNREADABLE, cannot_be_built, first_line
 from lorikeet_trainer.device import Compute
 
 
@@ -62,11 +62,7 @@ def shape(folder: Path, objective: Objective) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = kind.from_config(config, trust_remote_code=False)
     except UNREADABLE as error:
-        raise RunError(
-            "ModelInvalid",
-            f"the base model cannot be built: {first_line(error)}; only architectures of transformers itself are"
-            " loaded, no code out of a model's repository",
-        ) from error
+        raise RunError("ModelInvalid", cannot_be_built(error)) from error
     if objective.reward is not None and not hasattr(model, REWARD_HEAD):
         raise RunError(
             "MethodNotApplicable",

@@ -6,7 +6,7 @@ from typing import Final
 from lorikeet_api.contract import RunContract, SourceDigest, data_uses, read_as
 from lorikeet_run.data import detect
 from lorikeet_run.files import read_rows
-from lorikeet_run.render import Rendered
+from lorikeet_run.rendered import Rendered
 from lorikeet_run.report import DataProfile, LengthBin, SourceProfile
 from lorikeet_trainer.state import Layout
 

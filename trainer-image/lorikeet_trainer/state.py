@@ -48,6 +48,8 @@ class Prepared(_File):
     """The adapter that the run begins with, if it goes on from an earlier one's."""
     rewards: list[SourceDigest] = []
     """The reward models, in the contract's order."""
+    is_tokenised: bool = False
+    """Whether the data lies in `Layout.tokens` as tokens."""
     checkpoint: int | None = None
     """Step of the checkpoint that was fetched to go on from."""
     seconds: float = 0.0
@@ -219,6 +221,8 @@ class Layout:
         self.rewards = work / "rewards"
         """A folder for each reward model, by its number."""
         self.data = work / "data"
+        self.tokens = work / "tokens"
+        """The data as tokens, where somebody has made them before."""
         self.output = work / "output"
         """Holds exactly what is published: `adapter/` or `model/`, `metrics.json`, `report/`, and trackers' files."""
         self.best = work / "best"

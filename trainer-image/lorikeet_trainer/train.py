@@ -17,13 +17,14 @@ from transformers import PreTrainedTokenizerBase
 
 from lorikeet_api import objectives as api
 from lorikeet_api.contract import Metrics, RunContract, RunRecord, Template
-from lorikeet_run import log
-from lorikeet_run.errors import RunError
+from lorikeet_run import log, tokenised
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.mixture import mix
-from lorikeet_run.render import Rendered, check_left, check_stops, renderers
+from lorikeet_run.render import OWN_TEMPLATE, render_data
+from lorikeet_run.rendered import Rendered, RenderedData, check
 from lorikeet_run.report import Answer, DataProfile, Sample
 from lorikeet_run.rows import Epoch, Rows
+from lorikeet_run.sources import read_data
 from lorikeet_run.tokenizer import limits, load_tokenizer, stop_ids
 from lorikeet_run.tokens import TokenRow, Tokens
 from lorikeet_trainer import chosen, device, loop, methods, model, samples, signs
@@ -33,7 +34,6 @@ from lorikeet_trainer.exam import Exam
 from lorikeet_trainer.methods import Trainable
 from lorikeet_trainer.objectives import Setting, Sft, make_objective
 from lorikeet_trainer.points import Feed
-from lorikeet_trainer.prepare import read_data
 from lorikeet_trainer.profile import profile
 from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.report import Report
@@ -194,35 +194,22 @@ def answers(
 
 def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """Return the run's data as tokens. Raises RunError."""
-    contract, dataset = session.contract, session.contract.dataset
-    data = read_data(contract, session.layout, session.prepared.data)
-    template, by = renderers(contract, session.layout.model, tokenizer, data.by_use)
-    rendered = [by["training"].render(source) for source in data.train]
-    held, judging = by["training"].render(data.held_out), by["training"].render(data.test)
-    general = by["general"].render(data.general) if data.general else Rendered()
-    for what, some in (
-        ("training", rendered),
-        ("evaluation", [held] if data.held_out else []),
-        ("test", [judging] if data.test else []),
-        ("general", [general] if data.general else []),
-    ):
-        check_left(what, some, dataset.max_length)
-    rlhf, (positions, vocabulary) = contract.objective.rlhf, limits(session.layout.model)
-    own = [*rendered, held, judging]
-    _check_limits(own, positions, vocabulary, answer=rlhf.max_completion_length if rlhf else 0)
-    if general.rows:
-        _check_limits([general], positions, vocabulary, answer=0)
-    stop_percent = check_stops(own, dataset.overlong)
-    weights = [source.weight for source in dataset.train if source.weight is not None]
-    chosen = mix([len(one.rows) for one in rendered], weights or None, session.hyper.seed)
+    contract = session.contract
+    made = _tokenised(session, tokenizer)
+    positions, vocabulary = limits(session.layout.model)
+    stop_percent = check(contract, made.counts, positions, vocabulary)
+    rendered = made.of("training")
+    held, judging, general = (next(iter(made.of(use)), Rendered()) for use in ("evaluation", "test", "general"))
+    dropped = sum(one.dropped for _, one in made.by_use)
+    chosen = mix([len(one.rows) for one in rendered], contract.dataset.weights, session.hyper.seed)
     log.event(
         "examples",
         train=len(chosen),
         held_out=len(held.rows),
         test=len(judging.rows),
         general=len(general.rows),
-        dropped=sum(one.dropped for one in [*own, general]),
-        template=template.source,
+        dropped=dropped,
+        template=made.template.source,
         stop_token_percent=stop_percent,
     )
     return Examples(
@@ -230,39 +217,22 @@ def render(session: Session, tokenizer: PreTrainedTokenizerBase) -> Examples:
         held.rows,
         judging.rows,
         cast("Rows[Tokens]", general.rows),
-        template,
-        sum(one.dropped for one in [*own, general]),
+        made.template,
+        dropped,
         stop_percent,
         profile(contract, session.layout, session.prepared.data, rendered, held, judging, general),
     )
 
 
-def _check_limits(rendered: list[Rendered], positions: int | None, vocabulary: int | None, answer: int) -> None:
-    """Refuse what the base model has no place for: it would end in an error of the device, or train on noise.
-
-    `answer` is how many tokens the model may write to each example.
-    """
-    some = [one.rows for one in rendered if one.rows]
-    longest = max(int(rows.lengths.max()) for rows in some)
-    largest = max(int(rows.input_ids.max()) for rows in some)
-    if positions is not None and answer and longest + answer > positions:
-        raise RunError(
-            "MethodNotApplicable",
-            f"a prompt has {longest} tokens, its answers up to {answer}, and the base model {positions} positions:"
-            " lower dataset.maxLength or objective.rlhf.maxCompletionLength, until both together fit",
-        )
-    if positions is not None and longest > positions:
-        raise RunError(
-            "MethodNotApplicable",
-            f"an example has {longest} tokens and the base model {positions} positions: set dataset.maxLength to"
-            f" {positions} or less",
-        )
-    if vocabulary is not None and largest >= vocabulary:
-        raise RunError(
-            "ModelInvalid",
-            f"the tokenizer gives the token id {largest} and the base model knows {vocabulary} ids: tokenizer and model"
-            " do not belong together",
-        )
+def _tokenised(session: Session, tokenizer: PreTrainedTokenizerBase) -> RenderedData:
+    """Return the run's rows as preflight has left them, or rendered here; the tokenizer has the run's template then."""
+    contract, layout = session.contract, session.layout
+    if not session.prepared.is_tokenised:
+        return render_data(contract, layout.model, tokenizer, read_data(contract, layout.data, session.prepared.data))
+    made = tokenised.read(layout.tokens)
+    if made.template.source == "lorikeet":
+        tokenizer.chat_template = OWN_TEMPLATE
+    return made
 
 
 def load(session: Session) -> Trainable:

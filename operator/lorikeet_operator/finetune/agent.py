@@ -15,7 +15,8 @@ CLEANUP_SECONDS: Final = 600
 """How long a deletion waits for its cleaning."""
 MEMORY: Final = "1Gi"
 """What it may use, unless the operator's settings say otherwise."""
-SCRATCH: Final = "1Gi"
+SCRATCH: Final = "2Gi"
+"""Room for the data of which preflight makes tokens (1 GiB at most), a part of these, and what describes a model."""
 _ANYWHERE: Final = dict.fromkeys(("node_selector", "affinity", "runtime_class_name"))
 """These choose nodes by their GPUs, and any node will do; also a tainted one, where there is no other."""
 
