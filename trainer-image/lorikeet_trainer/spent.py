@@ -5,7 +5,7 @@ from typing import Any, Final
 
 _PARTS: Final = {
     "tokenize_seconds": ("render",),
-    "load_seconds": ("load", "reference"),
+    "load_seconds": ("probe", "load", "reference"),
     "evaluate_seconds": (
         *("base_eval", "base_test", "base_general", "base_samples"),
         *("evals", "last_eval", "eval", "test", "general", "samples"),

@@ -12,6 +12,7 @@ from lorikeet_run.report import Chart, RunReport, Series, Span, TrackerState, Un
 from lorikeet_trainer.state import Layout, LossPoint, MetricsFile, PacePoint, Prepared, Tracked, Trained
 
 _PARTS: Final = {
+    "probe": "Finding the micro batch",
     "render": "Examples to tokens",
     "load": "Loading the model",
     "reference": "Setting up, the reference with it",
