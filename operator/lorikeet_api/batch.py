@@ -2,15 +2,17 @@
 
 from typing import Final
 
-LARGEST_CHOSEN: Final = 4
-"""The most examples of a forward pass that nobody asked for."""
+from lorikeet_api.objectives import Objective
+
+USUAL: Final = 4
+"""The most examples of a forward pass that nobody asked for, where it is not tried how many fit."""
 
 
-def micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:
+def micro_batch(batch_size: int, ranks: int, asked: int | None, at_most: int = USUAL) -> int:
     """Return the examples of one forward pass on one of `ranks` GPUs; the rest of its share is accumulated.
 
-    What was asked for, else the largest divisor of the share up to LARGEST_CHOSEN. Raises ValueError if the batch
-    cannot be shared out evenly.
+    What was asked for, else the largest divisor of the share up to `at_most`. Raises ValueError if the batch cannot be
+    shared out evenly.
     """
     share, rest = divmod(batch_size, ranks)
     if rest or share % (asked or 1):
@@ -19,4 +21,18 @@ def micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:
             f"batchSize {batch_size} cannot be shared out evenly over {ranks} GPUs{by}: choose a multiple of"
             f" {ranks * (asked or 1)}"
         )
-    return asked or max(size for size in range(1, LARGEST_CHOSEN + 1) if share % size == 0)
+    return asked or largest_divisor(share, at_most)
+
+
+def largest_divisor(share: int, at_most: int) -> int:
+    """Return the largest divisor of a share of the batch up to `at_most`, which is 1 or more."""
+    return max(size for size in range(1, min(share, at_most) + 1) if share % size == 0)
+
+
+def is_tried(objective: Objective, gpus: int) -> bool:
+    """Whether a run tries, before it trains, how many examples of a forward pass fit, where nobody asked.
+
+    Not with kto, which compares within a micro batch: its result would depend on the GPU. Nor with rlhf, where memory
+    depends on answers that nobody has written yet; nor on a CPU, which is as fast with few.
+    """
+    return gpus > 0 and objective.kto is None and objective.rlhf is None

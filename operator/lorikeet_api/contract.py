@@ -83,7 +83,7 @@ class RunContract(Model):
     objective: Objective
     """What is optimised."""
     training: Training
-    """Hyperparameters; every one that has a default is set."""
+    """Hyperparameters; every one that has a default is set. Without a micro batch the run finds its own."""
     output_uri: S3Uri
     """The run publishes below `<outputUri>/<runId>/`."""
     storage: StorageAccess = StorageAccess()
@@ -278,7 +278,7 @@ class Metrics(Model):
     tokenize_seconds: Figure | None = None
     """Seconds of making tokens of the examples."""
     load_seconds: Figure | None = None
-    """Seconds of loading the model and setting training up."""
+    """Seconds of finding the micro batch, of loading the model and of setting training up."""
     step_seconds: Figure | None = None
     """Seconds of optimiser steps, over all attempts, as the next two."""
     checkpoint_seconds: Figure | None = None
@@ -302,6 +302,8 @@ class Metrics(Model):
     pagedAdamw8bit."""
     attention: Text | None = None
     """What computed attention: `training.attention`, or what was chosen."""
+    micro_batch_size: int | None = None
+    """Examples of a forward pass on one GPU: `training.microBatchSize`, or what was chosen."""
     kernels: Text | None = None
     """What computed norms, rotary positions and gated feed-forward parts: `training.kernels`, or what was chosen."""
     signs: SignList | None = None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from lorikeet_api.base import Model
-from lorikeet_api.batch import micro_batch
+from lorikeet_api.batch import is_tried, micro_batch
 from lorikeet_api.compute import Compute
 from lorikeet_api.conditions import OperatorReason
 from lorikeet_api.contract import RunContract, Start, StorageAccess, ranks_of, run_id
@@ -57,7 +57,7 @@ def contract(job: FineTuneJob, profile: TuningProfile, compute: Compute, begin: 
     """Return what the trainer is told of a job; `compute` is what its pod asks for. Raises Refused."""
     storage = profile.spec.storage
     gpus = compute.gpus or 0
-    training = hyperparameters(job, begin.method, profile, ranks_of(gpus))
+    training = hyperparameters(job, begin.method, profile, gpus)
     dataset = _dataset(job, profile)
     if (why := unmeasured(dataset, training)) is not None:
         raise Refused("InvalidSpec", why)
@@ -96,10 +96,11 @@ def _tracking(job: FineTuneJob, profile: TuningProfile) -> Tracking | None:
     return asked if asked is not None and asked.names else None
 
 
-def hyperparameters(job: FineTuneJob, method: Method, profile: TuningProfile, ranks: int) -> Training:
+def hyperparameters(job: FineTuneJob, method: Method, profile: TuningProfile, gpus: int) -> Training:
     """Return the job's hyperparameters, each absent one from the profile, else from the table.
 
-    The micro batch is chosen for as many `ranks` as train together. Raises Refused.
+    The micro batch is chosen for as many `gpus` as train together, and left open where the run is to find it by trying.
+    Raises Refused.
     """
     spec = job.spec
     layers = (DEFAULTS[method.name, spec.objective.name], profile.spec.defaults.training, spec.training)
@@ -120,9 +121,11 @@ def hyperparameters(job: FineTuneJob, method: Method, profile: TuningProfile, ra
         raise Refused("InvalidSpec", f"{why} (it is {training.batch_size})")
     assert training.batch_size is not None  # noqa: S101 - the table has one
     try:
-        micro = micro_batch(training.batch_size, ranks, training.micro_batch_size)
+        micro = micro_batch(training.batch_size, ranks_of(gpus), training.micro_batch_size)
     except ValueError as error:
         raise Refused("InvalidSpec", f"training: {error}") from error
+    if is_tried(spec.objective, gpus):
+        return training
     return training.model_copy(update={"micro_batch_size": micro})
 
 

@@ -85,10 +85,8 @@ def _of_request(contract: RunContract) -> Iterator[str]:
     hyper = Hyperparameters.of(contract)
     rules(contract.objective)
     what = "answers" if contract.objective.rlhf is not None else "examples"
-    yield (
-        f"batch: {hyper.micro_batch_size * hyper.accumulation * hyper.ranks} {what} a step,"
-        f" {hyper.micro_batch_size} at a time"
-    )
+    at_a_time = "as many as the GPU has memory for" if hyper.tries_micro_batch else str(hyper.micro_batch_size)
+    yield f"batch: {hyper.micro_batch_size * hyper.accumulation * hyper.ranks} {what} a step, {at_a_time} at a time"
     if (can := servable(contract.method, contract.objective)).reason:
         yield f"serving: no engine takes the result as an adapter: {can.reason}"
     for warning in unusual(contract.method, contract.objective.name, contract.training):

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from lorikeet_api.batch import micro_batch
+from lorikeet_api.batch import USUAL, is_tried, micro_batch
 from lorikeet_api.contract import RunContract
 from lorikeet_api.defaults import DEFAULTS
 from lorikeet_api.objectives import unmeasured, unshared
@@ -20,6 +20,8 @@ class Hyperparameters:
     max_steps: int | None
     learning_rate: float
     micro_batch_size: int
+    tries_micro_batch: bool
+    """Whether it is only the usual one, and the run is to find its own by trying."""
     accumulation: int
     ranks: int
     warmup_ratio: float
@@ -50,18 +52,19 @@ class Hyperparameters:
     """Answers to each example that rlhf has written; the batch counts them."""
 
     @classmethod
-    def of(cls, contract: RunContract) -> Self:
+    def of(cls, contract: RunContract, fitting: int | None = None) -> Self:
         """Return the contract's; what it leaves open comes from the table by method and objective.
 
-        Raises RunError (InvalidContract) if the batch cannot be shared out, or what it fails on not be measured.
+        `fitting` is the largest micro batch that is known to fit, for a run whose contract leaves it open. Raises
+        RunError (InvalidContract) if the batch cannot be shared out, or what it fails on not be measured.
         """
         usual = DEFAULTS[contract.method.name, contract.objective.name]
         values: dict[str, Any] = dict(usual) | {name: value for name, value in contract.training if value is not None}
         del values["signs"]  # nothing that a step is made by
         values["publish"] = values["publish"] or ("last" if values["early_stopping"] is None else "best")
-        ranks, batch_size = contract.ranks, values.pop("batch_size")
+        ranks, batch_size, asked = contract.ranks, values.pop("batch_size"), values.pop("micro_batch_size")
         try:
-            micro = micro_batch(batch_size, ranks, values.pop("micro_batch_size"))
+            micro = micro_batch(batch_size, ranks, asked, USUAL if fitting is None else fitting)
         except ValueError as error:
             raise RunError("InvalidContract", str(error)) from error
         if contract.objective.kto is not None and micro == 1:
@@ -79,6 +82,10 @@ class Hyperparameters:
         return cls(
             **values,
             micro_batch_size=micro,
+            tries_micro_batch=asked is None
+            and fitting is None
+            and batch_size > ranks
+            and is_tried(contract.objective, contract.gpus),
             accumulation=batch_size // (micro * ranks),
             ranks=ranks,
             generations=rlhf.num_generations if rlhf is not None else 1,

@@ -91,12 +91,14 @@ class Lab:
         return path
 
     def run(self, contract: RunContract) -> StageResult:
-        """Run all stages in this process; return the run's end."""
+        """Run all stages but `probe` in this process; return the run's end."""
         # bitsandbytes keeps settings by parameters' addresses, which those of the next run may have again.
         GlobalOptimManager.get_instance().initialize()  # type: ignore[no-untyped-call]
         path, layout = self.write(contract), self.layout(contract)
         result = StageResult(exit_code=0)
         for stage in STAGES:
+            if stage == "probe":  # it is to end with its process
+                continue
             result = run_stage(stage, path, layout)
             if result.record is not None:
                 break

@@ -16,7 +16,6 @@ from lorikeet_api.contract import RunContract
 from lorikeet_run.render import OWN_TEMPLATE
 from lorikeet_run.sources import read_data
 from lorikeet_trainer import model, train
-from lorikeet_trainer.lifecycle import STAGES
 from lorikeet_trainer.objectives.sft import Sft
 from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.stage import run_stage
@@ -46,7 +45,7 @@ HELD_OUT = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
 def losses(lab: Lab, contract: RunContract) -> list[float]:
     """Run without publishing; return the loss curve."""
     path, layout = lab.write(contract), lab.layout(contract)
-    for stage in STAGES[:2]:
+    for stage in ("prepare", "train"):
         result = run_stage(stage, path, layout)
         assert result.exit_code == 0, result.record
     curve = json.loads((layout.output / "metrics.json").read_text())["curve"]

@@ -7,7 +7,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -16,11 +15,9 @@ from transformers.trainer_pt_utils import nested_gather
 
 from lorikeet_run import log
 from lorikeet_trainer.report import Report
-from lorikeet_trainer.state import Course, Layout, Standing
+from lorikeet_trainer.state import COURSE, Course, Layout, Standing
 from lorikeet_trainer.stop import STOP
 from lorikeet_trainer.upload import folder_size
-
-COURSE: Final = "course.json"
 
 
 @dataclass
@@ -123,6 +120,7 @@ class Keeper(TrainerCallback):
             loss_sum=self.trainer._total_loss_scalar,
             loss_since=self._loss_since_logged(),
             logged_step=self.trainer._globalstep_last_logged,
+            micro_batch_size=args.per_device_train_batch_size,
             best_step=best.step if best is not None else None,
         )
         if dist.is_initialized():

@@ -34,6 +34,7 @@ class Chosen:
     precision: Precision
     attention: str
     kernels: Kernels
+    micro_batch_size: int
 
 
 def chosen(
@@ -46,6 +47,7 @@ def chosen(
         precision=compute.precision,
         attention=next((name for name, theirs in ATTENTION.items() if theirs == own), own),
         kernels=kernels(hyper.kernels, compute, method, objective, trainable.model.config),
+        micro_batch_size=hyper.micro_batch_size,
     )
 
 

@@ -1,8 +1,9 @@
 """The stages of a run, one after the other, and what their ends mean.
 
-`prepare` (fetch and check; no torch, so a typo costs seconds), `train` (one process a rank) and `publish` are
-processes of their own: a run that is stopped before its training is complete cannot publish, because that stage is
-never started, and the ranks are not handed the storage's credentials.
+`prepare` (fetch and check; no torch, so a typo costs seconds), `probe` (finds the micro batch, where that is left open)
+and `train` (both with one process a rank) and `publish` are processes of their own: a run that is stopped before its
+training is complete cannot publish, because that stage is never started, and the ranks are not handed the storage's
+credentials.
 """
 
 import os
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Final, Literal
 
 from pydantic import ValidationError
@@ -29,13 +31,16 @@ from lorikeet_run.errors import (
 )
 from lorikeet_run.record import read_contract, write_record
 from lorikeet_trainer import cgroup
+from lorikeet_trainer.fitting import is_to_be_found, settle
 from lorikeet_trainer.processes import Children, Command, End
 from lorikeet_trainer.progress import Endpoint, Reporter
 from lorikeet_trainer.state import Ending, Layout, StageResult, StoredCheckpoint
 from lorikeet_trainer.tracking import END_SECONDS, FINISH_SECONDS, STOPPED_SECONDS, Tracking
 
-Stage = Literal["prepare", "train", "publish"]
-STAGES: Final[tuple[Stage, ...]] = ("prepare", "train", "publish")
+Stage = Literal["prepare", "probe", "train", "publish"]
+STAGES: Final[tuple[Stage, ...]] = ("prepare", "probe", "train", "publish")
+IN_RANKS: Final[tuple[Stage, ...]] = ("probe", "train")
+"""Those that have a process for each rank."""
 
 AIR_GAP: Final = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 """Nothing may be asked of the hub once the model is here: trl reports its start, peft looks the base up."""
@@ -102,11 +107,16 @@ def _run_stages(options: Options, children: Children, reporter: Reporter, tracki
         # What is trained to its end is published in what is left of the grace: that is less than to train again.
         if children.stopping and stage != "publish":
             raise preempted(_stored(layout))
-        if stage != "train":  # whose first rank tells more
-            reporter.stage(stage)
-        else:
+        if stage == "probe" and not is_to_be_found(contract, layout):
+            continue
+        if stage == "train":  # whose first rank tells more
             tracking.start(contract, layout, _tracking_command(options))
+        elif stage != "probe":  # which is part of preparing, for who looks on
+            reporter.stage(stage)
+        began = monotonic()
         result = _run_stage(stage, contract, options, children)
+        if stage == "probe":
+            result = settle(contract, layout, result, round(monotonic() - began, 3))
         if result.record is not None:
             return result
         if stage == "train":
@@ -117,7 +127,7 @@ def _run_stages(options: Options, children: Children, reporter: Reporter, tracki
 def _run_stage(stage: Stage, contract: RunContract, options: Options, children: Children) -> StageResult:
     """Run one stage in all its ranks, training with the upload of checkpoints beside it."""
     layout = Layout(options.work)
-    ranks = contract.ranks if stage == "train" else 1
+    ranks = contract.ranks if stage in IN_RANKS else 1
     port = _free_port()
     commands = [_command(stage, rank, ranks, port, options, layout) for rank in range(ranks)]
     if stage == "train":
@@ -168,7 +178,7 @@ def judge(
     if told and told[0].exit_code in FINAL_EXIT_CODES:
         return told[0]
     if oom_killed and any(end.status == -signal.SIGKILL for end in failed):
-        raise out_of_memory("the container") if stage == "train" else out_of_memory_outside_training(stage)
+        raise out_of_memory("the container") if stage in IN_RANKS else out_of_memory_outside_training(stage)
     if told and results.get(failed[0].index) is not None:
         return told[0]
     raise _died(next(iter([*failed, *ends]), None))
@@ -227,7 +237,7 @@ def environment(stage: Stage, rank: int, ranks: int, port: int) -> dict[str, str
     values.setdefault("RAYON_NUM_THREADS", values["OMP_NUM_THREADS"])
     if stage != "prepare":
         values |= AIR_GAP
-    if stage == "train":
+    if stage in IN_RANKS:
         values = {name: value for name, value in values.items() if not name.startswith(_SECRETS)}
     # A machine may have more GPUs than the run asked for, and a process that sees several would spread over them.
     seen = values.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(ranks))))

@@ -14,7 +14,7 @@ from lorikeet_run.sources import check_sources, fetch_sources
 from lorikeet_run.start import fetch_start
 from lorikeet_storage import Checkpoints, TokenSets, fetch_model
 from lorikeet_storage.errors import Conflict, Invalid, Missing
-from lorikeet_trainer.state import Layout, Prepared, StoredCheckpoint
+from lorikeet_trainer.state import COURSE, Course, Layout, Prepared, StoredCheckpoint
 
 
 def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
@@ -42,8 +42,9 @@ def prepare(contract: RunContract, layout: Layout) -> RunRecord | None:
     rewards = fetch_reward_models(contract, model.digest, layout.model, layout.rewards, FETCH_SECONDS)
     prepared = Prepared(model=model.digest, data=data, start=start, rewards=rewards, is_tokenised=index is not None)
     step = _resume(contract, prepared.basis(contract.date), layout)
+    fitting = None if step is None else Course.read(layout.resume / COURSE).micro_batch_size
     seconds = round(monotonic() - began, 3)
-    prepared.model_copy(update={"checkpoint": step, "seconds": seconds}).write(layout.prepared)
+    prepared.model_copy(update={"checkpoint": step, "fitting": fitting, "seconds": seconds}).write(layout.prepared)
     return None
 
 

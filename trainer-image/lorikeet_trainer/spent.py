@@ -19,6 +19,7 @@ _TOKENIZE, _LOAD, _STEP = "tokenize_seconds", "load_seconds", "step_seconds"
 _CHECKPOINT, _EVALUATE = "checkpoint_seconds", "evaluate_seconds"
 
 PARTS: Final = {
+    "probe": Part("Finding the micro batch", _LOAD),
     "render": Part("Examples to tokens", _TOKENIZE),
     "load": Part("Loading the model", _LOAD),
     "reference": Part("Setting up, the reference with it", _LOAD),

@@ -13,7 +13,7 @@ from lorikeet_api.contract import EXIT_DONE, RunContract, RunRecord
 from lorikeet_run import log
 from lorikeet_run.errors import explain
 from lorikeet_run.record import read_contract
-from lorikeet_trainer.lifecycle import STAGES, Stage
+from lorikeet_trainer.lifecycle import IN_RANKS, STAGES, Stage
 from lorikeet_trainer.state import Layout, StageResult
 from lorikeet_trainer.stop import STOP
 
@@ -25,6 +25,19 @@ def _prepare() -> Work:
     from lorikeet_trainer.prepare import prepare
 
     return prepare
+
+
+def _probe() -> Work:
+    from lorikeet_trainer import device
+
+    def probe(contract: RunContract, layout: Layout) -> None:
+        # Where a GPU was asked for and none is there the CPU trains, with what is usual; trl takes seconds to import.
+        if device.choose(contract).on_gpu:
+            from lorikeet_trainer.probe import probe
+
+            probe(contract, layout)
+
+    return probe
 
 
 def _train() -> Work:
@@ -40,8 +53,13 @@ def _publish() -> Work:
     return publish
 
 
-# Each stage loads its own libraries alone: torch stays out of the other two.
-_WORK: Final[dict[Stage, Callable[[], Work]]] = {"prepare": _prepare, "train": _train, "publish": _publish}
+# Each stage loads its own libraries alone: torch stays out of the first and the last.
+_WORK: Final[dict[Stage, Callable[[], Work]]] = {
+    "prepare": _prepare,
+    "probe": _probe,
+    "train": _train,
+    "publish": _publish,
+}
 
 
 def run_stage(stage: Stage, contract_path: Path, layout: Layout) -> StageResult:
@@ -64,10 +82,11 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rank", type=int, default=0)
     given = parser.parse_args()
-    # The other ranks do the same as the first: one voice is enough, until something is wrong.
-    log.set_up(logging.INFO if given.rank == 0 else logging.WARNING)
+    # The other ranks do the same as the first, and train as probe: one voice is enough, until something is wrong.
+    log.set_up(logging.INFO if given.rank == 0 and given.stage != "probe" else logging.WARNING)
     if given.stage == "train":
         STOP.listen()
+    if given.stage in IN_RANKS:
         # trl imports trackers where it finds them, for seconds; ours are told from a process of their own.
         sys.modules.update(dict.fromkeys(("mlflow", "wandb")))  # type: ignore[arg-type]
     if given.stage == "publish":

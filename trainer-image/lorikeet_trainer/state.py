@@ -3,7 +3,7 @@
 import hashlib
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import ConfigDict
 
@@ -52,14 +52,27 @@ class Prepared(_File):
     """Whether the data lies in `Layout.tokens` as tokens."""
     checkpoint: int | None = None
     """Step of the checkpoint that was fetched to go on from."""
+    fitting: int | None = None
+    """The largest micro batch that is known to fit: that of the checkpoint, or what `probe` has found."""
     seconds: float = 0.0
     """How long it took to fetch and check all of it."""
+    probe_seconds: float | None = None
+    """How long `probe` took; absent where it did not run."""
 
     def basis(self, date: str) -> str:
         """Return the sha256 over all that is trained on; `date` is the day that templates print."""
         sources = [self.model, *self.data, *([self.start] if self.start is not None else []), *self.rewards]
         files = [[file.sha256 for file in source.files] for source in sources]
         return hashlib.sha256(canonical_json([date, files])).hexdigest()
+
+
+class Measured(_File):
+    """What training steps take of a rank's memory, as `probe` has measured it."""
+
+    limit: int
+    """Bytes that there are."""
+    peaks: dict[int, int] = {}
+    """The most bytes that were taken, by micro batch."""
 
 
 class StoredCheckpoint(_File):
@@ -144,6 +157,10 @@ class PacePoint(Model):
     """When it was, in seconds since 1970."""
 
 
+COURSE: Final = "course.json"
+"""Name of the file below in a checkpoint."""
+
+
 class Course(_File):
     """How a run went up to a checkpoint: what Lorikeet keeps in it beside what transformers does."""
 
@@ -165,6 +182,8 @@ class Course(_File):
     """Sum of those after it."""
     logged_step: int
     """The last step that was logged."""
+    micro_batch_size: int
+    """Examples of a forward pass: an attempt that goes on keeps it, whatever its GPU has room for."""
     best_step: int | None = None
     """The evaluation whose weights lie in the checkpoint as the best so far; absent where none are kept."""
 
@@ -245,6 +264,8 @@ class Layout:
         """How the trackers stand."""
         self.stored = work / "stored.json"
         self.prepared = work / "prepared.json"
+        self.probe = work / "probe"
+        """What `probe` writes on the way, in the place of `scratch`."""
         self.trained = work / "trained.json"
         self.results = work / "results"
 
@@ -255,6 +276,10 @@ class Layout:
     def packed(self, rank: int) -> Path:
         """Return the file in which a rank has the sequences that it has packed."""
         return self.scratch / f"packed-{rank}.arrow"
+
+    def measured(self, rank: int) -> Path:
+        """Return the file in which a rank of `probe` has what it has measured."""
+        return self.probe / f"measured-{rank}.json"
 
     def result(self, stage: str, rank: int) -> Path:
         """Return the file in which a rank of a stage says how it ended."""

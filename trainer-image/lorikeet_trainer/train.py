@@ -28,7 +28,7 @@ from lorikeet_run.sources import read_data
 from lorikeet_run.tokenizer import limits, load_tokenizer, stop_ids
 from lorikeet_run.tokens import TokenRow, Tokens
 from lorikeet_trainer import chosen, device, loop, methods, model, samples, signs
-from lorikeet_trainer.checkpoints import COURSE, Keeper
+from lorikeet_trainer.checkpoints import Keeper
 from lorikeet_trainer.evaluate import Passes
 from lorikeet_trainer.exam import Exam
 from lorikeet_trainer.methods import Trainable
@@ -40,7 +40,7 @@ from lorikeet_trainer.report import Report
 from lorikeet_trainer.selection import Selection
 from lorikeet_trainer.signs import Lookout
 from lorikeet_trainer.spent import spent
-from lorikeet_trainer.state import Course, Layout, LossPoint, MetricsFile, Prepared, Standing, Trained
+from lorikeet_trainer.state import COURSE, Course, Layout, LossPoint, MetricsFile, Prepared, Standing, Trained
 from lorikeet_trainer.watchdog import Watchdog
 
 _LIBRARIES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
@@ -85,9 +85,11 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     """Train what `prepare` fetched, and leave what is to be published. Raises RunError."""
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
-    session = Session(
-        contract, layout, Prepared.read(layout.prepared), Hyperparameters.of(contract), device.choose(contract)
-    )
+    prepared = Prepared.read(layout.prepared)
+    hyper = Hyperparameters.of(contract, prepared.fitting)
+    session = Session(contract, layout, prepared, hyper, device.choose(contract))
+    if prepared.probe_seconds is not None:
+        session.seconds["probe"] = prepared.probe_seconds
     methods.check(model.shape(layout.model, contract.objective), contract.method)
     tokenizer = load_tokenizer(layout.model)
     with session.part("render"):

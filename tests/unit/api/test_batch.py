@@ -14,6 +14,15 @@ def test_the_micro_batch_divides_a_ranks_share(batch: int, ranks: int, asked: in
 
 
 @pytest.mark.parametrize(
+    ("ranks", "at_most", "asked", "expected"), [(1, 8, None, 8), (4, 8, None, 4), (1, 7, None, 4), (1, 8, 2, 2)]
+)
+def test_what_is_known_to_fit_bounds_it_whatever_the_share_has_become(
+    ranks: int, at_most: int, asked: int | None, expected: int
+) -> None:
+    assert micro_batch(16, ranks, asked, at_most) == expected
+
+
+@pytest.mark.parametrize(
     ("batch", "ranks", "asked", "multiple"), [(16, 3, None, 3), (16, 2, 16, 32), (4, 8, None, 8), (8, 1, 3, 3)]
 )
 def test_a_batch_that_cannot_be_shared_out_is_told_with_one_that_can(

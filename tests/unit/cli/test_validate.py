@@ -31,7 +31,7 @@ def test_sound_resources_are_told_with_what_was_read(
     assert f"{file}: ModelDeployment assistant: ok\n" in told
     assert f"{file}: FineTuneJob sql-v1: ok, run " in told
     assert "data: s3://datasets/sql/train.jsonl: 3 rows" in told
-    assert "batch: 16 examples a step, 4 at a time" in told
+    assert "batch: 16 examples a step, as many as the GPU has memory for at a time" in told
     assert "warning: learningRate 0.01 is unusual" in told
 
 

@@ -15,7 +15,7 @@ IMAGE = "trainer:test"
 def test_a_short_request_gets_the_usual_values() -> None:
     training = resolve(job(), profile(), IMAGE).contract.training
     assert (training.learning_rate, training.epochs, training.batch_size) == (2e-4, 3, 16)
-    assert (training.warmup_ratio, training.weight_decay, training.micro_batch_size) == (0.03, 0.0, 4)
+    assert (training.warmup_ratio, training.weight_decay) == (0.03, 0.0)
 
 
 def test_a_full_fine_tune_gets_a_gentler_learning_rate() -> None:
@@ -117,10 +117,23 @@ def test_a_profiles_micro_batch_that_does_not_divide_the_jobs_batch_is_refused()
     assert refused.value.reason == "InvalidSpec"
 
 
-@pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (2, 4), (8, 2), (16, 1)])
-def test_the_micro_batch_is_of_one_ranks_share(ranks: int, micro: int) -> None:
-    training = hyperparameters(job(), USUAL, profile(), ranks)
+@pytest.mark.parametrize(("gpus", "micro"), [(0, 4), (1, 4), (2, 4), (8, 2), (16, 1)])
+def test_the_micro_batch_is_of_one_ranks_share(gpus: int, micro: int) -> None:
+    training = hyperparameters(job(objective={"kto": {}}), USUAL, profile(), gpus)
     assert (training.batch_size, training.micro_batch_size) == (16, micro)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "objective", "micro"),
+    [(1, "sft", None), (2, "dpo", None), (1, "orpo", None), (1, "reward", None), (0, "sft", 4), (1, "kto", 4)],
+)
+def test_a_micro_batch_is_left_open_where_the_run_finds_it_by_trying(
+    gpus: int, objective: str, micro: int | None
+) -> None:
+    asked = job(objective={objective: {}})
+    assert hyperparameters(asked, USUAL, profile(), gpus).micro_batch_size == micro
+    by_profile = profile(defaults={"training": {"microBatchSize": 2}})
+    assert hyperparameters(asked, USUAL, by_profile, gpus).micro_batch_size == 2
 
 
 @pytest.mark.parametrize(("training", "multiple"), [({}, 3), ({"microBatchSize": 8}, 24)])
@@ -135,7 +148,7 @@ def test_a_micro_batch_decides_the_result_where_answers_are_compared_within_it()
         asked = job(objective={objective: {}}, training={"microBatchSize": micro})
         return resolve(asked, profile(), IMAGE).contract.run_id
 
-    assert run_id("sft", 2) == run_id("sft", 4)
+    assert run_id("sft", 2) == run_id("sft", 4) == resolve(job(), profile(), IMAGE).contract.run_id
     assert run_id("kto", 2) != run_id("kto", 4)
 
 

@@ -21,6 +21,17 @@ def test_kto_needs_two_answers_in_each_micro_batch(batch: int, micro: int | None
     assert Hyperparameters.of(runs.contract("s3://out/a", StorageAccess(), training=training)).micro_batch_size == 1
 
 
+def test_a_micro_batch_that_is_known_to_fit_is_the_largest_where_nobody_asks() -> None:
+    open_one, asked = (
+        runs.contract("s3://out/a", StorageAccess(), gpus=2, training=Training(batch_size=48, micro_batch_size=micro))
+        for micro in (None, 2)
+    )
+    assert [Hyperparameters.of(open_one, fitting).micro_batch_size for fitting in (None, 1, 7, 16)] == [4, 1, 6, 12]
+    assert [Hyperparameters.of(open_one, fitting).tries_micro_batch for fitting in (None, 4)] == [True, False]
+    found = Hyperparameters.of(asked, 16)
+    assert (found.micro_batch_size, found.accumulation, found.tries_micro_batch) == (2, 12, False)
+
+
 def test_what_a_run_is_to_fail_on_must_be_measured() -> None:
     failing = Training(signs=Signs(fail_on=["Forgetting"]))
     plain = runs.contract("s3://out/a", StorageAccess(), training=failing)

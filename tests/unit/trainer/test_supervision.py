@@ -298,9 +298,9 @@ def test_only_stages_that_reach_storage_have_its_secrets(monkeypatch: pytest.Mon
     for name in secrets:
         monkeypatch.setenv(name, "secret")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    prepare, train, publish = (lifecycle.environment(stage, 1, 2, 4242) for stage in lifecycle.STAGES)
+    prepare, probe, train, publish = (lifecycle.environment(stage, 1, 2, 4242) for stage in lifecycle.STAGES)
     assert secrets <= prepare.keys() & publish.keys()
-    assert not secrets & train.keys()
+    assert not secrets & (probe.keys() | train.keys())
     assert "HF_HUB_OFFLINE" not in prepare
     assert train["HF_HUB_OFFLINE"] == publish["HF_HUB_OFFLINE"] == "1"
     assert (train["RANK"], train["WORLD_SIZE"], train["MASTER_PORT"]) == ("1", "2", "4242")
