@@ -8,7 +8,7 @@ template, into a temporary folder, from a seed: every run has the same. Then fou
 - `preflight`: what the agent makes of them before a GPU is asked for (`lorikeet_agent.tokenise`), without torch, and
   stores in a folder in a bucket's place.
 - `tokenised`: what the trainer does with that: fetch, read, check, profile, mix, and the examples, packed.
-- `lorikeet`: what a run does with them before its model is loaded (`lorikeet_trainer.train.render`: read, render,
+- `lorikeet`: what a run does with them before its model is loaded (`lorikeet_trainer.examples.render`: read, render,
   tokenise, check, profile, mix), and what objective sft makes of that: the examples, packed.
 - `datasets_map`: `datasets.load_dataset` of the same file, and one `map`, batched, in one process, which puts the same
   template and tokenizer to each row: no labels, checks, profile or packing.
@@ -134,9 +134,10 @@ def lorikeet(folder: Path, *, is_tokenised: bool = False) -> Callable[[], dict[s
     from lorikeet_run.tokenizer import load_tokenizer
     from lorikeet_storage import TokenSets
     from lorikeet_trainer.device import Compute
+    from lorikeet_trainer.examples import render
     from lorikeet_trainer.objectives.sft import examples
+    from lorikeet_trainer.session import Session
     from lorikeet_trainer.state import Layout, Prepared
-    from lorikeet_trainer.train import Session, render
 
     disable_progress_bars()
     contract, model, data = run_of(folder)

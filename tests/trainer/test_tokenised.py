@@ -14,7 +14,9 @@ from lorikeet_agent import preflight, tokenise
 from lorikeet_api.contract import RunContract
 from lorikeet_run.hyperparameters import Hyperparameters
 from lorikeet_run.tokenizer import load_tokenizer
-from lorikeet_trainer import device, train
+from lorikeet_trainer import device
+from lorikeet_trainer import examples as trainers
+from lorikeet_trainer.session import Session
 from lorikeet_trainer.stage import run_stage
 from lorikeet_trainer.state import Layout, MetricsFile, Prepared
 from tests.s3 import S3Server
@@ -93,11 +95,11 @@ def sets(lab: Lab, contract: RunContract) -> list[str]:
 
 def examples(contract: RunContract, layout: Layout) -> list[object]:
     """Return all that the trainer makes of a run's data."""
-    session = train.Session(
+    session = Session(
         contract, layout, Prepared.read(layout.prepared), Hyperparameters.of(contract), device.choose(contract)
     )
     tokenizer = load_tokenizer(layout.model)
-    made = train.render(session, tokenizer)
+    made = trainers.render(session, tokenizer)
     rows = [[plain(row) for row in some] for some in (made.train, made.held_out, made.test, made.general)]
     counts = made.train.trained, made.dropped, made.stop_percent
     return [*rows, *counts, made.template, made.profile, tokenizer.chat_template]
@@ -112,7 +114,7 @@ def test_a_run_of_what_preflight_has_tokenised_is_the_same_to_the_bit(
     pinned = checked(contract, tmp_path)
     assert len(sets(lab, pinned)) > 2, "several parts, and their index"
     rendered = run_and_probe(lab, plainly)
-    monkeypatch.setattr(train, "render_data", None)
+    monkeypatch.setattr(trainers, "render_data", None)
     found = run_and_probe(lab, pinned)
     assert Prepared.read(lab.layout(pinned).prepared).is_tokenised
     assert not Prepared.read(lab.layout(plainly).prepared).is_tokenised

@@ -19,9 +19,10 @@ from lorikeet_run.rows import Epoch, Rows
 from lorikeet_run.tokenizer import load_tokenizer
 from lorikeet_run.tokens import TokenRow, Tokens
 from lorikeet_trainer import device, loop
+from lorikeet_trainer.examples import render
 from lorikeet_trainer.objectives import make_objective
+from lorikeet_trainer.session import Session, load, passes_of, setting
 from lorikeet_trainer.state import Layout, Measured, Prepared
-from lorikeet_trainer.train import Session, load, render, setting
 
 TRIED: Final = (1, 2)
 """Micro batches, one after the other."""
@@ -109,7 +110,7 @@ def probe(contract: RunContract, layout: Layout, memory: Memory | None = None) -
     tokenizer = load_tokenizer(layout.model)
     epoch = render(session, tokenizer).train
     trainable = load(session)
-    objective = make_objective(contract, layout, tokenizer, compute)
+    objective = make_objective(contract, layout, tokenizer, compute, passes_of(session, tokenizer))
     count = len(TRIED) * STEPS * ACCUMULATED * compute.ranks
     rows = repeated(longest(epoch, contract.dataset.max_length if contract.dataset.packing else 0), count)
     trainer = objective.trainer(setting(session, trainable, tokenizer), rows)
