@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from pydantic import ValidationError
+
 from lorikeet_api.contract import FileDigest, RunContract, Template, Use
 from lorikeet_run import log
 from lorikeet_run.patience import FETCH_SECONDS, patiently
@@ -44,8 +46,9 @@ def tokenise(
     sets, sources = TokenSets(contract), folder / "data"
     digests = fetch_sources(contract, sources, pins)
     place = address(contract, digests, described)
-    if (there := patiently(lambda: sets.index(place), FETCH_SECONDS)) is not None:
-        return Index.model_validate_json(there)
+    there = patiently(lambda: sets.index(place), FETCH_SECONDS)
+    with suppress(ValidationError):  # one that cannot be read is written anew
+        return Index.model_validate_json(there or b"")
     digests = check_sources(contract, sources, digests)
     with log.timed("tokenise", address=place) as told:
         try:

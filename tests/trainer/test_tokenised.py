@@ -131,10 +131,13 @@ def test_a_second_look_finds_the_set_and_writes_none(lab: Lab, tmp_path: Path, m
     contract, _ = contracts(lab, "sft")
     checked(contract, tmp_path)
     before = sets(lab, contract)
-    monkeypatch.setattr(tokenise, "_render", None)
-    code, record = check(contract, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenise, "_render", None)
+        code, record = check(contract, tmp_path)
     assert (code, sets(lab, contract)) == (0, before)
     assert "96 rows of data (every row)" in record.message
+    lab.server.put("out", f"{contract.output_uri.removeprefix('s3://out/')}/{contract.run_id}/{before[-1]}", b"{")
+    assert prepare(lab, checked(contract, tmp_path)).is_tokenised, "an index that cannot be read is written anew"
 
 
 def events(caplog: pytest.LogCaptureFixture) -> list[str]:
