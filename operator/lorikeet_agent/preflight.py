@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import Final
 
 from lorikeet_api.contract import RunContract, RunRecord, data_sources, data_uses, read_as
+from lorikeet_api.training import Dataset
 from lorikeet_run import log
 from lorikeet_run.data import read_source
 from lorikeet_run.examples import Instance
@@ -32,6 +33,8 @@ ROWS: Final = 200
 """Rows of each source that are rendered with the base model's template, before all of them are."""
 DATA: Final = 1024 * MIB
 """Bytes of all data of which this pod makes tokens: its scratch volume holds them."""
+SPLIT: Final = 256 * MIB
+"""The same where a part is held out: the contents of all rows are counted in memory for that."""
 LARGEST: Final = {".jsonl": DATA, ".parquet": 64 * MIB, ".json": WHOLE, ".csv": WHOLE}
 """Bytes of a file of which it does: JSON lines are read row by row, Parquet is packed, the others are held whole."""
 
@@ -81,7 +84,7 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
     template = _render(contract, samples, folder / "model")
     rewards = check_reward_models(contract, folder / "model", folder / "rewards", PATIENCE)
     pins = [survey.pin for survey in surveys]
-    if (why := too_large(surveys)) is None:
+    if (why := too_large(surveys, contract.dataset)) is None:
         from lorikeet_agent.tokenise import tokenise
 
         made = tokenise(contract, pins, folder / "model", described, folder)
@@ -93,10 +96,11 @@ def preflight(contract: RunContract, folder: Path) -> RunRecord:
     return RunRecord(reason="Checked", message=f"checked: model, output and {what}", pins=[model.pin, *pins, *rewards])
 
 
-def too_large(surveys: Sequence[Survey]) -> str | None:
+def too_large(surveys: Sequence[Survey], dataset: Dataset) -> str | None:
     """Return why a run's tokens are left to the trainer, or None where its data is small enough for this pod."""
-    if (size := sum(survey.size for survey in surveys)) > DATA:
-        return f"the data has {size >> 20} MiB, more than {DATA >> 20}"
+    most = DATA if dataset.eval_fraction is None else min(DATA, SPLIT)
+    if (size := sum(survey.size for survey in surveys)) > most:
+        return f"the data has {size >> 20} MiB, more than {most >> 20}"
     for entry in (entry for survey in surveys for entry in survey.entries):
         most = LARGEST[PurePath(entry.name).suffix]
         if entry.size > most:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from lorikeet_api.contract import FileDigest, RunContract, Template, Use
 from lorikeet_run import log
+from lorikeet_run.errors import RunError
 from lorikeet_run.patience import FETCH_SECONDS, patiently
 from lorikeet_run.render import renderers
 from lorikeet_run.rendered import Counts, check
@@ -21,8 +22,8 @@ from lorikeet_storage import StorageError, TokenSets
 
 PART_ROWS: Final = 8192
 """Rows of a part, about, which are all that is held at a time."""
-PART_TOKENS: Final = 1 << 20
-"""Tokens of a part, about, of longer rows."""
+PART_CHARACTERS: Final = 1 << 22
+"""Characters of a part, about, of longer rows."""
 
 
 def tokenise(
@@ -53,8 +54,9 @@ def tokenise(
     with log.timed("tokenise", address=place) as told:
         try:
             template, portions = _render(contract, model, read_data(contract, sources, digests), sets, place, folder)
-        except Exception:
-            with suppress(StorageError):  # nobody reads what has no index
+        except RunError:
+            # No set comes of this data, whichever pod of the run makes it; nobody reads what has no index.
+            with suppress(StorageError):
                 sets.remove(place)
             raise
         index = Index(template=template, rows=[one.rows or 0 for one in digests], portions=portions)
@@ -74,7 +76,7 @@ def _render(
     counted: list[tuple[Use, Counts]] = []
     for number, (use, rows) in enumerate(data.by_use):
         counts, files = Counts(), list[FileDigest]()
-        for part in by[use].render_in_parts(rows, PART_ROWS, PART_TOKENS):
+        for part in by[use].render_in_parts(rows, PART_ROWS, PART_CHARACTERS):
             counts += part.counts
             if part.rows:
                 path = folder / f"{number}-{len(files):06d}.safetensors"

@@ -32,7 +32,8 @@ def largest_divisor(share: int, at_most: int) -> int:
 def is_tried(objective: Objective, gpus: int) -> bool:
     """Whether a run tries, before it trains, how many examples of a forward pass fit, where nobody asked.
 
-    Not with kto, which compares within a micro batch: its result would depend on the GPU. Nor with rlhf, where memory
-    depends on answers that nobody has written yet; nor on a CPU, which is as fast with few.
+    Not with kto, which compares within a micro batch, and orpo, which takes means over one: their results would depend
+    on the GPU. Nor with rlhf, where memory depends on answers that nobody has written yet; nor on a CPU, which is as
+    fast with few.
     """
-    return gpus > 0 and objective.kto is None and objective.rlhf is None
+    return gpus > 0 and objective.name in ("sft", "dpo", "reward")

@@ -436,8 +436,8 @@ class Training(Model):
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Examples per forward pass on one GPU (TRL: `per_device_train_batch_size`); the rest of `batchSize` is
     reached by accumulation, so it must divide one GPU's share of `batchSize`. Absent: on a GPU the largest divisor of
-    that share, up to 16, that fits into its memory, found by trying before training; with kto and rlhf, on a CPU, and
-    where trying failed, the largest up to 4."""
+    that share, up to 16, that fits into its memory, found by trying before training; with kto, orpo and rlhf, in fp16,
+    on a CPU, and where trying failed, the largest up to 4."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the steps in which the learning rate rises to its peak."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lorikeet_api.contract import RunContract, Template, Use, read_as
 from lorikeet_api.training import Overlong
-from lorikeet_run.batches import ahead, batched
+from lorikeet_run.batches import ahead
 from lorikeet_run.conversation import tool_variants
 from lorikeet_run.errors import RunError
-from lorikeet_run.examples import Example, Instance, Instances
+from lorikeet_run.examples import Example, Instance, Instances, Prompt
 from lorikeet_run.files import invalid
 from lorikeet_run.rendered import Rendered, RenderedData
 from lorikeet_run.sources import Data
@@ -39,6 +39,9 @@ OWN_TEMPLATE: Final = """\
 """For base models that have no chat template: a heading for each turn, the answer ended by the stop token."""
 
 _BATCH: Final = 512
+"""Rows that are tokenised in one call,"""
+_BATCH_CHARACTERS: Final = 1 << 21
+"""or so many characters of them, since a call takes some hundred bytes for each token that it makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,11 @@ class _Piece:
     text: str
     turns: tuple[tuple[str, str | None], ...] = ()
     """None: the whole text ends there."""
+
+    @property
+    def characters(self) -> int:
+        """Those of all its texts."""
+        return len(self.text) + sum(len(text or "") for turn in self.turns for text in turn)
 
 
 class Renderer:
@@ -92,17 +100,18 @@ class Renderer:
         (whole,) = self.render_in_parts(rows, sys.maxsize, sys.maxsize)
         return whole
 
-    def render_in_parts(self, rows: Instances, most_rows: int, most_tokens: int) -> Iterator[Rendered]:
-        """Yield the rows as tokens, in parts of about so many rows, or tokens, at most; one at least.
+    def render_in_parts(self, rows: Instances, most_rows: int, most_characters: int) -> Iterator[Rendered]:
+        """Yield the rows as tokens, in parts of about so many rows, or characters of them, at most; one at least.
 
         Raises RunError (DataInvalid, MethodNotApplicable).
         """
-        rendered = Rendered()
+        rendered, held = Rendered(), 0
         # The tokenizer's threads leave Python alone, which goes on to the next batch.
-        for some, pieces in ahead(self._pieces(rows)):
-            if len(rendered.rows) >= most_rows or len(rendered.rows.input_ids) >= most_tokens:
+        for some, pieces, characters in ahead(self._pieces(rows)):
+            if len(rendered.rows) >= most_rows or held >= most_characters:
                 yield rendered
-                rendered = Rendered()
+                rendered, held = Rendered(), 0
+            held += characters
             tokens = iter(self._render(pieces))
             for row in some:
                 parts = [next(tokens) for _ in row.parts]
@@ -119,10 +128,19 @@ class Renderer:
                     self._count_stop(example, part, rendered)
         yield rendered
 
-    def _pieces(self, rows: Instances) -> Iterator[tuple[list[Instance], list[_Piece]]]:
-        """Yield some rows at a time, and their examples as text."""
-        for some in batched(rows, _BATCH):
-            yield some, [self._piece(example) for row in some for example in row.parts]
+    def _pieces(self, rows: Instances) -> Iterator[tuple[list[Instance], list[_Piece], int]]:
+        """Yield some rows at a time, their examples as text, and how many characters all that has."""
+        some, pieces, characters = list[Instance](), list[_Piece](), 0
+        for row in rows:
+            of_row = [self._piece(example) for example in row.parts]
+            some.append(row)
+            pieces += of_row
+            characters += sum(piece.characters for piece in of_row) + _kept(row)
+            if len(some) == _BATCH or characters >= _BATCH_CHARACTERS:
+                yield some, pieces, characters
+                some, pieces, characters = [], [], 0
+        if some:
+            yield some, pieces, characters
 
     def _render(self, pieces: Sequence[_Piece]) -> list[Tokens | None]:
         """Return the tokens of each example, None for one that is left out."""
@@ -283,6 +301,11 @@ def _clock_macro(day: datetime) -> str:
     directives = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBdHIjmMpSUwWyY"]
     replaced = "".join(f" | replace({one!r}, {day.strftime(one)!r})" for one in directives)
     return "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}{{ '' }}"
+
+
+def _kept(row: Instance) -> int:
+    """Return the characters of a row that are kept beside its tokens."""
+    return sum(map(len, row.columns.values())) if isinstance(row, Prompt) else 0
 
 
 def _common(left: list[int], right: list[int]) -> int:

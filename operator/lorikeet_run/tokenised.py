@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import safe_open
@@ -35,7 +36,7 @@ _ELSEWHERE: Final = {"train", "eval", "test", "general", "packing"}
 """The fields of a dataset that decide nothing of its rows: where they come from, and what is done with the tokens."""
 _ARRAYS: Final = tuple(one.name for one in fields(Flat))
 _FRAMES: Final = "frames"
-"""Key of a part's metadata: what its rows are but for their tokens, as JSON."""
+"""Array of a part that has what its rows are but for their tokens, as JSON in UTF-8."""
 
 
 class Portion(Model):
@@ -111,26 +112,27 @@ def write_part(path: Path, rows: Rows[TokenRow]) -> None:
     """Write rows, at least one, to a file."""
     flat = rows.flat
     arrays: dict[str, NDArray[Any]] = {name: getattr(flat, name) for name in _ARRAYS}
-    save_file(arrays, path, {_FRAMES: _pack(rows.frames)})
+    save_file({**arrays, _FRAMES: _pack(rows.frames)}, path)
 
 
 def read_part(path: Path, into: Rows[TokenRow]) -> None:
     """Add the rows of a file to others."""
     with safe_open(path, framework="numpy") as file:
         flat = Flat(*(file.get_tensor(name) for name in _ARRAYS))
-        frames = _unpack(file.metadata()[_FRAMES], len(flat.trained))
+        frames = _unpack(file.get_tensor(_FRAMES), len(flat.trained))
     into.extend(flat, frames)
 
 
-def _pack(frames: Sequence[TokenRow]) -> str:
-    """Return what rows are but for their tokens, as JSON."""
+def _pack(frames: Sequence[TokenRow]) -> NDArray[np.uint8]:
+    """Return what rows are but for their tokens."""
     good = [frame.good for frame in frames if isinstance(frame, Judged)]
     columns = [dict(frame.columns) for frame in frames if isinstance(frame, Prompted)]
-    return json.dumps({"kind": type(frames[0]).__name__, "good": good, "columns": columns})
+    told = {"kind": type(frames[0]).__name__, "good": good, "columns": columns}
+    return np.frombuffer(json.dumps(told, ensure_ascii=False).encode(), np.uint8)
 
 
-def _unpack(text: str, count: int) -> Sequence[TokenRow]:
-    told = json.loads(text)
+def _unpack(data: NDArray[np.uint8], count: int) -> Sequence[TokenRow]:
+    told = json.loads(data.tobytes())
     match told["kind"]:
         case "Pair":
             return [Pair(NOTHING, NOTHING)] * count

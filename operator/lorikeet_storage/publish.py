@@ -151,6 +151,8 @@ def publish(folder: Path, draft: Manifest) -> Published:
     contract = draft.contract
     found = find_published(contract.output_uri, contract.run_id, contract.storage)
     if found is not None:
+        # Whoever published may have been ended before it could.
+        _sweep(open_output(contract.output_uri, contract.storage), run_folder(contract.output_uri, contract.run_id))
         return found
     digests = [file_digest(path, name) for name, path in _published_files(folder)]
     if not digests:

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 from lorikeet_api import objectives as api
 from lorikeet_api.contract import StorageAccess, Use
 from lorikeet_api.training import Overlong, TrainOn
+from lorikeet_run import render
 from lorikeet_run.conversation import Message, Role
 from lorikeet_run.errors import RunError
 from lorikeet_run.examples import Example, Instance, Prompt
@@ -328,3 +330,16 @@ def test_the_loss_is_the_mean_over_tokens_at_every_batch_size(
         assert counted == sum(row.trained for row in rows)
         assert one_size.loss == pytest.approx(total / counted, rel=1e-5)
     assert model.training
+
+
+def test_long_rows_are_tokenised_a_few_at_a_time(
+    chatml: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render, "_BATCH_CHARACTERS", 1000)
+    rows: list[Instance] = [
+        *(conversation("Which?", "blue " * 60) for _ in range(6)),
+        *(Prompt(replace(conversation("Which?"), asks=True), {"answer": "x" * 400}) for _ in range(6)),
+    ]
+    parts = [len(part.rows) for part in renderer(chatml).render_in_parts(rows, most_rows=1000, most_characters=1000)]
+    assert sum(parts) == len(rows)
+    assert max(parts) <= 4

@@ -9,7 +9,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from lorikeet_api.batch import largest_divisor
+from lorikeet_api.batch import USUAL, largest_divisor
 from lorikeet_api.contract import EXIT_DONE, RunContract
 from lorikeet_run import log
 from lorikeet_run.hyperparameters import Hyperparameters
@@ -32,8 +32,8 @@ def is_to_be_found(contract: RunContract, layout: Layout) -> bool:
 def fitting(share: int, measured: Measured) -> int:
     """Return the largest micro batch for which there is room, by what those of one example and of two have taken.
 
-    Memory grows by the same for each example. One of two that was not measured did not fit; one of one always counts,
-    since it was made.
+    Memory grows by the same for each example; where it does not grow the usual micro batch is as good as any. One of
+    two that was not measured did not fit; one of one always counts, since it was made.
 
     Args:
         share: examples of an optimiser step on one rank, which it divides.
@@ -42,8 +42,9 @@ def fitting(share: int, measured: Measured) -> int:
     one, two = measured.peaks[1], measured.peaks.get(2)
     if two is None:
         return 1
-    left, more = ROOM * measured.limit - one, max(1, two - one)
-    return largest_divisor(share, max(1, min(LARGEST, 1 + int(left // more))))
+    left, more = ROOM * measured.limit - one, two - one
+    most = 1 + int(left // more) if more > 0 else USUAL
+    return largest_divisor(share, max(1, min(LARGEST, most)))
 
 
 def settle(contract: RunContract, layout: Layout, probed: StageResult, seconds: float) -> StageResult:

@@ -27,7 +27,9 @@ from lorikeet_trainer.state import Layout, Measured, Prepared
 TRIED: Final = (1, 2)
 """Micro batches, one after the other."""
 STEPS: Final = 2
-"""Optimiser steps with each: only in the second one the optimiser's state lies there while gradients are computed."""
+"""Optimiser steps with each: only in the second one the optimiser's state lies there while gradients are computed.
+What an optimiser takes beyond its state is the same for each micro batch, and would hide what that takes: it is not
+measured."""
 ACCUMULATED: Final = 2
 """Micro batches of a step: only in the second one gradients lie there while activations are held."""
 
@@ -84,14 +86,19 @@ class _Meter(TrainerCallback):
         """Begin."""
         self._memory.begin()
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Measure what was taken up to the last gradient of each micro batch."""
+        made = state.global_step + 1
+        if made % STEPS == 0:
+            self._peaks[TRIED[made // STEPS - 1]] = self._memory.peak()
+            Measured(limit=self._memory.limit, peaks=self._peaks).write(self._file)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Measure after the last step of each micro batch."""
-        if state.global_step % STEPS:
-            return
-        self._peaks[TRIED[state.global_step // STEPS - 1]] = self._memory.peak()
-        Measured(limit=self._memory.limit, peaks=self._peaks).write(self._file)
+        """Begin again after each update."""
         self._memory.begin()
 
 

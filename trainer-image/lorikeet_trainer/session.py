@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedTokenizerBase
 
+from lorikeet_api.batch import USUAL
 from lorikeet_api.contract import RunContract
 from lorikeet_run import log
 from lorikeet_run.hyperparameters import Hyperparameters
@@ -93,5 +94,10 @@ def setting(session: Session, trainable: Trainable, tokenizer: PreTrainedTokeniz
 
 
 def passes_of(session: Session, tokenizer: PreTrainedTokenizerBase) -> Passes:
-    """Return how rows are put through a model beside training: as training does."""
-    return Passes(session.hyper.micro_batch_size, int(tokenizer.pad_token_id or 0), session.compute.autocast)
+    """Return how rows are put through a model beside training: as training does.
+
+    Those may be longer than what is trained on, so a micro batch that was found by trying is no measure for them.
+    """
+    size, asked = session.hyper.micro_batch_size, session.contract.training.micro_batch_size
+    size = size if asked is not None else min(size, USUAL)
+    return Passes(size, int(tokenizer.pad_token_id or 0), session.compute.autocast)

@@ -10,7 +10,7 @@ from lorikeet_api.objectives import Objective
 from lorikeet_api.training import Columns, Dataset, DataSource, Training, WeightedDataSource
 from lorikeet_run import tokenised
 from lorikeet_run.rows import Rows
-from lorikeet_run.tokens import TokenRow
+from lorikeet_run.tokens import Prompted, TokenRow
 from tests import runs
 from tests.unit.run.test_rows import KINDS, collected, plain
 
@@ -112,6 +112,16 @@ def test_rows_come_out_of_their_parts_as_they_went_in(tmp_path: Path, kind: str)
     whole = collected(some)
     for name in ("input_ids", "labels", "ends", "trained", "lengths"):
         assert getattr(rows, name).tolist() == getattr(whole, name).tolist()
+
+
+def test_columns_of_any_length_and_script_are_kept(tmp_path: Path) -> None:
+    """The head of a file of tensors takes 100 MB at most."""
+    columns = {"tests": "проверка " * 1_000_000}
+    some: list[TokenRow] = [Prompted(KINDS["sft"](number).parts[0], columns) for number in range(8)]
+    rows = Rows[TokenRow]()
+    tokenised.write_part(tmp_path / "part", collected(some))
+    tokenised.read_part(tmp_path / "part", rows)
+    assert [row.columns for row in rows if isinstance(row, Prompted)] == [columns] * 8
 
 
 def test_equal_rows_are_equal_bytes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorikeet_api.batch import USUAL
 from lorikeet_api.contract import RunContract, RunRecord, SourceDigest, StorageAccess
 from lorikeet_api.objectives import Objective
 from lorikeet_api.training import Training
@@ -57,9 +58,8 @@ def test_a_micro_batch_of_two_that_did_not_fit_is_none_of_one() -> None:
     assert fitting(32, measured(100, 40)) == 1
 
 
-def test_what_takes_no_more_with_each_example_gets_the_largest() -> None:
-    assert fitting(32, measured(100, 40, 40)) == fitting(32, measured(100, 40, 39)) == LARGEST
-    assert fitting(32, measured(100, 95, 95)) == 1
+def test_what_takes_no_more_with_each_example_gets_what_is_usual() -> None:
+    assert fitting(32, measured(100, 40, 40)) == fitting(32, measured(100, 40, 39)) == USUAL
 
 
 class Trying:
@@ -118,10 +118,12 @@ def test_without_a_measurement_training_goes_on_with_what_is_usual(tmp_path: Pat
         (contract(gpus=0), None, False),
         (contract(gpus=32), None, False),
         (contract(objective={"kto": {}}), None, False),
+        (contract(objective={"orpo": {}}), None, False),
+        (contract(precision="fp16"), None, False),
         (contract(objective=RLHF), None, False),
         (contract(), 8, False),
     ],
-    ids=["sft", "GPUs", "dpo", "asked for", "CPU", "a share of one", "kto", "rlhf", "goes on"],
+    ids=["sft", "GPUs", "dpo", "asked for", "CPU", "a share of one", "kto", "orpo", "fp16", "rlhf", "goes on"],
 )
 @pytest.mark.parametrize("probed", [DONE, failed("InternalError", 70)], ids=["done", "failed"])
 def test_a_run_tries_before_it_trains_where_nobody_else_says(
