@@ -125,7 +125,7 @@ def test_the_micro_batch_is_of_one_ranks_share(gpus: int, micro: int) -> None:
 
 @pytest.mark.parametrize(
     ("gpus", "objective", "micro"),
-    [(1, "sft", None), (2, "dpo", None), (1, "orpo", None), (1, "reward", None), (0, "sft", 4), (1, "kto", 4)],
+    [(1, "sft", None), (2, "dpo", None), (1, "reward", None), (0, "sft", 4), (1, "kto", 4), (1, "orpo", 4)],
 )
 def test_a_micro_batch_is_left_open_where_the_run_finds_it_by_trying(
     gpus: int, objective: str, micro: int | None
