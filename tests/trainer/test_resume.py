@@ -63,7 +63,8 @@ def outcome(lab: Lab, contract: RunContract) -> tuple[dict[str, str], list[dict[
     """Return what must not depend on interruptions: the weights' digests, the loss curve, and the report's samples."""
     weights = {file.path: file.sha256 for file in lab.manifest(contract).files if file.path.endswith(".safetensors")}
     metrics = json.loads(lab.fetch(contract, "metrics.json"))
-    curve: list[dict[str, Any]] = metrics["curve"]
+    # An evaluation that is made up for stands behind the loss of its step.
+    curve: list[dict[str, Any]] = sorted(metrics["curve"], key=lambda point: (point["step"], "loss" in point))
     samples = Trained.read(lab.layout(contract).trained).samples
     assert weights
     assert [point["step"] for point in metrics["pace"]] == [point["step"] for point in curve if "loss" in point]

@@ -31,13 +31,16 @@ TOO_FAST: dict[str, dict[str, Any]] = {
     "lora": {"learningRate": 3e-2, "earlyStopping": {"patience": 2}},
     "full": {"learningRate": 2e-2, "earlyStopping": {"patience": 2}, "optimizer": "adamw8bit"},
 }
-PLANNED = 24
+PLANNED = 60
 STEPS: dict[str, Any] = {
+    "epochs": 10,
     "maxSteps": PLANNED,
     "evalSteps": 2,
     "microBatchSize": 4,
     "loggingSteps": 3,
     "scheduler": "constant",
+    # Processors compute 16 bits each in their own way, and on some the loss would go on falling.
+    "precision": "fp32",
 }
 
 

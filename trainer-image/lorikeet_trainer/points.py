@@ -32,7 +32,7 @@ def points_of(curve: Sequence[LossPoint], pace: Sequence[PacePoint]) -> list[Poi
     made, at = [], {point.step: point for point in pace}
     when = pace[0].time if pace else time()
     for point in curve:
-        values = {name: value for name, value in point.to_wire().items() if name not in ("step", "figures")}
+        values = {name: value for name, value in point.to_wire().items() if isinstance(value, float)}
         beside = at.get(point.step) if point.loss is not None else None
         if beside is not None:
             when = beside.time

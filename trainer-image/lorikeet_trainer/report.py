@@ -115,8 +115,9 @@ class Report(TrainerCallback):
         self.feed.write(self.curve, self.pace)
         start, first = self._began
         made = state.global_step - first
-        left = (monotonic() - start) / made * (state.max_steps - state.global_step) if made > 0 else None
-        self.reporter.training(state.global_step, state.max_steps, left, self._figures)
+        steps = state.global_step if self.has_ended_early else state.max_steps
+        left = (monotonic() - start) / made * (steps - state.global_step) if made > 0 else None
+        self.reporter.training(state.global_step, steps, left, self._figures)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -31,7 +31,7 @@ from tests import runs
 
 CURVE = [
     LossPoint(step=1, loss=3.0, learning_rate=0.1, figures={"margin": 0.5}),
-    LossPoint(step=2, eval_loss=2.5),
+    LossPoint(step=2, eval_loss=2.5, repeated=[0.0, 0.5]),
     LossPoint(step=2, loss=2.0),
 ]
 PACE = [PacePoint(step=step, tokens_per_second=7.0, memory_bytes=9, time=100.0 + step) for step in (1, 2)]
