@@ -114,6 +114,9 @@ def foreign_output(workspace: Workspace) -> dict[str, Any]:
     return request("foreign", output={"uri": f"s3://adapters/{workspace.namespace}/other"})
 
 
+TOLD_HERE = ("a preference without a rejected answer", "prompts that are longer than maxLength")
+"""`tests/trainer/test_bad_input.py` has the others, too: agent, trainer and command say the same of each."""
+
 CASES = {
     "data that is not there": Case(
         lambda w: request("no-data", "s3://datasets/nowhere/train.jsonl"),
@@ -159,7 +162,7 @@ CASES = {
         r"nonesuch.*q_proj",
         by_trainer=True,
     ),
-    **{what: Case(partial(bad_rows, bad), "DataInvalid", bad.message) for what, bad in BAD_ROWS.items()},
+    **{what: Case(partial(bad_rows, BAD_ROWS[what]), "DataInvalid", BAD_ROWS[what].message) for what in TOLD_HERE},
 }
 
 

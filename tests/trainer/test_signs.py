@@ -133,14 +133,14 @@ def test_a_model_that_was_taught_to_repeat_itself_does(lab: Lab) -> None:
 
 
 def test_a_model_that_learns_to_repeat_itself_is_ended_on_the_way_where_that_fails(lab: Lab) -> None:
-    training = {"epochs": 6, "evalSteps": 4, "signs": {"failOn": ["Repetition"]}}
+    training = {"epochs": 6, "evalSteps": 8, "signs": {"failOn": ["Repetition"]}}
     result = lab.run(lab.contract("lora", MODEL, "s3://datasets/loops.jsonl", dataset=HELD_OUT, training=training))
     assert result.record is not None
     assert result.record.reason == "Repetition"
     ((name, step),) = signs(result)
     steps = metrics_of(result).steps
     assert steps is not None
-    assert (name, step + 4) == ("Repetition", steps), "from the first of two evaluations on"
+    assert (name, step + 8) == ("Repetition", steps), "from the first of two evaluations on"
     assert steps < 6 * 12
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, time
-from typing import Any
+from typing import Any, Final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -19,6 +19,9 @@ from lorikeet_trainer.selection import EndedEarly, Selection
 from lorikeet_trainer.signs import Lookout
 from lorikeet_trainer.state import Evaluation, LossPoint, PacePoint
 
+SAMPLED: Final = 8
+"""Evaluations on the way at which answers are sampled, at most: they may take longer than the evaluation does."""
+
 
 @dataclass
 class Report(TrainerCallback):
@@ -26,7 +29,7 @@ class Report(TrainerCallback):
 
     evaluate: Callable[[], Evaluation] | None
     answer: Callable[[], list[Answer]] | None
-    """Samples answers, at evaluations on the way."""
+    """Samples answers, at some of the evaluations on the way."""
     eval_steps: int | None
     reporter: Reporter
     memory: Callable[[], int]
@@ -156,6 +159,13 @@ class Report(TrainerCallback):
             return float(state.epoch or 0.5).is_integer()
         return state.global_step % self.eval_steps == 0
 
+    def _is_sampled(self, state: TrainerState) -> bool:
+        """Whether answers are sampled at this evaluation: at SAMPLED of a run's, about, evenly spread."""
+        number, planned = float(state.epoch or 0), float(state.num_train_epochs)
+        if self.eval_steps is not None:
+            number, planned = state.global_step / self.eval_steps, state.max_steps / self.eval_steps
+        return round(number) % max(1, math.ceil(planned / SAMPLED)) == 0
+
     def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
         assert self.evaluate is not None  # noqa: S101 - what is due can be done
         start = monotonic()
@@ -164,7 +174,8 @@ class Report(TrainerCallback):
         except Interrupted:
             control.should_save = control.should_training_stop = True
             return
-        repeated = [answer.repeated for answer in self.answer()] if self.answer is not None else None
+        answers = self.answer() if self.answer is not None and self._is_sampled(state) else None
+        repeated = None if answers is None else [answer.repeated for answer in answers]
         seconds = monotonic() - start
         self.eval_seconds += seconds
         self._note(state.global_step, found, repeated)
