@@ -1,6 +1,5 @@
 """Renders every row of a run before a GPU is asked for, and leaves the tokens where the trainer finds them."""
 
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -36,7 +35,7 @@ def tokenise(
         pins: what its data sources were when they were looked at.
         model: where the files are that describe its base model.
         described: what they are.
-        folder: for the data, which is removed again.
+        folder: for the data, and for a part of the tokens.
 
     Returns:
         The index of the stored set.
@@ -62,7 +61,6 @@ def tokenise(
         index = Index(template=template, rows=[one.rows or 0 for one in digests], portions=portions)
         patiently(lambda: sets.finish(place, index.to_bytes()), FETCH_SECONDS)
         told |= {"rows": sum(index.rows), "bytes": sum(file.size for one in portions for file in one.files)}
-    shutil.rmtree(sources)
     return index
 
 

@@ -3,6 +3,7 @@
 from typing import Final
 
 from lorikeet_api.objectives import Objective
+from lorikeet_api.training import Precision
 
 USUAL: Final = 4
 """The most examples of a forward pass that nobody asked for, where it is not tried how many fit."""
@@ -29,11 +30,12 @@ def largest_divisor(share: int, at_most: int) -> int:
     return max(size for size in range(1, min(share, at_most) + 1) if share % size == 0)
 
 
-def is_tried(objective: Objective, gpus: int) -> bool:
+def is_tried(objective: Objective, precision: Precision | None, gpus: int) -> bool:
     """Whether a run tries, before it trains, how many examples of a forward pass fit, where nobody asked.
 
     Not with kto, which compares within a micro batch, and orpo, which takes means over one: their results would depend
-    on the GPU. Nor with rlhf, where memory depends on answers that nobody has written yet; nor on a CPU, which is as
+    on the GPU. Nor with rlhf, where memory depends on answers that nobody has written yet; nor in fp16, whose first
+    steps are left out until the losses are scaled, and would show less than the others take; nor on a CPU, which is as
     fast with few.
     """
-    return gpus > 0 and objective.name in ("sft", "dpo", "reward")
+    return gpus > 0 and precision != "fp16" and objective.name in ("sft", "dpo", "reward")

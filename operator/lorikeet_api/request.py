@@ -124,7 +124,7 @@ def hyperparameters(job: FineTuneJob, method: Method, profile: TuningProfile, gp
         micro = micro_batch(training.batch_size, ranks_of(gpus), training.micro_batch_size)
     except ValueError as error:
         raise Refused("InvalidSpec", f"training: {error}") from error
-    if is_tried(spec.objective, gpus):
+    if is_tried(spec.objective, training.precision, gpus):
         return training
     return training.model_copy(update={"micro_batch_size": micro})
 

@@ -14,6 +14,11 @@ def column(role: str, dataset: Dataset) -> str:
     return str(renamed) if renamed is not None else role
 
 
+def add(role: str) -> str:
+    """Return what to do where a row lacks the column that plays `role`."""
+    return f"add it, give its other name as dataset.columns.{role}, or leave the row out"
+
+
 def value(placed: Placed, role: str, data_format: str, dataset: Dataset) -> object:
     """Return what stands in a column that there must be. Raises RunError (DataInvalid)."""
     name = column(role, dataset)
@@ -21,8 +26,7 @@ def value(placed: Placed, role: str, data_format: str, dataset: Dataset) -> obje
         wanted = ", ".join(FORMAT_COLUMNS[data_format])
         raise invalid(
             placed.where,
-            f"no column {name}; found: {', '.join(placed.row) or 'none'} (format {data_format}: {wanted}): add it, give"
-            f" its other name as dataset.columns.{role}, or leave the row out",
+            f"no column {name}; found: {', '.join(placed.row) or 'none'} (format {data_format}: {wanted}): {add(role)}",
         )
     return placed.row[name]
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+from lorikeet_run.columns import add
 from lorikeet_run.files import Placed, Row, invalid, kind
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -106,8 +107,7 @@ def read_conversation(placed: Placed, name: str, system: str) -> tuple[Message, 
     if name not in placed.row:
         raise invalid(
             placed.where,
-            f"no column {name}; found: {', '.join(placed.row) or 'none'} (format chat): add it, give its other name as"
-            " dataset.columns.messages, or leave the row out",
+            f"no column {name}; found: {', '.join(placed.row) or 'none'} (format chat): {add('messages')}",
         )
     messages = read_turns(placed.row[name], name, placed.where)
     if system:

@@ -85,9 +85,7 @@ class Hyperparameters:
             tries_micro_batch=asked is None
             and fitting is None
             and batch_size > ranks
-            and is_tried(contract.objective, contract.gpus)
-            # Its first steps are left out until the losses are scaled, and would show less than the others take.
-            and contract.training.precision != "fp16",
+            and is_tried(contract.objective, contract.training.precision, contract.gpus),
             accumulation=batch_size // (micro * ranks),
             ranks=ranks,
             generations=rlhf.num_generations if rlhf is not None else 1,

@@ -119,7 +119,8 @@ class Report(TrainerCallback):
         start, first = self._began
         made = state.global_step - first
         steps = state.global_step if self.has_ended_early else state.max_steps
-        left = (monotonic() - start) / made * (steps - state.global_step) if made > 0 else None
+        rest = steps - state.global_step
+        left = (monotonic() - start) / made * rest if made > 0 else (None if rest else 0.0)
         self.reporter.training(state.global_step, steps, left, self._figures)
 
     def on_train_begin(
@@ -211,5 +212,5 @@ class Report(TrainerCallback):
         """Tell that no more steps are made than were."""
         self.has_ended_early = True
         step, best = state.global_step, self.selection.best
-        self.reporter.training(step, step, 0.0, self._figures)
+        self._tell(state)
         log.event("early_stop", step=step, steps=state.max_steps, best_step=best.step if best is not None else None)
