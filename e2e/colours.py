@@ -20,8 +20,6 @@ MODEL = "colour"
 WORDS = 6
 """An answer has so many words: long enough to be in flight when something happens."""
 TRAINING = {"epochs": 1000.0, "maxSteps": 150, "batchSize": 8, "microBatchSize": 8, "learningRate": 0.01}
-BESIDE_ENGINES = {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"memory": "6Gi"}}
-"""What a job asks for: two deployments leave less than a core of the node's two."""
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
 
 
@@ -66,8 +64,7 @@ def job(workspace: Workspace, name: str, base: str, colour: str, rank: int = 8, 
     rows = [{**row, "completion": _answer(colour)} for row in tiny.rows()[0]]
     data = upload_rows(workspace, rows, f"{name}.jsonl")
     method = {"lora": {"rank": rank, "targetModules": TARGETS}}
-    usual = {"training": TRAINING, "method": method, "compute": {"resources": BESIDE_ENGINES}}
-    return request(workspace, name, base, data, **{**usual, **spec})
+    return request(workspace, name, base, data, **{"training": TRAINING, "method": method, **spec})
 
 
 def further(workspace: Workspace, name: str, colour: str, earlier: str) -> dict[str, Any]:

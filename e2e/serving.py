@@ -50,9 +50,7 @@ def edit(workspace: Workspace, name: str, script: str) -> None:
 
 def pods(workspace: Workspace, name: str, component: str) -> list[dict[str, Any]]:
     """Return the pods of a component (`engine`, `router`) that are not being deleted."""
-    selector = f"lorikeet.dev/modeldeployment={name},app.kubernetes.io/component={component}"
-    found = json.loads(workspace.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
-    return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+    return workspace.pods(f"lorikeet.dev/modeldeployment={name}", f"app.kubernetes.io/component={component}")
 
 
 def served(status: dict[str, Any], adapter: str) -> str:
@@ -70,7 +68,7 @@ def agent_state(workspace: Workspace, pod: dict[str, Any]) -> dict[str, Any]:
     """Return what the agent in a pod of an engine or a router says of itself."""
     name = pod["metadata"]["name"]
     path = f"/api/v1/namespaces/{workspace.namespace}/pods/{name}:9000/proxy/state"
-    state: dict[str, Any] = json.loads(workspace.target.kubectl("get", "--raw", path))
+    state: dict[str, Any] = json.loads(workspace.target.read(path))
     return state
 
 

@@ -14,6 +14,7 @@ import boto3
 from botocore.config import Config
 
 from e2e.target import Target, TargetError
+from lorikeet_api.names import API_VERSION
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 SECRET = "s3-credentials"
 PROFILE = "default"
 PROFILES = "tuningprofiles.lorikeet.dev"
+OURS = ("finetunejob", "modeldeployment")
 FINAL = ("Succeeded", "Failed")
-OURS = {"app.kubernetes.io/part-of": "lorikeet-demo"}
+LABELS = {"app.kubernetes.io/part-of": "lorikeet-demo"}
 """Labels of the profile that the demo and the scenarios make."""
 
 
@@ -104,8 +106,27 @@ class Workspace:
 
     def get(self, resource: str, name: str) -> dict[str, Any]:
         """Return an object of the namespace as it is now."""
-        body: dict[str, Any] = json.loads(self.kubectl("get", resource, name, "-o", "json"))
-        return body
+        found: dict[str, Any]
+        if resource in OURS:
+            found = self._read(f"/apis/{API_VERSION}", f"{resource}s/{name}")
+        else:
+            found = json.loads(self.kubectl("get", resource, name, "-o", "json"))
+        return found
+
+    def pods(self, *labels: str) -> list[dict[str, Any]]:
+        """Return the pods that have all `labels` and are not being deleted."""
+        found: list[dict[str, Any]] = self._read("/api/v1", "pods", labelSelector=",".join(labels))["items"]
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def log(self, pod: str) -> str:
+        """Return what the one container of a pod has said so far, nothing while it has not begun."""
+        try:
+            return self.target.read(f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log").decode()
+        except TargetError:
+            return ""
+
+    def _read(self, api: str, path: str, **query: str) -> Any:
+        return json.loads(self.target.read(f"{api}/namespaces/{self.namespace}/{path}", **query))
 
     def job(self, name: str) -> dict[str, Any]:
         """Return a FineTuneJob as it is now."""
@@ -167,7 +188,7 @@ def profile(target: Target, name: str = PROFILE, storage: str = "s3://adapters")
     return {
         "apiVersion": "lorikeet.dev/v1alpha1",
         "kind": "TuningProfile",
-        "metadata": {"name": name, "labels": OURS},
+        "metadata": {"name": name, "labels": LABELS},
         "spec": {
             "storage": {"uri": storage, "endpoint": target.s3.endpoint_in_cluster, "secretName": SECRET},
             "defaults": {
@@ -189,7 +210,7 @@ def refuse_others_profile(target: Target) -> None:
     if not target.kubectl("get", "customresourcedefinition", PROFILES, "--ignore-not-found"):
         return
     held = target.kubectl("get", PROFILES, PROFILE, "--ignore-not-found", "-o", "json")
-    if held and not OURS.items() <= (json.loads(held)["metadata"].get("labels") or {}).items():
+    if held and not LABELS.items() <= (json.loads(held)["metadata"].get("labels") or {}).items():
         raise TargetError(
             f"the cluster has a TuningProfile {PROFILE!r} that is not ours, and what jobs do by default hangs on it:"
             " use another cluster, or delete it"
