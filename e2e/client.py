@@ -33,6 +33,8 @@ class Plan:
     """Regular expressions for the answers of each adapter, by its name without revision: one for each question, or one
     for all. Others may answer anything."""
     concurrency: int = 1
+    pause: float = 0.0
+    """Seconds from an answer until the next request in its place: who asks all the while need not take all there is."""
     users: int = 1000
     """Values of the sticky header, one after the other."""
     sticky: str = "x-user-id"
@@ -94,6 +96,7 @@ class Client:
                     {"asked": began, "failed": time.time(), "error": said, "streamed": number % 2 == 1}
                 )
                 await asyncio.sleep(0.05)
+            await asyncio.sleep(self._plan.pause)
 
     async def _ask(self, number: int) -> None:
         plan, streamed = self._plan, number % 2 == 1

@@ -5,27 +5,29 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from e2e import colours
 from e2e.demo import DATA, MODEL, material
 from e2e.deploy import install
 from e2e.serving import wait_for
+from e2e.sharing import Groups, among_others, group_of, once, shared_folder
 from e2e.small import upload_model
 from e2e.target import Target, TargetError, target
 from e2e.workspace import Workspace
 
 
-class Halves(LoadScopeScheduling):  # type: ignore[misc]
-    """Shares scenarios out between two processes: those on clusters of their own run beside all others."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "clusters of their own" if "test_cluster.py" in nodeid else "the cluster"
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    """Name the scheduler."""
+    return Groups(config, log)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Halves:
-    """Name the scheduler; xdist's own would bring Lorikeet to the one cluster by both processes."""
-    return Halves(config, log)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Keep a scenario that is to be alone apart from the cluster's others; nobody's time limit counts the waiting."""
+    if group_of(item.nodeid) == "clusters of their own":
+        return (yield)
+    with among_others(shared_folder(item.config), alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -37,28 +39,32 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(scope="session")
-def lorikeet(tmp_path_factory: pytest.TempPathFactory) -> Target:
+def lorikeet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Target:
     """The cluster with the operator installed, a default profile, and the demo's model and data in S3."""
     try:
         found = target()
     except TargetError as error:
         pytest.fail(str(error))
-    install(found)
-    _pull_agent(found)
-    shared = Workspace(found, "default")
-    model, data = material(tmp_path_factory.mktemp("material"))
-    shared.upload_folder(model, *MODEL)
-    shared.upload_folder(data, *DATA)
-    shared.bucket("adapters")
+    with once(shared_folder(request.config), "lorikeet") as to_be_made:
+        if to_be_made:
+            install(found)
+            _pull(found, found.agent_image)
+            _pull(found, found.trainer_image)
+            shared = Workspace(found, "default")
+            model, data = material(tmp_path_factory.mktemp("material"))
+            shared.upload_folder(model, *MODEL)
+            shared.upload_folder(data, *DATA)
+            shared.bucket("adapters")
+            shared.bucket("datasets")
     return found
 
 
-def _pull_agent(found: Target) -> None:
-    """Have the node pull the agent's image, so that what it says of a first job is timed like that of a second."""
+def _pull(found: Target, image: str) -> None:
+    """Have the node pull an image, so that what is said of a first job is timed like that of a second."""
     name = f"pull-{secrets.token_hex(3)}"
-    run = ("run", name, f"--image={found.agent_image}", "--restart=Never", "--", "--help")
+    run = ("run", name, f"--image={image}", "--restart=Never", "--", "--help")
     found.kubectl("-n", "default", *run)
-    found.kubectl("-n", "default", "wait", f"pod/{name}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=180s")
+    found.kubectl("-n", "default", "wait", f"pod/{name}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=600s")
     found.kubectl("-n", "default", "delete", "pod", name, "--wait=false")
 
 

@@ -32,6 +32,7 @@ def without_operator(target: Target) -> Iterator[None]:
         target.kubectl(*system, "rollout", "status", "deployment/lorikeet", "--timeout=120s")
 
 
+@pytest.mark.alone
 def test_a_record_that_is_lost_with_its_pod_is_read_from_the_manifest(workspace: Workspace, small: str) -> None:
     workspace.apply(request(workspace, "lost", small, training={**SHORT, "maxSteps": 1}))
     workspace.wait("lost", lambda status: "jobUid" in status, "batch Job", 60)
@@ -44,6 +45,7 @@ def test_a_record_that_is_lost_with_its_pod_is_read_from_the_manifest(workspace:
     assert "manifest.json" in str(workspace.published(f"lost/{status['artifacts']['runId']}"))
 
 
+@pytest.mark.alone
 def test_a_job_that_was_done_and_deleted_while_nobody_looked_has_its_result(workspace: Workspace, small: str) -> None:
     """Its status is also what a backup brings to another cluster: it names a batch Job that is not there."""
     workspace.apply(request(workspace, "unseen", small, training={**SHORT, "maxSteps": 1}))
@@ -65,6 +67,7 @@ def test_a_batch_job_that_is_deleted_is_not_trained_again(workspace: Workspace, 
     assert not trainers(workspace)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(os.environ.get("CLUSTER") == "existing", reason="stops the development cluster's own S3 server")
 def test_a_store_that_is_away_for_a_minute_costs_nothing(workspace: Workspace, small: str) -> None:
     training = {**SHORT, "maxSteps": 600, "checkpoints": {"everySteps": 20}}

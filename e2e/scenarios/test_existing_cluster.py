@@ -17,6 +17,7 @@ from e2e.workspace import PROFILE, PROFILES, profile
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.alone,
     pytest.mark.skipif(os.environ.get("CLUSTER") == "existing", reason="every scenario runs so already"),
 ]
 

@@ -107,6 +107,7 @@ def writes(found: Target) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if any(f'verb="{verb}"' in line for verb in verbs))
 
 
+@pytest.mark.alone
 def test_a_restarted_operator_writes_nothing_when_nothing_changed(
     finished: tuple[Workspace, dict[str, Any]], lorikeet: Target
 ) -> None:

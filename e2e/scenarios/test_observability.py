@@ -18,7 +18,8 @@ from e2e.serving import pods
 from e2e.small import MINUTES, request, until
 from e2e.workspace import Workspace
 
-pytestmark = pytest.mark.e2e
+# Its client takes all that the cores have left.
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 WINDOW = "15m:2s"
 BETWEEN_SCRAPES = {"Lorikeet / Jobs: Queue", "Lorikeet / Jobs: Oldest key", "Lorikeet / Jobs: Reconciles at work"}

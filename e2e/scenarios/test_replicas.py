@@ -17,7 +17,7 @@ from e2e.node import on_the_node
 from e2e.target import Target
 from e2e.workspace import Workspace
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 FAILOVER_SECONDS = 20
 

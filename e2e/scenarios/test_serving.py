@@ -117,6 +117,7 @@ def test_traffic_is_split_by_weight_and_a_user_keeps_the_variant(served_colours:
     assert abs(100 * shares["a"] / (shares["a"] + shares["b"]) - 90) < 4, shares
 
 
+@pytest.mark.alone
 def test_an_edit_moves_the_traffic_within_two_seconds_and_fails_nothing(served_colours: Workspace) -> None:
     shift(served_colours, 1, 0)
     with load(served_colours, colours.plan(served_colours, concurrency=4)) as client:
@@ -144,6 +145,7 @@ def test_three_edits_in_two_seconds_end_with_the_last_one(served_colours: Worksp
     shift(served_colours, 90, 10)
 
 
+@pytest.mark.alone
 def test_a_new_revision_is_live_seconds_after_its_job_and_the_old_one_comes_back_as_fast(
     served_colours: Workspace, colours_base: str
 ) -> None:
@@ -151,7 +153,7 @@ def test_a_new_revision_is_live_seconds_after_its_job_and_the_old_one_comes_back
     before = deployment(workspace, NAME)["status"]
     old = served(before, "cold")
     shift(workspace, 50, 50)
-    with load(workspace, colours.plan(workspace, concurrency=4, cold="blue|green")) as client:
+    with load(workspace, colours.plan(workspace, concurrency=4, pause=0.2, cold="blue|green")) as client:
         workspace.apply(colours.job(workspace, "cold-v2", colours_base, "green"))
         steer(workspace, NAME, adapters=[colours.adapter("warm", job="warm"), colours.adapter("cold", job="cold-v2")])
         waits = wait_for(workspace, NAME, "AdaptersReady", 60, reason="JobNotFinished")

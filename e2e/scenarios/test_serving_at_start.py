@@ -25,7 +25,7 @@ def test_a_changed_adapter_comes_with_another_engine_and_fails_nothing(workspace
     )
     old = served(wait_for(workspace, NAME, "Ready", 400)["status"], "cold")
     engine = pods(workspace, NAME, "engine")[0]
-    with load(workspace, colours.plan(workspace, concurrency=2, cold="red|blue")) as client:
+    with load(workspace, colours.plan(workspace, concurrency=2, pause=0.5, cold="red|blue")) as client:
         client.until_answered(20)
         assert set(client.report()["revisions"]) == {old}
         workspace.wait_final("new")

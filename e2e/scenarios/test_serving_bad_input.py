@@ -24,7 +24,7 @@ GOOD = [colours.adapter("warm", job="warm"), colours.adapter("cold", job="cold")
 @pytest.fixture
 def used(served_colours: Workspace) -> Iterator[Load]:
     """A client that asks all the while, and must be answered."""
-    with load(served_colours, colours.plan(served_colours, concurrency=4)) as client:
+    with load(served_colours, colours.plan(served_colours, concurrency=4, pause=0.5)) as client:
         yield client
         steer(served_colours, NAME, adapters=GOOD)
         wait_for(served_colours, NAME, "Ready", 120)

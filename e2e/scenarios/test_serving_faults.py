@@ -24,7 +24,8 @@ from e2e.small import until
 from e2e.target import Target
 from e2e.workspace import Workspace
 
-pytestmark = pytest.mark.e2e
+# Their client takes all that the cores have left, for as long as they last.
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 CONCURRENCY = 50
 
