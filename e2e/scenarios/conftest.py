@@ -48,8 +48,7 @@ def lorikeet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     with once(shared_folder(request.config), "lorikeet") as to_be_made:
         if to_be_made:
             install(found)
-            _pull(found, found.agent_image)
-            _pull(found, found.trainer_image)
+            _pull_agent(found)
             shared = Workspace(found, "default")
             model, data = material(tmp_path_factory.mktemp("material"))
             shared.upload_folder(model, *MODEL)
@@ -59,12 +58,12 @@ def lorikeet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return found
 
 
-def _pull(found: Target, image: str) -> None:
-    """Have the node pull an image, so that what is said of a first job is timed like that of a second."""
+def _pull_agent(found: Target) -> None:
+    """Have the node pull the agent's image, so that what it says of a first job is timed like that of a second."""
     name = f"pull-{secrets.token_hex(3)}"
-    run = ("run", name, f"--image={image}", "--restart=Never", "--", "--help")
+    run = ("run", name, f"--image={found.agent_image}", "--restart=Never", "--", "--help")
     found.kubectl("-n", "default", *run)
-    found.kubectl("-n", "default", "wait", f"pod/{name}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=600s")
+    found.kubectl("-n", "default", "wait", f"pod/{name}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=180s")
     found.kubectl("-n", "default", "delete", "pod", name, "--wait=false")
 
 

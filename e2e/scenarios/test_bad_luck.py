@@ -37,7 +37,7 @@ def test_a_record_that_is_lost_with_its_pod_is_read_from_the_manifest(workspace:
     workspace.apply(request(workspace, "lost", small, training={**SHORT, "maxSteps": 1}))
     workspace.wait("lost", lambda status: "jobUid" in status, "batch Job", 60)
     with without_operator(workspace.target):
-        workspace.kubectl("wait", "--for=condition=Complete", "job/lost-train", "--timeout=120s")
+        workspace.kubectl("wait", "--for=condition=Complete", "job/lost-train", "--timeout=300s")
         workspace.kubectl("delete", "pods", "-l", "app.kubernetes.io/component=trainer", "--wait=true")
     status = workspace.wait_final("lost", 120)["status"]
     assert (status["phase"], condition(status, "Complete")["reason"]) == ("Succeeded", "Published"), status["message"]
@@ -51,7 +51,7 @@ def test_a_job_that_was_done_and_deleted_while_nobody_looked_has_its_result(work
     workspace.apply(request(workspace, "unseen", small, training={**SHORT, "maxSteps": 1}))
     workspace.wait("unseen", lambda status: "jobUid" in status, "batch Job", 60)
     with without_operator(workspace.target):
-        workspace.kubectl("wait", "--for=condition=Complete", "job/unseen-train", "--timeout=120s")
+        workspace.kubectl("wait", "--for=condition=Complete", "job/unseen-train", "--timeout=300s")
         workspace.kubectl("delete", "job", "unseen-train", "--wait=true")
     status = workspace.wait_final("unseen", 120)["status"]
     assert (status["phase"], condition(status, "Complete")["reason"]) == ("Succeeded", "Published"), status["message"]
