@@ -14,7 +14,8 @@ from e2e.target import Target
 from e2e.workspace import Workspace, condition
 from lorikeet_api.contract import Manifest
 
-pytestmark = pytest.mark.e2e
+# Its two threads wait for each other, at full speed, whenever others take the core of one of them.
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,6 @@ def writes(found: Target) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if any(f'verb="{verb}"' in line for verb in verbs))
 
 
-@pytest.mark.alone
 def test_a_restarted_operator_writes_nothing_when_nothing_changed(
     finished: tuple[Workspace, dict[str, Any]], lorikeet: Target
 ) -> None:
