@@ -28,7 +28,7 @@ class Load:
     def report(self) -> dict[str, Any]:
         """Return what has come of its requests so far (`e2e.client.Report`)."""
         path = f"/api/v1/namespaces/{self._workspace.namespace}/pods/{self._name}:{client.PORT}/proxy/report"
-        report: dict[str, Any] = json.loads(self._workspace.target.kubectl("get", "--raw", path))
+        report: dict[str, Any] = json.loads(self._workspace.target.read(path))
         return report
 
     def until_answered(self, more: int, seconds: float = 120) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -11,6 +10,8 @@ from typing import Any, Literal, cast
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+from e2e.cluster.paths import lock
 
 _OWN_CLUSTERS = "test_cluster"
 _SERVING = ("test_engines", "test_existing_cluster", "test_observability", "test_serving")
@@ -55,9 +56,7 @@ def among_others(folder: Path, *, alone: bool) -> Iterator[None]:
 @contextmanager
 def once(folder: Path, what: str) -> Iterator[bool]:
     """Yield True to the first process that comes, and False to the others, who wait until it has done `what`."""
-    with (folder / what).open("a") as done:
-        fcntl.flock(done, fcntl.LOCK_EX)
-        first = done.seek(0, os.SEEK_END) == 0
-        yield first
-        if first:
-            done.write("done\n")
+    done = folder / what
+    with lock(folder / f"{what}.lock"):
+        yield not done.exists()
+        done.touch()

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 SECRET = "s3-credentials"
 PROFILE = "default"
 PROFILES = "tuningprofiles.lorikeet.dev"
-OURS = ("finetunejob", "modeldeployment")
 FINAL = ("Succeeded", "Failed")
 LABELS = {"app.kubernetes.io/part-of": "lorikeet-demo"}
 """Labels of the profile that the demo and the scenarios make."""
+_APIS = {"finetunejob": f"/apis/{API_VERSION}", "modeldeployment": f"/apis/{API_VERSION}", "pod": "/api/v1"}
+"""What is looked at again and again, and where the API server has it."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,15 @@ class Workspace:
     def get(self, resource: str, name: str) -> dict[str, Any]:
         """Return an object of the namespace as it is now."""
         found: dict[str, Any]
-        if resource in OURS:
-            found = self._read(f"/apis/{API_VERSION}", f"{resource}s/{name}")
+        if api := _APIS.get(resource):
+            found = self._read(f"{resource}s/{name}", api)
         else:
             found = json.loads(self.kubectl("get", resource, name, "-o", "json"))
         return found
 
     def pods(self, *labels: str) -> list[dict[str, Any]]:
         """Return the pods that have all `labels` and are not being deleted."""
-        found: list[dict[str, Any]] = self._read("/api/v1", "pods", labelSelector=",".join(labels))["items"]
+        found: list[dict[str, Any]] = self._read("pods", labelSelector=",".join(labels))["items"]
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def log(self, pod: str) -> str:
@@ -125,7 +126,7 @@ class Workspace:
         except TargetError:
             return ""
 
-    def _read(self, api: str, path: str, **query: str) -> Any:
+    def _read(self, path: str, api: str = "/api/v1", **query: str) -> Any:
         return json.loads(self.target.read(f"{api}/namespaces/{self.namespace}/{path}", **query))
 
     def job(self, name: str) -> dict[str, Any]:

@@ -54,7 +54,6 @@ def lorikeet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             shared.upload_folder(model, *MODEL)
             shared.upload_folder(data, *DATA)
             shared.bucket("adapters")
-            shared.bucket("datasets")
     return found
 
 

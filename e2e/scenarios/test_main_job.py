@@ -101,7 +101,7 @@ def test_a_job_that_is_deleted_and_applied_again_finds_its_result(finished: tupl
 
 def writes(found: Target) -> float:
     """Return how many writes the operator has made, by its own count."""
-    text = found.kubectl("get", "--raw", f"/api/v1/namespaces/{NAMESPACE}/services/lorikeet:8080/proxy/metrics")
+    text = found.read(f"/api/v1/namespaces/{NAMESPACE}/services/lorikeet:8080/proxy/metrics").decode()
     verbs = ("create", "apply", "apply_status", "patch")
     lines = [line for line in text.splitlines() if line.startswith("lorikeet_api_requests_total{")]
     lines = [line for line in lines if "leases.coordination.k8s.io" not in line]

@@ -72,13 +72,10 @@ def taken(target: Target) -> list[float]:
 
 def metric(target: Target, name: str) -> list[list[float]]:
     """Return the values of a metric, of each replica."""
-    pods = target.get("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/component=operator")["items"]
-    running = [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    pods = Workspace(target, NAMESPACE).pods("app.kubernetes.io/component=operator")
+    running = [pod["metadata"]["name"] for pod in pods]
     assert len(running) == 2
-    texts = [
-        target.kubectl("get", "--raw", f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8080/proxy/metrics")
-        for pod in running
-    ]
+    texts = [target.read(f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8080/proxy/metrics").decode() for pod in running]
     return [[float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name)] for text in texts]
 
 

@@ -28,12 +28,10 @@ def holder(target: Target) -> str:
 
 
 def ready_pods(target: Target) -> list[str]:
-    pods = target.get("-n", NAMESPACE, "pods", "-l", f"app.kubernetes.io/instance={RELEASE}")["items"]
     return [
         pod["metadata"]["name"]
-        for pod in pods
-        if "deletionTimestamp" not in pod["metadata"]
-        and any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
+        for pod in Workspace(target, NAMESPACE).pods(f"app.kubernetes.io/instance={RELEASE}")
+        if any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
     ]
 
 
