@@ -1,6 +1,7 @@
 """`lorikeet COMMAND`: the command line, and the one place where a failure becomes a sentence."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from lorikeet_storage import StorageError
 
 INTERRUPTED = 130
 """What a shell says of a command that Ctrl-C has ended."""
+UNREAD = 141
+"""What it says of one whose reader, `head` or `less`, has seen enough."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         code: int = given.command(given)
+        sys.stdout.flush()  # here, and not when the interpreter ends, which would complain of a reader that is gone
     except Problem as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -25,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failure = explain(error)
         print(f"{failure.reason}: {failure.message}", file=sys.stderr)
         return failure.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        return UNREAD
     except KeyboardInterrupt:
         return INTERRUPTED
     return code

@@ -1,12 +1,15 @@
 """`watch`, `logs` and `report` around a `kubectl` that says what a cluster would."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorikeet_cli.main import main
+from lorikeet_cli.main import UNREAD, main
 
 METRICS = {
     "generalLoss": 1.75,
@@ -54,6 +57,18 @@ def test_a_job_is_watched_to_its_end(kubectl: Path, capsys: pytest.CaptureFixtur
     ]
     asked = (kubectl / "arguments").read_text()
     assert asked.startswith("--context prod --namespace team-a get finetunejobs.lorikeet.dev sql -o json --watch")
+
+
+@pytest.mark.parametrize("command", ["watch", "report"])
+def test_a_reader_that_has_seen_enough_is_no_error(kubectl: Path, command: str) -> None:
+    end = body("Succeeded", message="published", metrics=METRICS, artifacts=ARTIFACTS)
+    (kubectl / "says").write_text(json.dumps(end) if command == "report" else events(RUNNING, end))
+    read, write = os.pipe()
+    os.close(read)
+    asked = [sys.executable, "-m", "lorikeet_cli.main", command, "sql"]
+    done = subprocess.run(asked, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (UNREAD, b"")
 
 
 def test_a_job_that_is_deleted_meanwhile_has_not_succeeded(kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
