@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from lorikeet_api.conditions import ADVICE_OUT_OF_MEMORY
 from lorikeet_api.contract import RunContract, data_sources, data_uses, read_as, servable
 from lorikeet_api.defaults import unusual
 from lorikeet_api.finetunejob import FineTuneJob, JobModel
@@ -15,12 +16,11 @@ from lorikeet_cli.problem import Problem
 from lorikeet_cli.request import NOWHERE, Machine, add_arguments, contract_of, instances_of, parse
 from lorikeet_run.errors import RunError, explain
 from lorikeet_run.hyperparameters import Hyperparameters
+from lorikeet_run.memory import GIB, Decoder, estimate
 from lorikeet_run.mixture import check_split
 from lorikeet_run.reward_models import check_reward_models
 from lorikeet_run.rewards import rules
 from lorikeet_storage import StorageError, fetch_data, fetch_description, survey_model
-
-_GIB = 1 << 30
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -29,6 +29,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser("validate", help=does, description=does)
     add_arguments(parser, sets=False)
     parser.add_argument("--offline", action="store_true", help="check the resources alone, not data and model")
+    parser.add_argument(
+        "--gpu-memory", metavar="GIB", type=float, help="memory of the GPU that is meant: whether the run fits into it"
+    )
     parser.set_defaults(command=validate)
 
 
@@ -38,11 +41,11 @@ def validate(given: argparse.Namespace) -> int:
     if not documents:
         raise Problem("there is no resource of Lorikeet's in these files")
     machine = Machine.of(given)
-    codes = [_check(document, documents, machine, offline=given.offline) for document in documents]
+    codes = [_check(document, documents, machine, given) for document in documents]
     return next((code for code in codes if code), 0)
 
 
-def _check(document: Document, documents: list[Document], machine: Machine, *, offline: bool) -> int:
+def _check(document: Document, documents: list[Document], machine: Machine, given: argparse.Namespace) -> int:
     """Check one document and print what is found; return its exit code."""
     try:
         if document.kind != FineTuneJob.__name__:
@@ -58,7 +61,7 @@ def _check(document: Document, documents: list[Document], machine: Machine, *, o
             others = ", ".join(job.spec.earlier)
             print(f"{document.where}: ok, but for the data: a cluster alone knows what FineTuneJob {others} has made")
             return 0
-        found += [] if offline else list(_of_sources(contract))
+        found += [] if given.offline else list(_of_sources(contract, given.gpu_memory))
     except Problem as error:
         print(error)
         return error.exit_code
@@ -93,10 +96,10 @@ def _of_request(contract: RunContract) -> Iterator[str]:
         yield f"warning: {warning}"
 
 
-def _of_sources(contract: RunContract) -> Iterator[str]:
+def _of_sources(contract: RunContract, gpu_memory: float | None) -> Iterator[str]:
     """Look at the model and read every row of the data, as a run does before it trains. Raises as a run does."""
     with tempfile.TemporaryDirectory() as folder:
-        yield from _of_model(contract, Path(folder, "model"))
+        yield from _of_model(contract, Path(folder, "model"), gpu_memory)
         read = []
         uses = data_uses(contract)
         for index, (source, use) in enumerate(zip(data_sources(contract), uses, strict=True)):
@@ -109,10 +112,10 @@ def _of_sources(contract: RunContract) -> Iterator[str]:
         check_reward_models(contract, Path(folder, "model"), Path(folder, "rewards"), seconds=0)
 
 
-def _of_model(contract: RunContract, folder: Path) -> Iterator[str]:
+def _of_model(contract: RunContract, folder: Path, gpu_memory: float | None) -> Iterator[str]:
     model = survey_model(contract.model, contract.storage)
     weights = sum(entry.size for entry in model.entries if entry.name.endswith(".safetensors"))
-    yield f"model: {contract.model.uri}: {weights / _GIB:.3g} GiB of weights"
+    yield f"model: {contract.model.uri}: {weights / GIB:.3g} GiB of weights"
     fetch_description(model, folder)
     try:
         config = json.loads((folder / "config.json").read_bytes())
@@ -124,3 +127,19 @@ def _of_model(contract: RunContract, folder: Path) -> Iterator[str]:
             f"warning: dataset.maxLength is {contract.dataset.max_length}, and the model has {positions} positions:"
             " one longer row ends the run"
         )
+    if contract.gpus:
+        yield f"memory: {_fit(contract, Decoder.of(config, weights), gpu_memory)}"
+
+
+def _fit(contract: RunContract, model: Decoder | None, gpu_memory: float | None) -> str:
+    """Say what a run needs of each GPU. Raises RunError (OutOfMemory) if that is more than there is."""
+    if model is None:
+        return "not known for a model with such a config.json"
+    needed = estimate(contract, model) / GIB
+    at_a_time = " with one example at a time" if Hyperparameters.of(contract).tries_micro_batch else ""
+    told = f"by estimate {needed:.3g} GiB{at_a_time} on each GPU"
+    if gpu_memory is None:
+        return told
+    if needed > gpu_memory:
+        raise RunError("OutOfMemory", f"the run needs {told}, which has {gpu_memory:g}: {ADVICE_OUT_OF_MEMORY}")
+    return f"{told}, which has {gpu_memory:g}"

@@ -1,5 +1,6 @@
 """What `lorikeet validate` finds, and that it needs no torch for it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,38 @@ def test_examples_that_may_be_longer_than_the_model_takes_are_warned_about(
     (tmp_path / "models/smollm2-135m/config.json").write_text('{"text_config": {"max_position_embeddings": 512}}')
     assert main(["validate", "-f", str(write(job_body())), *sources]) == 0
     assert "warning: dataset.maxLength is 2048, and the model has 512 positions" in capsys.readouterr().out
+
+
+LLAMA = {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "vocab_size": 32000, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+def test_a_run_that_does_not_fit_into_a_gpu_is_told_what_to_lower(
+    write: Write, sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "models/smollm2-135m"
+    (model / "config.json").write_text(json.dumps(LLAMA))
+    with (model / "model.safetensors").open("wb") as weights:
+        weights.truncate(2 * 6_738_415_616)
+    asked = ["validate", "-f", str(write(job_body(method={"lora": {}}))), *sources]
+    assert main(asked) == main([*asked, "--gpu-memory", "24"]) == 0
+    assert main([*asked, "--gpu-memory", "12"]) == 66
+    told = capsys.readouterr().out
+    assert "memory: by estimate 14.9 GiB with one example at a time on each GPU\n" in told
+    assert "memory: by estimate 14.9 GiB with one example at a time on each GPU, which has 24\n" in told
+    assert "OutOfMemory: the run needs by estimate 14.9 GiB" in told
+    assert "on each GPU, which has 12: lower training.microBatchSize or dataset.maxLength" in told
+
+
+def test_of_a_run_without_a_gpu_no_memory_is_told(
+    write: Write, sources: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "-f", str(write(job_body())), *sources]) == 0
+    assert "memory: not known for a model with such a config.json" in capsys.readouterr().out
+    assert main(["validate", "-f", str(write(job_body(compute={"gpus": 0}))), *sources]) == 0
+    assert "memory" not in capsys.readouterr().out
 
 
 def test_a_base_from_another_job_is_left_to_the_cluster(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
