@@ -45,50 +45,52 @@ def test_what_a_finished_job_has_published_is_served() -> None:
     )
 
 
+def of(method: dict[str, object], **more: object) -> dict[str, object]:
+    """A job that trains by a method."""
+    return {**job("Running"), "spec": {"method": method, **more}}
+
+
+WHOLE_LAYER: dict[str, object] = {"lora": {"modulesToSave": ["lm_head"]}}
+
+
+def pissa(rank: int) -> dict[str, object]:
+    return {"lora": {"init": "pissa", "rank": rank, "dropout": 0}}
+
+
 @pytest.mark.parametrize(
-    ("found", "reason", "fault"),
+    ("found", "reason", "fault", "words"),
     [
-        (None, "JobNotFound", True),
-        ({}, "JobNotFinished", False),
-        (job("Running"), "JobNotFinished", False),
-        (job("Running", NEW), "JobNotFinished", False),
-        (job("Suspended"), "JobNotFinished", False),
-        (job("Failed", message="line 37: not JSON"), "JobFailed", True),
-        (job("Succeeded"), "JobFailed", True),
-        ({**job("Running"), "spec": {"method": {"bottleneck": {}}}}, "NotServable", True),
-        ({**job("Pending"), "spec": {"method": {"lora": {"dora": True}}}}, "NotServable", True),
-        ({**job("Running"), "spec": {"method": {"lora": {}}, "objective": {"reward": {}}}}, "NotServable", True),
-        ({**job("Running"), "spec": {"method": {"lora": {}}, "objective": {"dpo": {}}}}, "JobNotFinished", False),
-        ({**job("Running"), "spec": {"method": {"lora": {"rsLora": True}}}}, "JobNotFinished", False),
-        (job("Running", resolved={"contract": {"method": {"lora": {"dora": True}}}}), "NotServable", True),
+        pytest.param(None, "JobNotFound", True, "", id="none"),
+        pytest.param({}, "JobNotFinished", False, "", id="just made"),
+        pytest.param(job("Running"), "JobNotFinished", False, "", id="running"),
+        pytest.param(job("Running", NEW), "JobNotFinished", False, "", id="published, not done"),
+        pytest.param(job("Suspended"), "JobNotFinished", False, "", id="suspended"),
+        pytest.param(job("Failed", message="not JSON"), "JobFailed", True, "not JSON", id="failed"),
+        pytest.param(job("Succeeded"), "JobFailed", True, "", id="without artifacts"),
+        pytest.param(of({"bottleneck": {}}), "NotServable", True, "bottleneck, whose modules no", id="bottleneck"),
+        pytest.param(of({"full": {}}), "NotServable", True, "a whole model, to be served as one", id="full"),
+        pytest.param(of({"lora": {"dora": True}}), "NotServable", True, "dora, whose magnitudes no", id="dora"),
+        pytest.param(of(WHOLE_LAYER), "NotServable", True, "whole layers (lm_head; modulesToSave)", id="whole layer"),
+        pytest.param(of(pissa(257)), "NotServable", True, "it has rank 514, engines take 512 at most", id="rank"),
+        pytest.param(of({"lora": {}}, objective={"reward": {}}), "NotServable", True, "a reward model", id="reward"),
+        pytest.param(
+            job("Running", resolved={"contract": {"method": {"lora": {"dora": True}}}}), "NotServable", True, "dora",
+            id="dora of the earlier job that it goes on from",
+        ),
+        pytest.param(of({"lora": {}}, objective={"dpo": {}}), "JobNotFinished", False, "", id="dpo"),
+        pytest.param(of({"lora": {"rsLora": True}}), "JobNotFinished", False, "", id="rsLora"),
+        pytest.param(of(pissa(256)), "JobNotFinished", False, "", id="the highest rank, published with twice that"),
     ],
-    ids=[
-        "none",
-        "just made",
-        "running",
-        "published, not done",
-        "suspended",
-        "failed",
-        "without artifacts",
-        "bottleneck",
-        "dora",
-        "reward",
-        "dpo",
-        "rsLora",
-        "dora of the earlier job that it goes on from",
-    ],
-)
-def test_why_a_job_gives_no_adapter_is_told(found: dict[str, object] | None, reason: str, fault: bool) -> None:
+)  # fmt: skip
+def test_why_a_job_gives_no_adapter_is_told(
+    found: dict[str, object] | None, reason: str, fault: bool, words: str
+) -> None:
     made = planned(OF_JOB, jobs={} if found is None else {"sql-v1": found})
     assert not made.targets
     absent = made.absent["sql"]
     assert (absent.reason, absent.holds) == (reason, fault), "it holds where somebody has to do something"
     assert "FineTuneJob sql-v1" in absent.message
-
-
-def test_a_failed_jobs_own_words_are_passed_on() -> None:
-    made = planned(OF_JOB, jobs={"sql-v1": job("Failed", message="line 37: not JSON")})
-    assert "line 37: not JSON" in made.absent["sql"].message
+    assert words in absent.message
 
 
 @pytest.mark.parametrize("now", [None, job("Running"), job("Failed")], ids=["deleted", "made anew", "failed anew"])

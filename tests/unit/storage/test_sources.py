@@ -17,6 +17,7 @@ from lorikeet_storage import StorageError, fetch_data, fetch_model, survey_data
 
 ACCESS = StorageAccess()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TAGGED = "89abcdef0123456789abcdef0123456789abcdef"
 MODEL = {
     "config.json": b"{}",
     "tokenizer.json": b"{}",
@@ -131,6 +132,8 @@ class _Hub(BaseHTTPRequestHandler):
     """As much of the hub as huggingface_hub asks for: a repository's listing, and its files by commit."""
 
     files: dict[str, bytes] = {}
+    tagged: dict[str, bytes] = {}
+    """The files of the tag v1, another commit than that of the main branch."""
     token: str | None = None
     seen: list[str] = []
 
@@ -145,19 +148,20 @@ class _Hub(BaseHTTPRequestHandler):
         if self.token and self.headers.get("Authorization") != f"Bearer {self.token}":
             return self._send(401, b"{}", {"X-Error-Code": "GatedRepo"}, body)
         path = self.path.partition("?")[0]
-        _, _, resolved = path.partition(f"/resolve/{COMMIT}/")
+        commit, files = (TAGGED, self.tagged) if TAGGED in path or path.endswith("/v1") else (COMMIT, self.files)
+        _, _, resolved = path.partition(f"/resolve/{commit}/")
         if "/api/" in path:
             known = path.removeprefix("/api/models/org/name").removeprefix("/api/datasets/org/name")
-            if known not in ("", "/revision/main", f"/revision/{COMMIT}"):
+            if known not in ("", "/revision/main", "/revision/v1", f"/revision/{commit}"):
                 code = "RevisionNotFound" if known.startswith("/revision/") else "RepoNotFound"
                 return self._send(404, b"{}", {"X-Error-Code": code}, body)
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
-            listing: dict[str, Any] = {"id": "org/name", "sha": COMMIT, "siblings": siblings}
+            siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+            listing: dict[str, Any] = {"id": "org/name", "sha": commit, "siblings": siblings}
             return self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, body)
-        if resolved in self.files:
-            data = self.files[resolved]
+        if resolved in files:
+            data = files[resolved]
             etag = sha1(data).hexdigest()
-            return self._send(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body)
+            return self._send(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, body)
         return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
 
     def _send(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
@@ -198,6 +202,15 @@ def test_data_of_the_hub(hub: type[_Hub], tmp_path: Path) -> None:
     one = fetch_data(DataSource(uri="hf://org/name/test.jsonl"), tmp_path / "one", ACCESS)
     assert [path.read_bytes() for path in whole.files] == [b"0", b"1"]
     assert [path.read_bytes() for path in one.files] == [b"2"]
+
+
+def test_data_of_a_tag_is_that_of_its_commit(hub: type[_Hub], tmp_path: Path) -> None:
+    hub.files, hub.tagged = {"train.jsonl": b"new"}, {"train.jsonl": b"old"}
+    source = DataSource(uri="hf://org/name/train.jsonl", revision="v1")
+    pin = survey_data(source, ACCESS).pin
+    fetched = fetch_data(source, tmp_path / "in", ACCESS, pin)
+    assert (pin, fetched.digest.revision) == (TAGGED, TAGGED)
+    assert [path.read_bytes() for path in fetched.files] == [b"old"]
 
 
 CARD = b"""---
