@@ -79,6 +79,22 @@ def test_sharded_weights_are_those_of_one_rank_also_if_the_run_was_stopped_on_th
     assert losses(lab, sharded) == pytest.approx(losses(lab, alone), abs=1e-3)
 
 
+def test_a_run_of_two_ranks_goes_on_with_one(lab: Lab) -> None:
+    begun, alone = contract(lab, gpus=2, allow_cpu=True), contract(lab)
+    first = lab.start(begun)
+    first.await_line("event=step step=2 ")
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end()[0] == 75
+    (step,) = steps_stored(lab, begun)
+    result = lab.run(begun.model_copy(update={"gpus": 0}))
+    assert result.record is not None
+    assert result.record.metrics is not None
+    assert (result.exit_code, result.record.metrics.resumed_from_step) == (0, step)
+    assert lab.run(alone).exit_code == 0
+    ours, theirs = (load(lab.fetch(each, "model/model.safetensors")) for each in (begun, alone))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-3)
+
+
 def test_weights_of_an_output_that_is_put_together_by_itself_are_those_of_one_rank(lab: Lab) -> None:
     """Phi's last norm is not called as others' are, so that its output layer is not put together with it."""
     tokenizer, folder = tiny.tokenizer(tiny.CHATML), lab.root / "phi"
