@@ -7,8 +7,8 @@ The same model, data and settings in pairs of runs one after the other: `lorikee
 steps on, so that nothing of their start counts. On the CPU two threads train a small model, unpacked and packed; and
 `whole`, where nothing is drawn, neither first weights nor an order of rows: each step trains the whole model on all
 rows, so that the losses of both have to be equal. With `--gpu` one GPU trains a model of random weights in the shape of
-Llama 2 7B, on examples of 2,048 tokens: by qlora as it is, and by lora without activation checkpointing. Prints one
-JSON object, for each of them:
+Llama 2 7B, on examples of 2,048 tokens: by qlora as it is, and by lora without activation checkpointing, with torch's
+kernels, and as `liger` with Liger's. Prints one JSON object, for each of them:
 
 - `lorikeet`, `trl`: tokens a second of each pair, without padding.
 - `ratio`: the median of the pairs' ratios, above 1 where Lorikeet is faster.
@@ -43,6 +43,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from lorikeet_api.contract import RunContract
+from lorikeet_api.training import Kernels
 from lorikeet_storage.folders import use_folders
 from tests.s3 import S3Server
 from tests.trainer import tiny
@@ -85,6 +86,7 @@ class Case:
     micro: int = 4
     length: int = 256
     gpu: bool = False
+    kernels: Kernels = "torch"
     checkpointing: bool = False
     learning_rate: float = 1e-3
 
@@ -105,6 +107,7 @@ class Case:
             "scheduler": "constant",
             "warmupRatio": 0.0,
             "precision": "bf16" if self.gpu else "fp32",
+            "kernels": self.kernels,
             "activationCheckpointing": self.checkpointing,
         }
         dataset = {"maxLength": self.length, "packing": self.packing, "overlong": "truncate"}
@@ -138,6 +141,7 @@ class Case:
             "dtype": "bfloat16" if self.gpu else "float32",
             "bf16": self.gpu,
             "use_cpu": not self.gpu,
+            "use_liger_kernel": self.kernels == "liger",
             "activation_checkpointing": self.checkpointing,
             "include_num_input_tokens_seen": True,
             "disable_tqdm": True,
@@ -156,6 +160,7 @@ ON_CPU = {"unpacked": Case(), "packed": Case(packing=True), "whole": Case("full"
 ON_GPU = {
     "qlora": Case("qlora", micro=1, length=2048, gpu=True, checkpointing=True, learning_rate=1e-4),
     "lora": Case("lora", length=2048, gpu=True, learning_rate=1e-4),
+    "liger": Case("lora", length=2048, gpu=True, kernels="liger", learning_rate=1e-4),
 }
 
 

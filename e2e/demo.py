@@ -18,6 +18,8 @@ from e2e.deploy import install
 from e2e.steps import EXAMPLES, apply, finish, step
 from e2e.target import Target, TargetError, target
 from e2e.workspace import Workspace
+from lorikeet_api.contract import Metrics
+from lorikeet_cli.figures import time_of
 
 MODEL = ("models", "smollm2-135m-instruct")
 DATA = ("datasets", "text-to-sql")
@@ -70,6 +72,7 @@ def report(workspace: Workspace, job: dict[str, Any], result: dict[str, Any], ma
     print(f"Revision  {artifacts['revision']}  (sha256 of its manifest: {artifacts['sha256']})")
     print(f"4-bit     {metrics['quantizedLayers']} layers, {metrics['quantizedPercent']:.0f} % of the base model")
     print(f"Loss      held-out {metrics['baseEvalLoss']:.3f} before, {metrics['evalLoss']:.3f} after")
+    print(f"Time      {time_of(Metrics.model_validate(metrics))}")
     print()
     for example in result["examples"]:
         print(f"Question  {example['question']}")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from kubernetes.client import ApiClient, Configuration
@@ -51,7 +52,8 @@ class Target:
     @property
     def environment(self) -> dict[str, str]:
         """Environment of kubectl and helm: our tools first on the PATH, the kubeconfig named."""
-        env = {**os.environ, "PATH": f"{State(default_state_dir()).bin}:{os.environ['PATH']}"}
+        ours = (State(default_state_dir()).bin, Path(sys.executable).parent)
+        env = {**os.environ, "PATH": ":".join([*map(str, ours), os.environ["PATH"]])}
         if self.kubeconfig:
             env["KUBECONFIG"] = self.kubeconfig
         if self.direct:
@@ -61,6 +63,11 @@ class Target:
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         """Run kubectl and return what it printed; with `check`, raise TargetError with its words if it fails."""
         return self._run(["kubectl", "--context", self.context, *arguments], stdin, check)
+
+    def lorikeet(self, *arguments: str) -> str:
+        """Run Lorikeet's plugin of kubectl and return what it printed; raise TargetError with its words if it fails."""
+        keys = {"AWS_ACCESS_KEY_ID": self.s3.access_key, "AWS_SECRET_ACCESS_KEY": self.s3.secret_key}
+        return self._run(["kubectl", "lorikeet", *arguments, "--context", self.context], None, True, **keys)
 
     def helm(self, *arguments: str) -> str:
         """Run helm and return what it printed."""
@@ -100,11 +107,10 @@ class Target:
         """Apply objects, as kubectl does it for a user."""
         self.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}))
 
-    def _run(self, command: list[str], stdin: str | None, check: bool) -> str:
+    def _run(self, command: list[str], stdin: str | None, check: bool, **variables: str) -> str:
+        env = self.environment | variables
         try:
-            done = subprocess.run(
-                command, env=self.environment, input=stdin, capture_output=True, text=True, check=False
-            )
+            done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
             raise TargetError(f"{command[0]} is not on the PATH: install it") from error
         if check and done.returncode:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import secrets
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,21 @@ def test_ten_lines_end_in_success(finished: tuple[Workspace, dict[str, Any]]) ->
     workspace, job = finished
     assert job["status"]["phase"] == "Succeeded", workspace.story()
     workspace.kubectl("wait", "--for=condition=Complete", f"finetunejob/{demo.NAME}", "--timeout=1s")
+
+
+def test_it_is_followed_and_read_by_a_plugin_of_kubectl(
+    finished: tuple[Workspace, dict[str, Any]], tmp_path: Path
+) -> None:
+    workspace, job = finished
+    target, place = workspace.target, ("-n", workspace.namespace)
+    assert job["status"]["message"] in target.lorikeet("watch", demo.NAME, *place)
+    assert " event=step step=20 " in target.lorikeet("logs", demo.NAME, *place)
+    page = tmp_path / "report.html"
+    read = ("--output", str(page), "--s3-endpoint", target.s3.endpoint)
+    told = target.lorikeet("report", demo.NAME, *place, *read)
+    assert f"published {job['status']['artifacts']['uri']}, revision {job['status']['artifacts']['revision']}" in told
+    assert "where the time went" in told
+    assert '<svg class="plot' in page.read_text()
 
 
 def test_the_manifest_in_s3_is_the_one_in_status(finished: tuple[Workspace, dict[str, Any]]) -> None:

@@ -278,7 +278,7 @@ class Metrics(Model):
     tokenize_seconds: Figure | None = None
     """Seconds of making tokens of the examples."""
     load_seconds: Figure | None = None
-    """Seconds of finding the micro batch, of loading the model and of setting training up."""
+    """Seconds of loading libraries and model, of finding the micro batch, and of setting training up."""
     step_seconds: Figure | None = None
     """Seconds of optimiser steps, over all attempts, as the next two."""
     checkpoint_seconds: Figure | None = None

@@ -16,6 +16,8 @@ def lines(metrics: Metrics) -> Iterator[str]:
         device = f" on {metrics.device}" if metrics.device is not None else ""
         early = ": ended early, the loss on the held-out examples fell no longer" if planned else ""
         yield _line("steps", f"{metrics.steps}{planned}{seconds}{device}{early}")
+    if (went := time_of(metrics)) is not None:
+        yield _line("where the time went", went)
     if metrics.best_step is not None and metrics.best_eval_loss is not None:
         yield _line("best step", f"{metrics.best_step}, with a loss of {metrics.best_eval_loss:.4g}")
     if metrics.train_examples is not None:
@@ -24,6 +26,23 @@ def lines(metrics: Metrics) -> Iterator[str]:
         yield _line("examples", f"{metrics.train_examples}{packed}{dropped}")
     for sign in metrics.signs or []:
         yield _line("sign that it went wrong", sign.told)
+
+
+def time_of(metrics: Metrics) -> str | None:
+    """Return how many seconds each part of a run took, the longest first; None where that was not told."""
+    if metrics.steps_percent is None:
+        return None
+    parts = {
+        f"optimiser steps ({metrics.steps_percent:.0f} %)": metrics.step_seconds,
+        "fetching": metrics.fetch_seconds,
+        "tokens": metrics.tokenize_seconds,
+        "loading": metrics.load_seconds,
+        "checkpoints": metrics.checkpoint_seconds,
+        "evaluation": metrics.evaluate_seconds,
+        "publishing": metrics.publish_seconds,
+    }
+    known = sorted(((seconds, name) for name, seconds in parts.items() if seconds is not None), reverse=True)
+    return ", ".join(f"{seconds:.3g} s {name}" for seconds, name in known)
 
 
 def _judged(metrics: Metrics) -> Iterator[str]:

@@ -45,6 +45,10 @@ def test_two_ranks_train_and_publish_once_and_are_adopted_the_second_time(lab: L
     for event in ("fetch", "import", "render", "load", "step", "eval", "publish", "end"):
         assert event in events
     assert events.count("load") == 1, "only the first rank tells"
+    told = [line for line in log.splitlines() if "event=" in line]
+    lasted = (moment(told[-1]) - moment(told[0])).total_seconds()
+    parts = ("fetch", "tokenize", "load", "step", "checkpoint", "evaluate", "publish")
+    assert sum(record["metrics"][f"{part}Seconds"] for part in parts) > 0.75 * lasted, "where the time went"
     again, adopted, log = lab.start(contract).end()
     assert (again, adopted["reason"], adopted["artifacts"]) == (0, "Adopted", record["artifacts"])
     assert "event=import" not in log

@@ -20,6 +20,7 @@ _CHECKPOINT, _EVALUATE = "checkpoint_seconds", "evaluate_seconds"
 
 PARTS: Final = {
     "probe": Part("Finding the micro batch", _LOAD),
+    "import": Part("Loading the libraries", _LOAD),
     "render": Part("Examples to tokens", _TOKENIZE),
     "load": Part("Loading the model", _LOAD),
     "reference": Part("Setting up, the reference with it", _LOAD),

@@ -8,7 +8,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 from lorikeet_api.contract import EXIT_DONE, RunContract, RunRecord
@@ -56,10 +58,11 @@ def _probe() -> Work:
 
 
 def _train() -> Work:
+    began = monotonic()
     with _importing():
         from lorikeet_trainer.train import train
 
-    return train
+    return partial(train, imported=round(monotonic() - began, 3))
 
 
 def _publish() -> Work:

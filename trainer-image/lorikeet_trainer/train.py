@@ -28,8 +28,11 @@ from lorikeet_trainer.state import COURSE, Course, Layout, LossPoint, MetricsFil
 from lorikeet_trainer.watchdog import Watchdog
 
 
-def train(contract: RunContract, layout: Layout) -> RunRecord | None:
-    """Train what `prepare` fetched, and leave what is to be published. Raises RunError."""
+def train(contract: RunContract, layout: Layout, imported: float = 0.0) -> RunRecord | None:
+    """Train what `prepare` fetched, and leave what is to be published. Raises RunError.
+
+    `imported` is how long the libraries took to load, in seconds: the run has its GPU meanwhile.
+    """
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
     prepared = Prepared.read(layout.prepared)
@@ -37,6 +40,7 @@ def train(contract: RunContract, layout: Layout) -> RunRecord | None:
     session = Session(contract, layout, prepared, hyper, device.choose(contract))
     if prepared.probe_seconds is not None:
         session.seconds["probe"] = prepared.probe_seconds
+    session.seconds["import"] = imported
     methods.check(model.shape(layout.model, contract.objective), contract.method)
     tokenizer = load_tokenizer(layout.model)
     with session.part("render"):

@@ -17,6 +17,14 @@ METRICS = {
     "evalLoss": 0.98,
     "baseEvalLoss": 2.5,
     "steps": 20,
+    "stepsPercent": 61.4,
+    "stepSeconds": 57.3,
+    "fetchSeconds": 0.8,
+    "tokenizeSeconds": 0.0,
+    "loadSeconds": 12.0,
+    "checkpointSeconds": 0.1,
+    "evaluateSeconds": 27.6,
+    "publishSeconds": 0.2,
     "aFigureOfTomorrow": 1,
 }
 ARTIFACTS = {"uri": "s3://out/sql/ab12", "runId": "ab12", "revision": "12345678", "sha256": "1" * 64, "sizeBytes": 1}
@@ -122,6 +130,10 @@ def test_a_report_has_figures_and_place(kubectl: Path, capsys: pytest.CaptureFix
     told = capsys.readouterr().out
     assert "loss on held-out examples  0.98, 2.5 before training" in told
     assert "loss on the general set    1.75, 1.5 before training" in told
+    assert (
+        "where the time went        57.3 s optimiser steps (61 %), 27.6 s evaluation, 12 s loading, 0.8 s fetching,"
+        " 0.2 s publishing, 0.1 s checkpoints, 0 s tokens\n"
+    ) in told
     assert "published s3://out/sql/ab12, revision 12345678" in told
     assert main(["report", "sql", "--output", str(kubectl / "page.html")]) == 1
     assert "has no report" in capsys.readouterr().err
