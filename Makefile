@@ -37,13 +37,13 @@ lint: host
 	$(PYTHON) scripts/chart_readme.py --check
 
 unit: tools ## unit and golden tests
-	$(BIN)/pytest tests/unit -q -n 2
+	LORIKEET_REQUIRE_CHROMIUM=1 $(BIN)/pytest tests/unit -q -n 2
 
 integration: cluster ## tests against the real API server
 	$(BIN)/pytest tests/integration -q
 
 trainer-test: tools ## trains tiny models on the CPU, with a real S3 server
-	$(BIN)/pytest tests/trainer -q -n 2 --dist loadfile --durations=15
+	LORIKEET_REQUIRE_CHROMIUM=1 $(BIN)/pytest tests/trainer -q -n 2 --dist loadfile --durations=15
 
 SCENARIOS ?= e2e/scenarios
 e2e: ready ## scenarios on the whole cluster (some of them: SCENARIOS=e2e/scenarios/test_bad_input.py)

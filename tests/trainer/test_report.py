@@ -1,28 +1,37 @@
 """The report that a real run leaves."""
 
+import html
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lorikeet_api import yaml
 from lorikeet_api.contract import REPORT
+from lorikeet_api.finetunejob import FineTuneJob
+from lorikeet_operator.finetune.resolve import resolve
 from lorikeet_trainer import summary
 from lorikeet_trainer.profile import bins
 from lorikeet_trainer.spent import PARTS
 from lorikeet_trainer.state import MetricsFile, Prepared, Trained
+from tests import resources
 from tests.trainer import tiny
 from tests.trainer.lab import Lab
 from tests.trainer.probe import Run, run_and_probe
+from tests.unit.run.report import browser
 
 pytestmark = pytest.mark.trainer
 
 MODEL, TRAIN = "s3://models/pretrained", "s3://datasets/train.jsonl"
 HELD_OUT = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
+SET = {"maxGradNorm": 1.0, "scheduler": "cosine", "weightDecay": 0.0}
+"""What the tests' contracts leave to the trainer, and the operator sets."""
 
 
 @pytest.fixture(scope="module")
 def trained(lab: Lab) -> Run:
-    training = {"epochs": 12, "evalSteps": 30, "checkpoints": {"everySteps": 20}}
+    training = {**SET, "epochs": 12, "evalSteps": 30, "checkpoints": {"everySteps": 20}}
     return run_and_probe(lab, lab.contract("lora", MODEL, TRAIN, dataset=HELD_OUT, training=training))
 
 
@@ -52,6 +61,25 @@ def test_it_has_all_curves(page: str) -> None:
     }
 
 
+async def test_a_browser_draws_all_of_it_and_asks_for_nothing_else(page: str, tmp_path: Path) -> None:
+    found = await browser.drawn(page, tmp_path, 1280, 900)
+    plots = found["plots"]
+    assert len(plots) == 6
+    assert all(plot["astray"] == [] and (plot["lines"] or plot["bars"]) for plot in plots)
+    lines = [line for plot in plots for line in plot["lines"]]
+    assert len(lines) == 6
+    assert all(line["points"] >= 2 and line["outside"] == 0 and line["width"] > 0 for line in lines)
+    assert len(found["samples"]) == 4
+
+
+def test_its_configuration_is_the_contract_and_its_job_asks_for_the_very_same_run(trained: Run, page: str) -> None:
+    written = re.findall(r'<pre class="scroll code"[^>]*>(.*?)</pre>', page, re.DOTALL)
+    configuration, job = (yaml.load(html.unescape(text)) for text in written)
+    assert configuration == trained.contract.to_wire()
+    again = resolve(FineTuneJob.model_validate(job), resources.profile(), "registry/trainer:1").contract
+    assert (again.run_id, again.output_uri) == (trained.contract.run_id, trained.contract.output_uri)
+
+
 def test_it_shows_what_the_base_said_and_what_the_adapter_says(lab: Lab, trained: Run, page: str) -> None:
     samples = Trained.read(lab.layout(trained.contract).trained).samples
     assert len(samples) == 4
@@ -77,7 +105,7 @@ def test_the_time_is_told_apart(lab: Lab, trained: Run, page: str) -> None:
     assert parts == PARTS.keys() - {"probe", "base_test", "test", "base_general", "general", "last_eval"}, (
         "it has no GPU, neither a test set nor a general one, and the last weights are published"
     )
-    assert all(PARTS[part].title in page for part in parts)
+    assert all((PARTS[part].title in page) == (seconds[part] > 0) for part in parts), "no part that took no time"
     total = Prepared.read(layout.prepared).seconds + sum(seconds[part] for part in parts)
     told = trained.metrics.to_wire()
     six = ("fetch", "tokenize", "load", "step", "checkpoint", "evaluate")

@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from lorikeet_api import yaml
 from lorikeet_api.contract import REPORT, RunContract, SourceDigest, StorageAccess
 from lorikeet_api.tracking import MLFLOW_KEYS, WANDB_KEY, Mlflow, Tracking
 from lorikeet_run import log
@@ -37,6 +38,7 @@ from tests.trainer.lab import Lab, open_lab
 pytestmark = pytest.mark.trainer
 
 MODEL, TRAIN = "s3://models/small", "s3://datasets/train.jsonl"
+TRAIN_SHA256 = hashlib.sha256(tiny.jsonl(tiny.rows()[0])).hexdigest()
 HELD_OUT = {"eval": {"uri": "s3://datasets/heldout.jsonl"}}
 TRAINING = {"epochs": 1000.0, "maxSteps": 80, "loggingSteps": 10, "evalSteps": 20, "checkpoints": {"everySteps": 500}}
 Supervise = Callable[[RunContract], tuple[dict[str, Any], list[str]]]
@@ -88,7 +90,7 @@ def followed(lab: Lab, server: MlflowServer) -> Followed:
     contract = tracked(
         lab,
         mlflow={"uri": server.url, "experiment": "colours"},
-        wandb={"project": "colours", "mode": "offline"},
+        wandb={"project": "colours", "entity": "painters", "mode": "offline"},
         tensorboard={},
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -135,7 +137,7 @@ def test_mlflow_knows_whose_run_it_is_and_what_it_was_trained_with(followed: Fol
     assert (run.info.run_name, run.info.status) == (contract.name, "FINISHED")
     told = [tags[f"lorikeet.{name}"] for name in ("job", "namespace", "jobUid", "runId")]
     assert told == [contract.name, contract.namespace, UID, contract.run_id]
-    assert tags["lorikeet.data.0.sha256"] == hashlib.sha256(tiny.jsonl(tiny.rows()[0])).hexdigest()
+    assert tags["lorikeet.data.0.sha256"] == TRAIN_SHA256
     assert "kind: FineTuneJob" in tags["mlflow.note.content"]
     assert run.data.params["training.learningRate"] == "0.01"
     assert run.data.params["dataset.train.0.uri"] == TRAIN
@@ -149,7 +151,9 @@ def test_mlflow_keeps_the_report_and_the_request_as_artifacts(
     client = MlflowClient(server.url)
     report = client.download_artifacts(run.info.run_id, REPORT, str(lab.root))
     assert Path(report).read_bytes() == lab.fetch(followed.contract, REPORT)
-    assert "finetunejob.yaml" in [file.path for file in client.list_artifacts(run.info.run_id)]
+    request = yaml.load(Path(client.download_artifacts(run.info.run_id, "finetunejob.yaml", str(lab.root))).read_text())
+    assert (request["kind"], request["metadata"]["name"]) == ("FineTuneJob", followed.contract.name)
+    assert request["spec"]["model"]["uri"] == MODEL
 
 
 def test_steps_that_a_killed_attempt_has_told_are_not_told_again(server: MlflowServer, tmp_path: Path) -> None:
@@ -242,6 +246,16 @@ def test_tensorboard_has_the_whole_curve_when_it_is_published_and_what_there_was
     assert scalars(published, "final/trainLoss") == [(80, pytest.approx(followed.record["metrics"]["trainLoss"]))]
 
 
+def test_tensorboard_tells_whose_run_it_is_and_what_it_was_trained_with(lab: Lab, followed: Followed) -> None:
+    events = read_events(lab.fetch(followed.contract, EVENTS))
+    values = [value for event in events for value in event.summary.value]
+    (told,) = [value.tensor.string_val[0].decode() for value in values if value.tag == "run/text_summary"]
+    assert f"- jobUid: `{UID}`" in told
+    assert f"- data.0.sha256: `{TRAIN_SHA256}`" in told
+    assert "kind: FineTuneJob" in told
+    assert f"uri: {MODEL}" in told
+
+
 def test_weights_and_biases_files_have_the_whole_curve_and_the_request(lab: Lab, followed: Followed) -> None:
     (name,) = [name for name in lab.published(followed.contract) if name.endswith(".wandb")]
     assert name.startswith("wandb/offline-run-")
@@ -256,10 +270,12 @@ def test_weights_and_biases_files_have_the_whole_curve_and_the_request(lab: Lab,
         "evalLoss"
     )
     (begun,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
-    assert (begun.project, begun.display_name) == ("colours", followed.contract.name)
+    assert (begun.entity, begun.project, begun.display_name) == ("painters", "colours", followed.contract.name)
     config = {item.key: json.loads(item.value_json) for item in begun.config.update}
     assert config["training"]["learningRate"] == 0.01
     assert config["lorikeet"]["jobUid"] == UID
+    assert config["lorikeet"]["data.0.sha256"] == TRAIN_SHA256
+    assert "kind: FineTuneJob" in begun.notes
 
 
 def test_a_run_that_all_have_followed_ends_without_a_warning(lab: Lab, followed: Followed) -> None:

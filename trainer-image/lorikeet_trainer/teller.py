@@ -22,6 +22,10 @@ _LONGEST_PAUSE: Final = 60.0
 """Seconds between two tries with a tracker that is away."""
 _LAST_TRIES: Final = 2
 """Failures in a row after which a tracker is given up once the run waits for it."""
+_FIXES: Final[dict[TrackerName, str]] = {
+    name: f"; correct tracking.{name} or its Secret, or let the run reach its server" for name in ("mlflow", "wandb")
+}
+"""What to do about a tracker with a server."""
 
 
 class Teller:
@@ -77,7 +81,7 @@ class Teller:
             return None
         why = self._error or "it does not answer"
         if self._where is None:
-            return f"{self._name} was not reached and has nothing of the run: {why}"
+            return f"{self._name} was not reached and has nothing of the run: {why}{_FIXES.get(self._name, '')}"
         if (left := len(self._points) - self._told) > 0:
             return f"{self._name} lacks {left} of the {len(self._points)} points of metrics.json: {why}"
         if self._metrics is not None and not self._is_finished:

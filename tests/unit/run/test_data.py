@@ -117,6 +117,13 @@ def test_each_source_has_the_format_of_its_own_first_row(tmp_path: Path) -> None
     assert turns(read(write(tmp_path, "b.jsonl", [PAIR]))[0])
 
 
+def test_a_row_of_two_formats_is_read_as_the_one_that_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", [{**PAIR, "text": "once"}])
+    assert [(turns(example), example.text) for example in read(path, format="text")] == [([], "once")]
+    (example,) = read(path, format="completion")
+    assert (turns(example), example.text) == ([("user", "1+1"), ("assistant", "2")], "")
+
+
 GOOD = json.dumps(PAIR) + "\n"
 WRONG: list[tuple[str, object, dict[str, Any], str, str]] = [
     ("a.jsonl", "", {}, "a.jsonl:", "no rows"),

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
@@ -15,6 +16,7 @@ from lorikeet_api.signs import Sign
 from lorikeet_api.tracking import MLFLOW_KEYS, WANDB_KEY
 from lorikeet_api.tracking import Tracking as Wanted
 from lorikeet_run import log
+from lorikeet_storage.errors import Unreachable
 from lorikeet_storage.folders import FOLDERS_VARIABLE, use_folders
 from lorikeet_trainer import lifecycle, teller
 from lorikeet_trainer.lifecycle import environment
@@ -25,9 +27,11 @@ from lorikeet_trainer.teller import Teller
 from lorikeet_trainer.track import follow
 from lorikeet_trainer.trackers import Lost, Subject, Tracker
 from lorikeet_trainer.trackers.keys import trim_keys
+from lorikeet_trainer.trackers.tensorboard import EVENTS, TensorBoardTracker
 from lorikeet_trainer.trackers.tracker import flat, numbers
 from lorikeet_trainer.tracking import Tracking
 from tests import runs
+from tests.trackers import read_events
 
 CURVE = [
     LossPoint(step=1, loss=3.0, learning_rate=0.1, figures={"margin": 0.5}),
@@ -44,6 +48,7 @@ POINTS = [
     Point(step=2, time=101.0, values={"evalLoss": 2.5}),
     Point(step=2, time=102.0, values={"loss": 2.0, "tokensPerSecond": 7.0, "memoryBytes": 9.0}),
 ]
+FIX = "; correct tracking.mlflow or its Secret, or let the run reach its server"
 
 
 def test_points_have_the_names_of_metrics_json() -> None:
@@ -142,7 +147,7 @@ def test_a_tracker_that_stays_away_is_given_up_once_the_run_waits_for_it() -> No
     before = monotonic()
     warning = settle(one)
     assert monotonic() - before < 10
-    assert warning == "mlflow was not reached and has nothing of the run: connection refused"
+    assert warning == f"mlflow was not reached and has nothing of the run: connection refused{FIX}"
     assert fake.tries == 2
     one.end("published")
     assert settle(one) == warning
@@ -219,7 +224,7 @@ def test_a_tracker_that_never_answers_is_waited_for_no_longer_than_is_said() -> 
     before = monotonic()
     one.settle(before + 0.2)
     assert 0.2 <= monotonic() - before < 5
-    assert one.state.warning == "mlflow was not reached and has nothing of the run: it does not answer"
+    assert one.state.warning == f"mlflow was not reached and has nothing of the run: it does not answer{FIX}"
     never.set()
 
 
@@ -304,7 +309,7 @@ def test_the_end_is_heard_while_a_tracker_is_still_waited_for(tmp_path: Path) ->
     never.set()
     assert fake.said == ["begin", POINTS, Metrics(steps=2), "published"]
     warnings = [state.warning for state in Tracked.read(layout.tracked).trackers]
-    assert warnings == ["mlflow was not reached and has nothing of the run: it does not answer", None]
+    assert warnings == [f"mlflow was not reached and has nothing of the run: it does not answer{FIX}", None]
 
 
 def test_the_record_is_there_before_trackers_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,3 +394,57 @@ def test_only_the_first_failure_of_many_is_logged(capsys: pytest.CaptureFixture[
     one.finish(Metrics(steps=2))
     settle(one)
     assert capsys.readouterr().out.count("event=tracking") == 1
+
+
+@dataclass
+class Board:
+    """A run that TensorBoard follows, with a folder in the place of the bucket."""
+
+    tracker: TensorBoardTracker
+    left: Path
+    """The event file in the run's folder."""
+    clock: list[float]
+
+    def tell(self, at: float, step: int) -> list[int]:
+        """Tell the loss of a step so many seconds after the beginning; return the steps that the run's folder has."""
+        self.clock[0] = at
+        self.tracker.tell([Point(step=step, time=at, values={"loss": 1.0})])
+        events = read_events(self.left.read_bytes()) if self.left.exists() else []
+        return [event.step for event in events for value in event.summary.value if value.tag == "loss"]
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+    clock = [0.0]
+    monkeypatch.setattr("lorikeet_trainer.trackers.tensorboard.monotonic", lambda: clock[0])
+    monkeypatch.setenv(FOLDERS_VARIABLE, "")
+    use_folders({}, {"s3://out/x": tmp_path / "bucket"})
+    followed = subject(tmp_path)
+    tracker = TensorBoardTracker(followed)
+    tracker.begin()
+    return Board(tracker, tmp_path / "bucket" / followed.contract.run_id / "live" / EVENTS, clock)
+
+
+def test_what_tensorboard_reads_of_a_run_is_renewed_twice_a_minute(board: Board) -> None:
+    assert board.tell(29, step=1) == []
+    assert board.tell(30, step=2) == [1, 2]
+    assert board.tell(59, step=3) == [1, 2]
+    assert board.tell(60, step=4) == [1, 2, 3, 4]
+
+
+def test_a_store_that_takes_no_events_now_costs_a_line_and_is_tried_again(
+    board: Board, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: object) -> None:
+        raise Unreachable("StorageUnreachable", "the store does not answer", retryable=True)
+
+    log.set_up()
+    with monkeypatch.context() as patch:
+        patch.setattr("lorikeet_trainer.trackers.tensorboard.leave_file", away)
+        assert board.tell(30, step=1) == []
+        assert board.tell(59, step=2) == []
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "event=tracking" in line
+    assert "tracker=tensorboard" in line
+    assert "not uploaded now: the store does not answer" in line
+    assert board.tell(60, step=3) == [1, 2, 3]

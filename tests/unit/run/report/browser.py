@@ -2,23 +2,64 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from shutil import which
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import pytest
 
+REQUIRED_VARIABLE: Final = "LORIKEET_REQUIRE_CHROMIUM"
+"""Not empty: without a Chromium a test fails."""
+_DRAWN: Final = """(() => {
+  const inside = (box, outer) => box.left >= outer.left - 0.5 && box.right <= outer.right + 0.5
+    && box.top >= outer.top - 0.5 && box.bottom <= outer.bottom + 0.5;
+  const box = element => element.getBoundingClientRect();
+  return {
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    wide: [...document.querySelectorAll('main *')].filter(element => box(element).right > innerWidth + 0.5
+      && !element.closest('.scroll')).map(element => element.outerHTML.slice(0, 80)),
+    plots: [...document.querySelectorAll('svg.plot')].map(plot => {
+      const drawing = plot.querySelector('svg.drawing'), view = drawing.viewBox.baseVal;
+      const card = box(plot.closest('figure'));
+      const steps = [...plot.querySelectorAll('text.x:not(.name)')].map(box).sort((a, b) => a.left - b.left);
+      return {
+        title: plot.querySelector('title').textContent,
+        width: box(drawing).width,
+        height: box(drawing).height,
+        lines: [...drawing.querySelectorAll('polyline')].map(line => ({
+          points: line.points.length,
+          outside: [...line.points].filter(p => p.x < view.x || p.y < view.y
+            || p.x > view.x + view.width || p.y > view.y + view.height).length,
+          width: box(line).width,
+        })),
+        bars: [...drawing.querySelectorAll('rect.bar')].map(box).filter(bar => bar.width > 0 && bar.height > 0).length,
+        astray: [...plot.querySelectorAll('text')].filter(text => !inside(box(text), card))
+          .map(text => text.textContent),
+        overlapping: steps.slice(1).filter((next, index) => next.left < steps[index].right).length,
+      };
+    }),
+    samples: [...document.querySelectorAll('.sample')].map(sample => ['before', 'after'].map(name => {
+      const {left, top, right, bottom} = box(sample.querySelector(`.answer.${name}`));
+      return {left, top, right, bottom};
+    })),
+  };
+})()"""
+
 
 def chromium() -> str:
-    """Return its path; skip if there is none."""
+    """Return its path; if there is none skip, or fail where it is required."""
     found = which("chromium")
-    if found is None:
-        pytest.skip("there is no Chromium here: Debian's package chromium has it")
-    return found
+    if found is not None:
+        return found
+    missing = "there is no Chromium here: Debian's package chromium has it"
+    if os.environ.get(REQUIRED_VARIABLE):
+        pytest.fail(missing)
+    pytest.skip(missing)
 
 
 class Page:
@@ -93,6 +134,20 @@ async def page(profile: Path) -> AsyncIterator[Page]:
     finally:
         process.terminate()
         await process.wait()
+
+
+async def drawn(html: str, folder: Path, width: int, height: int, scheme: str = "light") -> dict[str, Any]:
+    """Open a report, require that nothing but itself is asked for, nothing said and nothing too wide."""
+    file = folder / "index.html"
+    file.write_text(html, encoding="utf-8")
+    async with page(folder / "profile") as tab:
+        await tab.open(file, width, height, scheme)
+        found: dict[str, Any] = await tab.evaluate(_DRAWN)
+        assert tab.requests == [file.as_uri()]
+        assert tab.complaints == []
+    assert found["overflow"] <= 0
+    assert found["wide"] == []
+    return found
 
 
 async def _port(file: Path, process: asyncio.subprocess.Process) -> int:
