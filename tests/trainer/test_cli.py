@@ -145,6 +145,22 @@ def test_a_run_that_is_stopped_goes_on_and_publishes_the_adapter_that_the_cluste
     assert "nothing was trained" in told
 
 
+def test_a_run_with_another_value_publishes_to_s3(laptop: Laptop) -> None:
+    store = laptop.lab.server
+    changed = laptop.arguments("--set", "training.maxSteps=2", "--output", "s3://out/laptop", "--work", "work")
+    command = [sys.executable, "-m", "lorikeet_cli.main", "run", *changed, "--s3-endpoint", store.endpoint]
+    environment = {**os.environ, **store.env}
+    done = subprocess.run(
+        command, cwd=laptop.folder, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 2/2" in done.stdout
+    (key,) = [key for key in store.keys("out") if key.startswith("laptop/") and key.endswith("/manifest.json")]
+    assert f"published s3://out/{key.removesuffix('/manifest.json')}/adapter, revision " in done.stdout
+    published = Manifest.model_validate_json(store.client().get_object(Bucket="out", Key=key)["Body"].read())
+    assert (published.metrics.steps, published.contract.training.max_steps) == (2, 2)
+
+
 def test_bad_data_ends_a_run_with_a_sentence_and_its_exit_code(laptop: Laptop) -> None:
     bad = laptop.folder / "bad.jsonl"
     bad.write_text("{oops\n")

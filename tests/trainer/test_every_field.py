@@ -13,8 +13,10 @@ from typing import Annotated, Any, get_args, get_origin
 import pytest
 
 from lorikeet_api.base import Model
+from lorikeet_api.finetunejob import JobModel
 from lorikeet_api.objectives import Objective
-from lorikeet_api.training import Dataset, Method, Training
+from lorikeet_api.tracking import Tracking
+from lorikeet_api.training import Columns, Dataset, Method, Training
 from tests.s3 import S3Server
 from tests.trainer import tiny
 from tests.trainer.lab import ADAPTER, Lab, open_lab
@@ -115,7 +117,7 @@ CHANGES: dict[str, tuple[Base, Any]] = {
 
 DATA = ("train", "eval", "test", "general")
 ELSEWHERE: dict[str, str] = {
-    "training.microBatchSize": "trainer/test_train.py::test_accumulation_changes_no_loss",
+    "training.microBatchSize": "trainer/test_train.py::test_accumulation_changes_how_often_a_model_is_run_and_no_loss",
     "training.activationCheckpointing": "trainer/test_train.py::"
     "test_activation_checkpointing_computes_again_and_changes_no_loss",
     "training.attention": "trainer/test_pace.py::test_a_run_computes_with_what_it_names",
@@ -127,7 +129,7 @@ ELSEWHERE: dict[str, str] = {
     "training.publish": "trainer/test_selection.py::"
     "test_the_last_weights_may_be_published_and_the_best_ones_kept_beside",
     "training.checkpoints.everySteps": "trainer/test_resume.py::test_a_killed_run_ends_as_if_nothing_had_been",
-    "training.checkpoints.keep": "trainer/test_resume.py::test_the_newest_are_kept_and_a_damaged_one_is_passed_over",
+    "training.checkpoints.keep": "trainer/test_resume.py::test_as_many_checkpoints_are_kept_as_the_request_says",
     "training.checkpoints.afterSuccess": "trainer/test_selection.py::"
     "test_the_last_weights_may_be_published_and_the_best_ones_kept_beside",
     "training.signs.failOn": "trainer/test_signs.py::"
@@ -139,34 +141,48 @@ ELSEWHERE: dict[str, str] = {
         ("dataset.test.uri", "dataset.general.uri"),
         "trainer/test_train.py::test_a_test_set_and_a_general_set_judge_before_training_and_at_the_end_alone",
     ),
-    "dataset.format": "trainer/test_train.py::test_every_format_trains_with_and_without_a_chat_template",
-    "dataset.columns.messages": "unit/run/test_conversation.py::test_the_columns_of_a_conversation_are_renamed",
-    "dataset.columns.system": "unit/run/test_conversation.py::test_the_columns_of_a_conversation_are_renamed",
-    "dataset.columns.tools": "unit/run/test_conversation.py::test_the_columns_of_a_conversation_are_renamed",
-    "dataset.columns.chosen": "unit/run/test_preferences.py::test_columns_are_renamed",
-    "dataset.columns.rejected": "unit/run/test_preferences.py::test_columns_are_renamed",
-    "dataset.columns.label": "unit/run/test_preferences.py::test_columns_are_renamed",
+    "dataset.format": "unit/run/test_data.py::test_a_row_of_two_formats_is_read_as_the_one_that_is_named",
+    **{
+        f"dataset.columns.{name}": "unit/run/test_columns.py::test_a_role_is_read_from_the_column_that_is_named"
+        for name in Columns.model_fields
+    },
     **dict.fromkeys(
-        (f"dataset.columns.{name}" for name in ("prompt", "completion", "text", "instruction", "input", "output")),
-        "unit/run/test_data.py::test_columns_are_renamed",
-    ),
-    **dict.fromkeys(
-        (
-            f"dataset.{part}.{name}"
-            for part in ("train", "eval", "test", "general")
-            for name in ("subset", "split", "revision")
-        ),
+        (f"dataset.{part}.{name}" for part in DATA for name in ("subset", "split")),
         "unit/storage/test_sources.py::test_of_a_whole_data_set_one_split_is_fetched_and_pinned",
     ),
-    **dict.fromkeys(
-        (f"objective.rlhf.rewards.model.{name}" for name in ("uri", "sha256", "fineTuneJobRef.name")),
-        "trainer/test_rlhf.py::test_a_reward_model_leads_an_adapter_that_was_trained_before",
-    ),
+    **{
+        f"dataset.{part}.revision": "unit/storage/test_sources.py::test_data_of_a_tag_is_that_of_its_commit"
+        for part in DATA
+    },
+    "objective.rlhf.rewards.model.uri": "trainer/test_rlhf.py::"
+    "test_a_reward_model_leads_an_adapter_that_was_trained_before",
+    "objective.rlhf.rewards.model.sha256": "unit/run/test_reward_models.py::"
+    "test_what_is_not_what_was_pinned_is_refused",
+    "objective.rlhf.rewards.model.fineTuneJobRef.name": "unit/finetune/test_start.py::"
+    "test_a_reward_model_of_a_job_is_pinned_by_where_it_lies_and_what_it_is",
     "objective.rlhf.rewards.regex.pattern": "trainer/test_rlhf.py::"
     "test_a_rule_is_followed_on_unseen_prompts_and_a_stranger_agrees",
     "objective.rlhf.rewards.jsonSchema": "unit/run/test_rewards.py::"
     "test_an_answer_is_json_that_the_schema_takes_or_not",
     "objective.rlhf.rewards.match.column": "unit/run/test_rewards.py::test_an_answer_is_the_columns_or_not",
+    "model.uri": "unit/storage/test_sources.py::test_a_model_of_the_hub_is_pinned_to_its_commit",
+    "model.revision": "unit/storage/test_sources.py::test_a_model_of_a_tag_is_that_of_its_commit",
+    "model.from.fineTuneJobRef.name": "unit/finetune/test_start.py::"
+    "test_an_adapter_is_trained_further_on_its_own_base_by_its_own_method",
+    **dict.fromkeys(
+        ("model.secretRef.name", "tracking.mlflow.secretRef.name", "tracking.wandb.secretRef.name"),
+        "unit/finetune/test_job.py::test_the_objects_of_a_run_are_the_golden_ones",
+    ),
+    **dict.fromkeys(
+        ("tracking.mlflow.uri", "tracking.mlflow.experiment"),
+        "trainer/test_tracking.py::test_mlflow_has_the_whole_curve_once_though_the_run_was_stopped",
+    ),
+    **dict.fromkeys(
+        ("tracking.wandb.project", "tracking.wandb.entity", "tracking.wandb.mode"),
+        "trainer/test_tracking.py::test_weights_and_biases_files_have_the_whole_curve_and_the_request",
+    ),
+    "tracking.wandb.baseUrl": "trainer/test_tracking.py::"
+    "test_trackers_that_refuse_or_never_answer_cost_neither_run_nor_step",
 }
 """Fields whose effect is not in weights or curve, or needs another set-up: the test that shows it."""
 
@@ -196,7 +212,9 @@ def fields(model: type[Model], prefix: str) -> Iterator[str]:
 PARTS: dict[str, type[Model]] = {
     "dataset": Dataset,
     "method": Method,
+    "model": JobModel,
     "objective": Objective,
+    "tracking": Tracking,
     "training": Training,
 }
 

@@ -141,7 +141,7 @@ def tried(folders: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Meas
 def test_under_any_limit_at_least_half_of_what_would_fit_is_chosen_and_fits(
     tried: tuple[Measured, StageResult],
 ) -> None:
-    """By the real peaks of all micro batches, of which the stage tries only the first two."""
+    """Of those up to 16; by the real peaks of all micro batches, of which the stage tries only the first two."""
     peaks = tried[0].peaks
     assert list(peaks) == [1, 2, 4, 8, 16]
     known = {size: peaks[size] for size in TRIED}

@@ -36,6 +36,13 @@ METHODS: dict[str, Any] = {
     "pissa": {"lora": {**ADAPTER, "init": "pissa"}},
     "variants": {"qlora": {**RANDOM, "dora": True, "loraPlusRatio": 4.0, "modulesToSave": ["embed_tokens"]}},
 }
+COURSE = {
+    "checkpoint.json", "course.json", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json",
+}  # fmt: skip
+"""What a checkpoint has of the run."""
+LORA, BOTTLENECK = {"adapter_config.json", "adapter_model.safetensors"}, {"bottleneck.safetensors"}
+"""What it has of an adapter."""
+WHOLE = ("full", "experts")
 STEPS = {"maxSteps": 14, "batchSize": 8, "microBatchSize": 4, "loggingSteps": 3}
 """Of 60 rows: 8 steps an epoch, the last one with half a batch."""
 
@@ -57,6 +64,12 @@ def stop() -> Iterator[None]:
 
 def steps_stored(lab: Lab, contract: RunContract) -> list[int]:
     return [stored.checkpoint.step for stored in lab.checkpoints(contract).newest()]
+
+
+def files_stored(lab: Lab, contract: RunContract, step: int) -> list[str]:
+    """Return the names of a checkpoint's files."""
+    names = lab.published(contract)
+    return sorted(name.rpartition("/")[2] for name in names if name.startswith(f"checkpoints/{step:08}-"))
 
 
 def outcome(lab: Lab, contract: RunContract) -> tuple[dict[str, str], list[dict[str, Any]], list[Sample]]:
@@ -119,6 +132,9 @@ def test_a_stopped_run_ends_as_if_nothing_had_been(
     assert (first.exit_code, first.record and first.record.reason) == (75, "Preempted")
     Uploader(lab.checkpoints(stopped), lab.layout(stopped), keep=2).run(lambda seconds: True)
     assert steps_stored(lab, stopped) == [where]
+    if method not in WHOLE:
+        weights = BOTTLENECK if method == "bottleneck" else LORA
+        assert files_stored(lab, stopped, where) == sorted(COURSE | weights), "nothing of the base"
     second = lab.run(stopped)
     assert second.exit_code == 0, second.record
     assert second.record is not None
@@ -242,16 +258,7 @@ def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(
         Uploader(lab.checkpoints(contract), lab.layout(contract), keep=2).run(lambda seconds: True)
     assert steps_stored(lab, contract) == [9, 6]
     names = [name for name in lab.published(contract) if name.startswith("checkpoints/00000009-")]
-    assert sorted(name.rpartition("/")[2] for name in names) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "checkpoint.json",
-        "course.json",
-        "optimizer.pt",
-        "rng_state.pth",
-        "scheduler.pt",
-        "trainer_state.json",
-    ]
+    assert files_stored(lab, contract, 9) == sorted(COURSE | LORA)
     (optimizer,) = [name for name in names if name.endswith("optimizer.pt")]
     key = f"{contract.output_uri.removeprefix('s3://out/')}/{contract.run_id}/{optimizer}"
     lab.server.put("out", key, bytes(len(lab.fetch(contract, optimizer))))
@@ -263,6 +270,18 @@ def test_the_newest_are_kept_and_a_damaged_one_is_passed_over(
     sizes = [len(lab.fetch(contract, name)) for name in kept if not name.endswith("/checkpoint.json")]
     assert result.record.metrics.checkpoint_bytes == sum(sizes)
     assert steps_stored(lab, contract) == [9, 6], "afterSuccess keep"
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_as_many_checkpoints_are_kept_as_the_request_says(lab: Lab, keep: int) -> None:
+    training = {"epochs": 1000.0, "loggingSteps": 1, "checkpoints": {"everySteps": 5, "keep": keep}}
+    contract = lab.contract("lora", MODEL, TRAIN, training=training)
+    run = lab.start(contract)
+    for _ in range(4):
+        run.await_line("event=checkpoint_stored")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end()[0] == 75
+    assert len(steps_stored(lab, contract)) == keep
 
 
 def test_a_checkpoint_of_other_data_is_none_of_this_run(lab: Lab, monkeypatch: pytest.MonkeyPatch, stop: None) -> None:

@@ -16,6 +16,7 @@ from lorikeet_api.contract import RunContract
 from lorikeet_run.render import OWN_TEMPLATE
 from lorikeet_run.sources import read_data
 from lorikeet_trainer import model, train
+from lorikeet_trainer.loop import Guarded
 from lorikeet_trainer.objectives.sft import Sft
 from lorikeet_trainer.progress import Reporter
 from lorikeet_trainer.stage import run_stage
@@ -156,15 +157,25 @@ def test_nothing_published_names_a_path_of_the_pod(lab: Lab, learned: Run) -> No
         assert config["target_modules"] == sorted(ALL_LINEAR)
 
 
+# 7 linear layers in each of 2 blocks; embeddings, head and norms beside them.
+LINEAR = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+ALL = LINEAR + 2 * len(tiny.tokenizer(tiny.CHATML)) * 64 + 5 * 64
+
+
+def test_the_share_that_is_trained_is_one_of_all_parameters_those_in_4_bits_counted_whole(learned: Run) -> None:
+    rows_and_columns = 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
+    adapter = 8 * rows_and_columns
+    trained, total = (ALL, ALL) if learned.contract.method.name == "full" else (adapter, ALL + adapter)
+    assert learned.metrics.trainable_parameters == trained
+    assert learned.metrics.trainable_percent == pytest.approx(100 * trained / total, rel=1e-5)
+
+
 def test_quantised_layers_are_counted(learned: Run) -> None:
     if learned.contract.method.name != "qlora":
         assert learned.metrics.quantized_layers is None
         return
-    # 7 linear layers in each of 2 blocks; embeddings, head and norms stay as they are.
-    linear = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
-    vocabulary = len(tiny.tokenizer(tiny.CHATML))
     assert learned.metrics.quantized_layers == 14
-    assert learned.metrics.quantized_percent == pytest.approx(100 * linear / (linear + 2 * vocabulary * 64 + 5 * 64))
+    assert learned.metrics.quantized_percent == pytest.approx(100 * LINEAR / ALL)
 
 
 def test_a_finished_run_is_adopted_without_training(lab: Lab, learned: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,9 +200,19 @@ def test_evaluating_before_training_changes_no_step_of_it(lab: Lab) -> None:
 
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_accumulation_changes_no_loss(lab: Lab, method: str) -> None:
+def test_accumulation_changes_how_often_a_model_is_run_and_no_loss(
+    lab: Lab, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows differ in length, so a mean of micro batches' means would differ from the mean over tokens."""
-    chat = [{"prompt": "count", "completion": "one two three " * (number % 5 + 1)} for number in range(16)]
+    forward: Any = LlamaMLP.forward
+    calls = Counter[int]()
+
+    def counted(self: Any, states: torch.Tensor) -> Any:
+        calls[len(states)] += self.training
+        return forward(self, states)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    chat = [{"prompt": "count", "completion": "one two three " * (number % 4 + 1)} for number in range(16)]
     uri = lab.put_rows("uneven.jsonl", chat)
     training = {"maxSteps": 3, "loggingSteps": 1, "learningRate": 1e-3}
     curves = [
@@ -200,6 +221,8 @@ def test_accumulation_changes_no_loss(lab: Lab, method: str) -> None:
     ]
     assert curves[0] == pytest.approx(curves[2], rel=1e-4)
     assert curves[1] == pytest.approx(curves[2], rel=1e-4)
+    assert set(calls) == {1, 2, 8}
+    assert calls[1] == 2 * calls[2] == 8 * calls[8]
 
 
 @pytest.mark.usefixtures("float32")
@@ -248,32 +271,31 @@ def test_every_format_trains_with_and_without_a_chat_template(lab: Lab, data_for
     assert metrics.stop_token_percent == (None if data_format == "text" else 100)
 
 
-def test_a_mixture_is_trained_in_its_shares(lab: Lab) -> None:
-    many = lab.put_rows("many.jsonl", ROWS["completion"])
+def test_a_mixture_is_trained_in_its_shares(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one epoch of 12: a third is of 8 rows, of which 4 are seen, two thirds are of 4 rows, each seen twice."""
+    step_made = Guarded.training_step
+    seen = Counter[str]()
+
+    def watched(self: Any, model: Any, inputs: dict[str, Any], *more: Any) -> Any:
+        answers = [row[row != -100] for row in inputs["labels"]]
+        seen.update(self.processing_class.decode(answer, skip_special_tokens=True).strip() for answer in answers)
+        return step_made(self, model, inputs, *more)
+
+    monkeypatch.setattr(Guarded, "training_step", watched)
+    many = lab.put_rows("many.jsonl", ROWS["completion"][4:])
     few = lab.put_rows("few.jsonl", ROWS["chat"][:4])
     contract = lab.contract(
-        "lora", MODEL, [{"uri": many, "weight": 1.0}, {"uri": few, "weight": 3.0}], training={"maxSteps": 1}
+        "lora", MODEL, [{"uri": many, "weight": 1.0}, {"uri": few, "weight": 2.0}], training={"epochs": 1}
     )
-    assert run_and_probe(lab, contract).metrics.train_examples == 16
-    assert [source.rows for source in lab.manifest(contract).data] == [12, 4]
+    assert run_and_probe(lab, contract).metrics.train_examples == 12
+    assert [source.rows for source in lab.manifest(contract).data] == [8, 4]
+    assert {answer: seen.pop(answer) for answer in "0123"} == dict.fromkeys("0123", 2)
+    assert list(seen.values()) == [1] * 4
 
 
 def failure(result: StageResult) -> tuple[int, str, str]:
     assert result.record is not None
     return result.exit_code, result.record.reason, result.record.message
-
-
-def test_a_loss_that_is_no_number_ends_the_run_at_its_step(lab: Lab) -> None:
-    """A token of no number reaches the loss; transformers would log 0 and go on."""
-    folder = tiny.write_model(lab.root / "poisoned", poisoned="%")
-    uri = lab.put_folder(folder, "poisoned")
-    rows = lab.put_rows("poisoned.jsonl", [*tiny.rows()[0], {"prompt": "How much?", "completion": "100%"}])
-    contract = lab.contract("lora", uri, rows, dataset=HELD_OUT, training={"microBatchSize": 1})
-    code, reason, message = failure(lab.run(contract))
-    assert (code, reason) == (64, "LossNotFinite")
-    assert "the training loss is not a finite number at step" in message
-    assert "training.learningRate" in message
-    assert lab.published(contract) == ["run.json"]
 
 
 def test_an_evaluation_on_the_way_that_is_no_number_ends_the_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

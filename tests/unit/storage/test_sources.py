@@ -196,6 +196,13 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(hub: type[_Hub], tmp_path: P
     assert not any("pytorch_model" in path for path in hub.seen)
 
 
+def test_a_model_of_a_tag_is_that_of_its_commit(hub: type[_Hub], tmp_path: Path) -> None:
+    hub.tagged = {**MODEL, "config.json": b'{"old": 1}'}
+    fetched = fetch_model(ModelSource(uri="hf://org/name", revision="v1"), tmp_path / "in", ACCESS)
+    assert fetched.digest.revision == TAGGED
+    assert (fetched.path / "config.json").read_bytes() == b'{"old": 1}'
+
+
 def test_data_of_the_hub(hub: type[_Hub], tmp_path: Path) -> None:
     hub.files = {"data/train-0.jsonl": b"0", "data/train-1.jsonl": b"1", "test.jsonl": b"2", "README.md": b""}
     whole = fetch_data(DataSource(uri="hf://org/name/data", revision=COMMIT), tmp_path / "in", ACCESS)

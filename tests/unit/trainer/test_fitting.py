@@ -62,6 +62,10 @@ def test_what_takes_no_more_with_each_example_gets_what_is_usual() -> None:
     assert fitting(32, measured(100, 40, 40)) == fitting(32, measured(100, 40, 39)) == USUAL
 
 
+def test_where_there_is_room_for_a_whole_share_no_more_than_sixteen_are_taken() -> None:
+    assert fitting(64, measured(10**9, 100, 101)) == 16
+
+
 class Trying:
     """Two ranks that have tried, and what is made of it."""
 
