@@ -373,7 +373,7 @@ class FineTuneJob(Resource):
                 _OF_ITSELF,
             ),
             cel(
-                "!has(self.spec.objective) || !has(self.spec.objective.rlhf)"
+                "!has(self.spec.objective) || !has(self.spec.objective.rlhf) || !has(self.spec.objective.rlhf.rewards)"
                 " || !self.spec.objective.rlhf.rewards.exists(r, has(r.model) && has(r.model.fineTuneJobRef)"
                 " && r.model.fineTuneJobRef.name == self.metadata.name)",
                 _OF_ITSELF,

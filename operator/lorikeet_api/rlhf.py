@@ -8,6 +8,7 @@ from lorikeet_api.base import Model, NameReference, S3Uri, Sha256, cel, listed
 from lorikeet_api.training import ColumnName
 
 _ONE_RUN: Final = "give exactly one of uri and fineTuneJobRef"
+_NO_REWARD: Final = "give at least one reward: model, regex, jsonSchema or match"
 _PIN_OF_URI: Final = "sha256 pins a uri: remove it, or name the uri"
 
 
@@ -105,8 +106,19 @@ class Rlhf(Model):
     prompt."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Temperature of the answers (TRL: `temperature`)."""
-    rewards: Annotated[list[RewardSource], listed(1, 8)]
-    """What answers are rewarded for: the weighted sum of all."""
+    rewards: Annotated[list[RewardSource], listed(0, 8)] = []
+    """What answers are rewarded for: the weighted sum of all, of which there must be one at least."""
+
+    @model_validator(mode="after")
+    def _some_reward(self) -> Self:
+        if not self.rewards:
+            raise ValueError(_NO_REWARD)
+        return self
+
+    @staticmethod
+    def cel_rules() -> list[dict[str, str]]:
+        """Return the rule of `_some_reward` for the API server; the schema's own would not say what a reward is."""
+        return [cel("has(self.rewards) && self.rewards.size() > 0", _NO_REWARD, fieldPath=".rewards")]
 
     @property
     def jobs(self) -> list[str]:

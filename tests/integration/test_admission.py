@@ -161,7 +161,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": {"dpo": {"loss": "robust"}}},
         r"spec\.objective\.dpo.*labelSmoothing belongs to loss robust",
     ),
-    "no reward": ({"objective": {"rlhf": {"rewards": []}}}, r"spec\.objective\.rlhf\.rewards.*at least 1 items"),
+    "no reward": (
+        {"objective": {"rlhf": {"rewards": []}}},
+        r"spec\.objective\.rlhf\.rewards.*give at least one reward: model, regex, jsonSchema or match",
+    ),
+    "no rewards at all": (
+        {"objective": {"rlhf": {}}},
+        r"spec\.objective\.rlhf\.rewards.*give at least one reward: model, regex, jsonSchema or match",
+    ),
     "two rewards in one": (
         {"objective": {"rlhf": {"rewards": [{**MATCH, "regex": {"pattern": "a"}}]}}},
         r"spec\.objective\.rlhf\.rewards\[0\].*give exactly one reward: model, regex, jsonSchema, match",

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from trl.experimental.orpo import ORPOTrainer  # a warning: that it is experimen
 
 from lorikeet_api.contract import Start
 from lorikeet_api.defaults import DEFAULTS
+from lorikeet_api.objectives import Dpo
 from lorikeet_run.tokens import Tokens
 from lorikeet_trainer.evaluate import joined
 from lorikeet_trainer.objectives.orpo import orpo_loss
@@ -100,6 +101,31 @@ def test_the_better_answer_of_unseen_pairs_wins_though_it_is_the_longer_in_half_
         points = json.loads(lab.fetch(learned.contract, "metrics.json"))["curve"]
         assert points[0]["figures"]["margin"] == pytest.approx(0, abs=0.05)
         assert [point for point in points if "loss" in point][-1]["figures"]["margin"] > 0.5
+
+
+def test_half_of_the_unseen_pairs_have_the_longer_answer_chosen_and_half_the_shorter_one() -> None:
+    made = tiny.tokenizer(tiny.CHATML)
+
+    def length(answer: str) -> int:
+        return len(made(answer, add_special_tokens=False)["input_ids"])
+
+    more = [length(pair["chosen"]) - length(pair["rejected"]) for pair in tiny.preferences()[1]]
+    assert sum(each > 0 for each in more) == sum(each < 0 for each in more) == len(more) / 2
+
+
+def test_each_loss_of_dpo_makes_weights_of_its_own(lab: Lab) -> None:
+    """Without a margin, at the first step, most pull alike: the two after it, with margins, tell them apart."""
+    losses = get_args(Dpo.model_fields["loss"].annotation)
+    made = []
+    for loss in losses:
+        settings = {"loss": loss, "beta": 1.0, **({"labelSmoothing": 0.2} if loss == "robust" else {})}
+        training = {"maxSteps": 3, "learningRate": 5e-3, "loggingSteps": 1}
+        contract = lab.contract("lora", MODEL, PAIRS, objective={"dpo": settings}, training=training)
+        assert lab.run(contract).exit_code == 0
+        margins = [point["figures"]["margin"] for point in json.loads(lab.fetch(contract, "metrics.json"))["curve"]]
+        assert margins[-1] > 1 > 0.05 > abs(margins[0]), loss
+        made.append(weights(lab, contract))
+    assert len({tuple(sorted(each.items())) for each in made}) == len(losses) >= 6
 
 
 def test_a_run_on_preferences_measures_by_the_adapter_that_it_begins_with(lab: Lab) -> None:

@@ -74,30 +74,37 @@ def published(lab: Lab, contract: RunContract, folder: Path) -> Path:
 
 
 class Stranger:
-    """Loads an adapter as anybody would, and has it answer greedily."""
+    """Loads an adapter as anybody would, and has it answer."""
 
     def __init__(self, base: Path, adapter: Path) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(adapter)
         loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         self.model: Any = PeftModel.from_pretrained(loaded, str(adapter)).eval()
+        torch.manual_seed(0)
 
-    def ask(self, question: str) -> tuple[str, float]:
-        """Return an answer, and the KL divergence from the base over its tokens, in nats a token."""
+    def ask(self, question: str, drawn: int = 0) -> tuple[list[str], list[float]]:
+        """Return the likeliest answer, or as many as are drawn at temperature 1, and the KL divergence from the base at
+        each of their tokens, in nats."""
+        how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "num_return_sequences": drawn}
         turns = [{"role": "user", "content": question}]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         asked = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
         size = asked["input_ids"].shape[1]
         with torch.inference_mode():
-            made = self.model.generate(**asked, do_sample=False, max_new_tokens=20)
-            now = self.model(input_ids=made).logits[0, size - 1 : -1].log_softmax(-1)
+            made = self.model.generate(**asked, **(how if drawn else {"do_sample": False}), max_new_tokens=8)
+            now = self.model(input_ids=made).logits[:, size - 1 : -1].log_softmax(-1)
             with self.model.disable_adapter():
-                before = self.model(input_ids=made).logits[0, size - 1 : -1].log_softmax(-1)
-        moved = float((now.exp() * (now - before)).sum(-1).mean())
-        return self.tokenizer.decode(made[0, size:], skip_special_tokens=True), moved
+                before = self.model(input_ids=made).logits[:, size - 1 : -1].log_softmax(-1)
+        said = made[:, size:]
+        stops = (said == self.tokenizer.eos_token_id).int()
+        written = stops.cumsum(-1) - stops == 0
+        moved = (now.exp() * (now - before)).sum(-1)[written]
+        return self.tokenizer.batch_decode(said, skip_special_tokens=True), moved.tolist()
 
 
-def test_a_rule_is_followed_on_unseen_prompts_and_a_stranger_agrees(lab: Lab, tmp_path: Path) -> None:
-    contract = rlhf(lab, [{"regex": {"pattern": "^(red|blue)$"}}])
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_a_rule_is_followed_on_unseen_prompts_and_a_stranger_agrees(lab: Lab, algorithm: str, tmp_path: Path) -> None:
+    contract = rlhf(lab, [{"regex": {"pattern": "^(red|blue)$"}}], {"algorithm": algorithm})
     result = lab.run(contract)
     assert result.exit_code == 0, result.record
     metrics = lab.manifest(contract).metrics
@@ -115,10 +122,13 @@ def test_a_rule_is_followed_on_unseen_prompts_and_a_stranger_agrees(lab: Lab, tm
     assert not [name for name in lab.published(contract) if "/ref/" in name]
 
     stranger = Stranger(lab.root / "pretrained", published(lab, contract, tmp_path) / "adapter")
-    answers, moved = zip(*(stranger.ask(row["prompt"]) for row in tiny.rows()[1]), strict=True)
-    followed = [bool(re.fullmatch("red|blue", answer)) for answer in answers]
+    found = [stranger.ask(row["prompt"], drawn=8) for row in tiny.rows()[1]]
+    followed = [bool(re.fullmatch("red|blue", answer)) for answers, _ in found for answer in answers]
     assert sum(followed) / len(followed) >= 0.8
-    assert sum(moved) / len(moved) == pytest.approx(metrics.eval_kl, abs=1.5)
+    moved = [each for _, some in found for each in some]
+    kl = sum(moved) / len(moved)
+    assert 0.1 < kl < 3
+    assert kl == pytest.approx(metrics.eval_kl, rel=0.35)
 
 
 def test_a_reward_model_leads_an_adapter_that_was_trained_before(lab: Lab, tmp_path: Path) -> None:
@@ -146,10 +156,14 @@ def test_a_reward_model_leads_an_adapter_that_was_trained_before(lab: Lab, tmp_p
     assert metrics.base_eval_reward is not None
     assert metrics.eval_reward is not None
     assert metrics.eval_reward > metrics.base_eval_reward + 1
+    assert metrics.eval_kl is not None
+    assert 0.1 < metrics.eval_kl < 3
+    assert metrics.eval_length is not None
+    assert 4 <= metrics.eval_length <= 7, "it is, a colour, and where it stops; nothing is cut"
     points = json.loads(lab.fetch(contract, "metrics.json"))["curve"]
     assert points[0]["figures"]["kl"] == pytest.approx(0, abs=0.01), "by the adapter that it begins with"
     stranger = Stranger(lab.root / "pretrained", published(lab, contract, tmp_path / "policy") / "adapter")
-    answers = [stranger.ask(row["prompt"])[0] for row in tiny.rows()[1]]
+    answers = [stranger.ask(row["prompt"])[0][0] for row in tiny.rows()[1]]
     assert sum(answer.startswith("it is") for answer in answers) / len(answers) >= 0.8
 
     _a_stranger_gives_the_same_numbers(lab, judge, contract, answers, tmp_path / "judge")

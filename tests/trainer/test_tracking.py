@@ -310,6 +310,7 @@ def test_trackers_that_refuse_or_never_answer_cost_neither_run_nor_step(
     for name in ("mlflow", "wandb"):
         assert f"{name} was not reached and has nothing of the run: " in record["message"]
         assert f"{name} was not reached and has nothing of the run: " in page
+        assert f"; correct tracking.{name} or its Secret" in record["message"]
 
 
 def moment(line: str) -> datetime:

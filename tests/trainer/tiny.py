@@ -149,7 +149,7 @@ def _pair(number: int, row: Row) -> Row:
     colour = row["completion"]
     once, twice = colour, f"{colour}, {colour}"
     sure, doubtful = (twice, once) if number % 2 else (once, twice)
-    return {"prompt": row["prompt"], "chosen": f"it is {sure}", "rejected": f"maybe {doubtful}"}
+    return {"prompt": row["prompt"], "chosen": f"it is {sure}", "rejected": f"say {doubtful}"}
 
 
 def jsonl(some: list[Row]) -> bytes:
