@@ -63,8 +63,10 @@ class Laptop:
         return ["-f", str(path), *maps, *more]
 
     def run(self) -> "subprocess.Popen[str]":
-        """Start `lorikeet run` as a shell does: in a process group that gets the terminal's Ctrl-C."""
-        command = [sys.executable, "-m", "lorikeet_cli.main", "run", "--output", "out", "--work", "work"]
+        """Start `lorikeet run` as a shell does in the foreground: in a process group that gets the terminal's Ctrl-C,
+        and heeds it even where these tests were started behind an `&`, which has them ignore it."""
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "lorikeet_cli.main", "run"]
+        command += ["--output", "out", "--work", "work"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         return subprocess.Popen(
             [*command, *self.arguments()],
