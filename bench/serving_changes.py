@@ -19,7 +19,7 @@ from e2e.deploy import install
 from e2e.load import Load, load
 from e2e.serving import served, steer, wait_for
 from e2e.target import target
-from e2e.workspace import Workspace
+from e2e.workspace import Workspace, clear
 
 ANSWERS = 500
 COLOURS = ("red", "blue", "green")
@@ -90,6 +90,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     found = target()
     install(found)
+    clear(found)
     workspace = Workspace(found, f"bench-{secrets.token_hex(3)}")
     workspace.create()
     try:

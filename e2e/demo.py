@@ -17,7 +17,7 @@ from e2e.demo_serving import serve
 from e2e.deploy import install
 from e2e.steps import EXAMPLES, apply, finish, step
 from e2e.target import Target, TargetError, target
-from e2e.workspace import Workspace
+from e2e.workspace import Workspace, clear
 from lorikeet_api.contract import Metrics
 from lorikeet_cli.figures import time_of
 
@@ -89,6 +89,7 @@ def demo(found: Target) -> int:
     workspace = Workspace(found, f"demo-{secrets.token_hex(3)}")
     with step("installing Lorikeet by its Helm chart, and the cluster's TuningProfile"):
         install(found)
+        clear(found)
     with tempfile.TemporaryDirectory(prefix="lorikeet-demo-") as temporary:
         with step("putting the base model (SmolLM2-135M-Instruct) and the data into S3"):
             model, data = material(Path(temporary))

@@ -48,6 +48,8 @@ class Target:
     router_image: str
     direct: str = ""
     """Host that no proxy stands before."""
+    is_development: bool = False
+    """Whether it is the development cluster of this checkout, whose two cores are for one thing at a time."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -146,6 +148,7 @@ def development() -> Target:
         engine_image=images.get("engine-cpu", ""),
         router_image=images.get("router", ""),
         direct=record["node_address"],
+        is_development=True,
     )
 
 

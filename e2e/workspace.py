@@ -24,9 +24,19 @@ PROFILE = "default"
 PROFILES = "tuningprofiles.lorikeet.dev"
 FINAL = ("Succeeded", "Failed")
 LABELS = {"app.kubernetes.io/part-of": "lorikeet-demo"}
-"""Labels of the profile that the demo and the scenarios make."""
+"""Labels of the profile and the namespaces that the demo and the scenarios make."""
 _APIS = {"finetunejob": f"/apis/{API_VERSION}", "modeldeployment": f"/apis/{API_VERSION}", "pod": "/api/v1"}
 """What is looked at again and again, and where the API server has it."""
+
+
+def clear(target: Target) -> None:
+    """Remove what a demo, or tests that were interrupted, have left on the development cluster: it takes a core.
+
+    Lorikeet is installed there, so that its finalizers are heeded.
+    """
+    if target.is_development:
+        which = ",".join(f"{name}={value}" for name, value in LABELS.items())
+        target.kubectl("delete", "namespaces", "--selector", which, "--timeout=300s")
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Workspace:
 
     def create(self) -> None:
         """Make the namespace, with Pod Security at its strictest, and the Secret that the profile names."""
-        restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+        restricted = {"pod-security.kubernetes.io/enforce": "restricted", **LABELS}
         keys = {"AWS_ACCESS_KEY_ID": self.target.s3.access_key, "AWS_SECRET_ACCESS_KEY": self.target.s3.secret_key}
         self.target.apply(
             [

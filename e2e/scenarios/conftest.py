@@ -13,7 +13,7 @@ from e2e.serving import wait_for
 from e2e.sharing import Groups, among_others, group_of, once, shared_folder
 from e2e.small import upload_model
 from e2e.target import Target, TargetError, target
-from e2e.workspace import Workspace
+from e2e.workspace import Workspace, clear
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
@@ -48,6 +48,7 @@ def lorikeet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     with once(shared_folder(request.config), "lorikeet") as to_be_made:
         if to_be_made:
             install(found)
+            clear(found)
             _pull_agent(found)
             shared = Workspace(found, "default")
             model, data = material(tmp_path_factory.mktemp("material"))
