@@ -112,7 +112,7 @@ def _state(contract: RunContract, hyper: Hyperparameters, model: Decoder) -> flo
         return model.parameters * (each + held_to) / shared
     if method.bottleneck is not None:
         return model.parameters * width + ADAM_BYTES * _bottleneck(method.bottleneck, model)
-    adapter = method.lora or method.qlora
+    adapter = method.adapter
     assert adapter is not None  # noqa: S101 - one of four
     trained = ADAM_BYTES // 2 * _low_rank(adapter, model)
     # Whole layers are embedding or output as a rule, and no other is larger.

@@ -1,6 +1,5 @@
 """Adapters that several ranks train, each of which holds the whole model: what comes out is what one rank makes."""
 
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +11,7 @@ from lorikeet_api.contract import RunContract
 from tests.s3 import S3Server
 from tests.trainer import tiny
 from tests.trainer.lab import METHODS, Lab, open_lab
-from tests.trainer.test_resume import steps_stored
-from tests.trainer.test_sharded import losses
+from tests.trainer.test_sharded import losses, stopped
 
 pytestmark = pytest.mark.trainer
 
@@ -43,12 +41,7 @@ def weights(lab: Lab, run: RunContract) -> dict[str, torch.Tensor]:
 def test_an_adapter_of_two_ranks_is_that_of_one_also_if_the_run_was_stopped_on_the_way(lab: Lab, method: str) -> None:
     """At the same effective batch."""
     shared, alone = contract(lab, method, gpus=2, allow_cpu=True), contract(lab, method)
-    first = lab.start(shared)
-    first.await_line("event=step step=2 ")
-    first.process.send_signal(signal.SIGTERM)
-    code, record, log = first.end()
-    assert (code, record["reason"]) == (75, "Preempted"), log
-    (step,) = steps_stored(lab, shared)
+    step = stopped(lab, shared, lab.start(shared))
     code, record, log = lab.start(shared).end()
     assert (code, record["metrics"]["resumedFromStep"]) == (0, step), log
 

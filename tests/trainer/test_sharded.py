@@ -17,7 +17,7 @@ from lorikeet_run.log import parse
 from lorikeet_trainer import loop
 from tests.s3 import S3Server
 from tests.trainer import tiny
-from tests.trainer.lab import Lab, open_lab
+from tests.trainer.lab import Lab, Started, open_lab
 from tests.trainer.test_resume import steps_stored
 
 pytestmark = pytest.mark.trainer
@@ -59,11 +59,7 @@ def test_sharded_weights_are_those_of_one_rank_also_if_the_run_was_stopped_on_th
     model = parse(first.await_line("event=model"))
     assert model["sharded"] == "True"
     assert int(model["held_parameters"]) == pytest.approx(int(model["parameters"]) / 2, rel=0.01)
-    first.await_line("event=step step=2 ")
-    first.process.send_signal(signal.SIGTERM)
-    code, record, log = first.end()
-    assert (code, record["reason"]) == (75, "Preempted"), log
-    (step,) = steps_stored(lab, sharded)
+    step = stopped(lab, sharded, first)
     code, record, log = lab.start(sharded).end()
     assert (code, record["metrics"]["resumedFromStep"]) == (0, step), log
 
@@ -81,11 +77,7 @@ def test_sharded_weights_are_those_of_one_rank_also_if_the_run_was_stopped_on_th
 
 def test_a_run_of_two_ranks_goes_on_with_one(lab: Lab) -> None:
     begun, alone = contract(lab, gpus=2, allow_cpu=True), contract(lab)
-    first = lab.start(begun)
-    first.await_line("event=step step=2 ")
-    first.process.send_signal(signal.SIGTERM)
-    assert first.end()[0] == 75
-    (step,) = steps_stored(lab, begun)
+    step = stopped(lab, begun, lab.start(begun))
     result = lab.run(begun.model_copy(update={"gpus": 0}))
     assert result.record is not None
     assert result.record.metrics is not None
@@ -147,6 +139,16 @@ def test_no_rank_trains_weights_that_were_to_be_shared_out_and_are_not() -> None
     trainable = SimpleNamespace(model=model, dtype=torch.float32, trained=9, is_sharded=True)
     with pytest.raises(RunError, match="2 of 2 weights would be held whole by every rank"):
         loop.assert_sound(cast(Any, trainer), cast(Any, trainable), 2)
+
+
+def stopped(lab: Lab, contract: RunContract, run: Started) -> int:
+    """Stop a run in or after its second step; return the step of the one checkpoint that it leaves."""
+    run.await_line("event=step step=2 ")
+    run.process.send_signal(signal.SIGTERM)
+    code, record, log = run.end()
+    assert (code, record["reason"]) == (75, "Preempted"), log
+    (step,) = steps_stored(lab, contract)
+    return step
 
 
 def losses(lab: Lab, contract: RunContract) -> dict[str, float]:
